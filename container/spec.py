@@ -1,0 +1,227 @@
+"""What a caller may ask for: frozen, typed, validated values.
+
+Pure. Nothing here touches the kernel; a value that exists is a value that makes sense. A wrong one is refused
+with :class:`SpecError`, which names the field and what was expected.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum
+from pathlib import Path, PurePosixPath
+
+#: Lowers that fsconfig takes at most (see design notes in ARCHITECTURE.md).
+MAX_LAYERS = 15
+
+_HANDLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
+_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\Z")
+
+
+class SpecError(ValueError):
+    """A request that makes no sense: ``field`` says where, the text what was expected and what came."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+
+
+class Access(StrEnum):
+    READ_ONLY = "ro"
+    READ_WRITE = "rw"
+
+
+class Past(StrEnum):
+    """What happens to a job whose output passes its limit (house.md, Output)."""
+
+    KILL = "kill"
+    DROP_OLDEST = "drop-oldest"
+    BLOCK = "block"
+
+
+class Protocol(StrEnum):
+    TCP = "tcp"
+    UDP = "udp"
+    ICMP = "icmp"
+    ALL = "all"
+
+
+class User(Enum):
+    """Who a job runs as; numbers are those inside the container."""
+
+    VCAP = 2000
+    ROOT = 0
+
+
+def _inside(field_name: str, path: str) -> None:
+    if not path.startswith("/") or "\0" in path or ".." in PurePosixPath(path).parts:
+        raise SpecError(field_name, f"expected an absolute path without '..', got {path!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class BindMount:
+    """A directory or file of the host shown inside at ``target``."""
+
+    source: Path
+    target: str
+    access: Access = Access.READ_ONLY
+
+    def __post_init__(self) -> None:
+        if not self.source.is_absolute() or "\0" in str(self.source):
+            raise SpecError("binds.source", f"expected an absolute path, got {str(self.source)!r}")
+        _inside("binds.target", self.target)
+
+
+@dataclass(frozen=True, slots=True)
+class PortRange:
+    first: int
+    last: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.first <= self.last <= 65535:
+            raise SpecError("ports", f"expected 1 <= first <= last <= 65535, got {self.first}-{self.last}")
+
+
+def parse_network(text: str) -> tuple[ipaddress.IPv4Address, ipaddress.IPv4Address]:
+    """First and last address of ``ip``, ``ip/prefix`` or ``ip-ip`` (Warden A.4)."""
+    try:
+        if "-" in text:
+            first, last = (ipaddress.IPv4Address(part.strip()) for part in text.split("-", 1))
+            if first > last:
+                raise SpecError("networks", f"expected first <= last, got {text!r}")
+            return first, last
+        net = ipaddress.IPv4Network(text, strict=False)
+        return net.network_address, net.broadcast_address
+    except SpecError:
+        raise
+    except ValueError as e:
+        raise SpecError("networks", f"expected an IPv4 address, network or range, got {text!r}") from e
+
+
+@dataclass(frozen=True, slots=True)
+class EgressRule:
+    """One permission to reach out. No networks: anywhere (but never the closed ranges). No ports: all."""
+
+    protocol: Protocol
+    networks: tuple[str, ...] = ()
+    ports: tuple[PortRange, ...] = ()
+    icmp_type: int | None = None
+    icmp_code: int | None = None
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        for network in self.networks:
+            parse_network(network)
+        if self.ports and self.protocol not in (Protocol.TCP, Protocol.UDP):
+            raise SpecError("ports", f"only tcp and udp have ports, got {self.protocol.value}")
+        for name, value in (("icmp_type", self.icmp_type), ("icmp_code", self.icmp_code)):
+            if value is not None and not 0 <= value <= 255:
+                raise SpecError(name, f"expected 0..255, got {value}")
+
+
+@dataclass(frozen=True, slots=True)
+class PortMapping:
+    """A port of the host that leads inside. No host port: one of the pool; no container port: the same."""
+
+    protocol: Protocol = Protocol.TCP
+    host_port: int | None = None
+    container_port: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.protocol not in (Protocol.TCP, Protocol.UDP):
+            raise SpecError("protocol", f"expected tcp or udp, got {self.protocol.value}")
+        for name, port in (("host_port", self.host_port), ("container_port", self.container_port)):
+            if port is not None and not 1 <= port <= 65535:
+                raise SpecError(name, f"expected 1..65535, got {port}")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """None: no limit. Inodes of a disk are fixed at create."""
+
+    memory_bytes: int | None = None
+    cpu_shares: int | None = None
+    pids: int | None = None
+    disk_bytes: int | None = None
+    disk_inodes: int = 200_000
+
+    def __post_init__(self) -> None:
+        for name in ("memory_bytes", "cpu_shares", "pids", "disk_bytes", "disk_inodes"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise SpecError(f"limits.{name}", f"expected a positive integer, got {value}")
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerSpec:
+    """A container to be made.
+
+    ``layers`` are the lowers of the root overlay, topmost first; ``home_layers`` those of the second overlay at
+    /home/vcap (the stack's own home directory is added below them). ``properties`` are opaque and are kept.
+    """
+
+    layers: tuple[Path, ...]
+    home_layers: tuple[Path, ...] = ()
+    handle: str | None = None
+    hostname: str | None = None
+    binds: tuple[BindMount, ...] = ()
+    limits: Limits = Limits()
+    ports: tuple[PortMapping, ...] = ()
+    egress: tuple[EgressRule, ...] = ()
+    network: bool = True
+    shm_bytes: int = 64 << 20
+    properties: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.layers) <= MAX_LAYERS:
+            raise SpecError("layers", f"expected 1 to {MAX_LAYERS}, got {len(self.layers)}")
+        if len(self.home_layers) > MAX_LAYERS - 1:
+            raise SpecError("home_layers", f"expected at most {MAX_LAYERS - 1}, got {len(self.home_layers)}")
+        for layer in (*self.layers, *self.home_layers):
+            if not layer.is_absolute():
+                raise SpecError("layers", f"expected absolute paths, got {str(layer)!r}")
+        if self.handle is not None and not _HANDLE.match(self.handle):
+            raise SpecError("handle", f"expected 1 to 63 of [A-Za-z0-9_.-], got {self.handle!r}")
+        if self.hostname is not None and not _HOSTNAME.match(self.hostname):
+            raise SpecError("hostname", f"expected a host name, got {self.hostname!r}")
+        if not self.network and (self.ports or self.egress):
+            raise SpecError("network", "ports and egress rules need a network")
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """How much output is kept, in bytes, and what happens past it."""
+
+    limit_bytes: int | None = 10 << 20
+    past: Past = Past.DROP_OLDEST
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """A program to run inside. The environment is exactly ``env`` (``K=V`` words)."""
+
+    argv: tuple[str, ...]
+    env: tuple[str, ...] = ()
+    user: User = User.VCAP
+    cwd: str = "/home/vcap"
+    rlimits: Mapping[str, int] = field(default_factory=dict)
+    umask: int = 0o022
+    output: Output = Output()
+    job_id: str | None = None
+    stdin: bytes | None = None
+
+    def __post_init__(self) -> None:
+        if not self.argv or not self.argv[0]:
+            raise SpecError("argv", "expected at least a program")
+        for name, words in (("argv", self.argv), ("env", self.env)):
+            for word in words:
+                if "\0" in word:
+                    raise SpecError(name, "a word holds a NUL byte")
+        for word in self.env:
+            if word.find("=") < 1:
+                raise SpecError("env", f"expected NAME=VALUE, got {word[:40]!r}")
+        _inside("cwd", self.cwd)
+        if self.job_id is not None and not _HANDLE.match(self.job_id):
+            raise SpecError("job_id", f"expected 1 to 63 of [A-Za-z0-9_.-], got {self.job_id!r}")
