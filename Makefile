@@ -1,0 +1,71 @@
+# Garrison. `make help` lists the targets; each works on a clean clone (it sets up what it needs first).
+#
+# The interpreter is the distribution's own, whatever stands first on PATH: the agent is installed on such hosts.
+SHELL      := /bin/bash
+PYTHON     := /usr/bin/python3
+VENV       := .venv
+BIN        := $(VENV)/bin
+CACHE      := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/garrison
+PYTEST     := $(BIN)/python -m pytest
+C_SOURCES  := $(wildcard wsh/*.c wsh/*.h) wsh/Makefile
+
+export GARRISON_CACHE := $(CACHE)
+
+.PHONY: help setup demo test test-unit test-kernel test-bus test-e2e vm-test soak lint format bench lock clean
+
+help: ## show this
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.ready wsh/_bin/.ready ## system packages, venv, wshd, stacks, the example's wheels
+	@.ci/setup stacks
+
+$(VENV)/.ready: requirements.txt pyproject.toml .ci/setup .ci/packages
+	@PYTHON=$(PYTHON) .ci/setup venv
+	@touch $@
+
+wsh/_bin/.ready: $(C_SOURCES) | $(VENV)/.ready
+	@$(MAKE) --no-print-directory -C wsh all asan
+	@touch $@
+
+demo: setup ## the main job: a real web app staged, run, reached over HTTP, stopped
+	@$(BIN)/python -m agent.dev.demo
+
+test: setup test-unit test-kernel test-bus test-e2e ## every test that this machine can run
+
+test-unit: setup ## pure logic: no root, no network
+	$(PYTEST) tests/unit
+
+test-kernel: setup ## root and the real kernel, in a network and mount namespace of their own
+	$(PYTEST) tests/kernel
+
+test-bus: setup ## the agent against a real nats-server
+	$(PYTEST) tests/bus
+
+test-e2e: setup ## all of it together
+	$(PYTEST) tests/e2e
+
+vm-test: setup ## cgroup v2 on Debian's 6.1 kernel under QEMU (a few minutes)
+	@tests/vm/run.sh
+
+soak: setup ## create/destroy, rung and kill tests at ten times their counts
+	GARRISON_TEST_SCALE=10 $(PYTEST) tests/kernel -m soak --timeout=3600
+
+bench: setup ## figures against crun and bubblewrap in the same run
+	$(BIN)/python -m benchmarks
+
+lint: $(VENV)/.ready wsh/_bin/.ready ## ruff, mypy strict, import-linter, the C warnings
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: $(VENV)/.ready ## write the code the way lint wants it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: $(VENV)/.ready ## requirements.txt from pyproject.toml (needs uv)
+	uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
+	    --extra dev pyproject.toml -o requirements.txt
+
+clean: ## what was made here (the cache of stacks stays: $(CACHE))
+	rm -rf $(VENV) wsh/_bin build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
