@@ -1,0 +1,145 @@
+"""Small pieces of asyncio that several modules need: descriptors, file watches, shielding, owned tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from container import linux
+
+T = TypeVar("T")
+
+
+class Log(Protocol):
+    """The part of a structlog logger that the library uses, for decisions taken in the background."""
+
+    def warning(self, event: str, /, **fields: Any) -> Any: ...
+
+    def info(self, event: str, /, **fields: Any) -> Any: ...
+
+
+class SilentLog:
+    def warning(self, event: str, /, **fields: Any) -> None:
+        return None
+
+    def info(self, event: str, /, **fields: Any) -> None:
+        return None
+
+
+async def readable(fd: int) -> None:
+    """Until ``fd`` has something to read or its other end is closed. One waiter per descriptor."""
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+    loop.add_reader(fd, lambda: ready.done() or ready.set_result(None))
+    try:
+        await ready
+    finally:
+        loop.remove_reader(fd)
+
+
+async def writable(fd: int) -> None:
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+    loop.add_writer(fd, lambda: ready.done() or ready.set_result(None))
+    try:
+        await ready
+    finally:
+        loop.remove_writer(fd)
+
+
+async def finish(task: asyncio.Task[T]) -> T:
+    """The task's result; cancelling the caller does not cancel the task, and is raised once the task is done."""
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as e:
+            if task.done():
+                break
+            cancelled = e
+        except BaseException:
+            if not task.done():
+                raise
+            break
+    if cancelled is not None:
+        if not task.cancelled():
+            task.exception()  # seen: the caller's cancellation is what it will hear of
+        raise cancelled
+    return task.result()
+
+
+class Background:
+    """Owner of named tasks; a failure is logged, and `close` waits for all of them."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def start(self, work: Coroutine[Any, Any, T], *, name: str, watched: bool = False) -> asyncio.Task[T]:
+        """``watched``: somebody awaits the task, so that its failure is theirs and not logged here."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._watched_done if watched else self._done)
+        return task
+
+    def _watched_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log.warning("background_task_failed", task=task.get_name(), error=repr(error))
+
+    async def close(self, timeout_s: float) -> None:
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=timeout_s)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late)
+
+
+class FileWatcher:
+    """Tells of writes to files: one inotify descriptor for a whole depot, callbacks by file."""
+
+    def __init__(self) -> None:
+        self._fd = linux.inotify_open()
+        self._watches: dict[int, list[Callable[[], None]]] = {}
+        asyncio.get_running_loop().add_reader(self._fd, self._on_events)
+
+    @contextmanager
+    def watch(self, path: Path, on_change: Callable[[], None]) -> Generator[None, None, None]:
+        """While inside, ``on_change`` is called after each write (writes in a row may be told once)."""
+        watch = linux.inotify_add(self._fd, str(path), linux.IN_MODIFY)
+        self._watches.setdefault(watch, []).append(on_change)
+        try:
+            yield
+        finally:
+            callbacks = self._watches.get(watch)
+            # The kernel may have ended the watch (file removed) and given its number away since.
+            if callbacks is not None and on_change in callbacks:
+                callbacks.remove(on_change)
+                if not callbacks:
+                    del self._watches[watch]
+                    linux.inotify_remove(self._fd, watch)
+
+    def _on_events(self) -> None:
+        for watch, mask in linux.inotify_events(self._fd):
+            if mask & linux.IN_Q_OVERFLOW:
+                for callback in [c for callbacks in self._watches.values() for c in callbacks]:
+                    callback()
+                continue
+            for callback in tuple(self._watches.get(watch, ())):
+                callback()
+            if mask & linux.IN_IGNORED:
+                self._watches.pop(watch, None)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            asyncio.get_running_loop().remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = -1

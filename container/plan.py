@@ -1,0 +1,161 @@
+"""Spec, leases and facts of the host -> the launch plan for wshd (PROTOCOL.md section 1). Pure.
+
+The same input gives the same plan, so a plan in a bug report can be run again by hand. Nothing here looks at the disk:
+what has to be looked up (does a stack have a /home/vcap, what does the host's resolv.conf say) comes in as `Facts`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from container.pools import IDS_PER_CONTAINER, IdLease
+from container.spec import ContainerSpec
+
+HOME: Final = "/home/vcap"
+
+#: capabilities(7) numbers. Never CAP_SYS_ADMIN: the masks inside rest on its absence (house.md, isolation).
+_CAPABILITIES: Final = {
+    "CHOWN": 0,
+    "DAC_OVERRIDE": 1,
+    "FOWNER": 3,
+    "FSETID": 4,
+    "KILL": 5,
+    "SETGID": 6,
+    "SETUID": 7,
+    "SETPCAP": 8,
+    "NET_BIND_SERVICE": 10,
+    "SYS_CHROOT": 18,
+    "SETFCAP": 31,
+}
+BOUNDING_SET: Final = sum(1 << number for number in _CAPABILITIES.values())
+
+#: volatile: an upper is thrown away after a host crash. redirect_dir: else rename of a directory gives EXDEV.
+OVERLAY_OPTIONS: Final = "volatile,redirect_dir=on"
+
+
+@dataclass(frozen=True, slots=True)
+class Ethernet:
+    """How eth0 is set up inside."""
+
+    address: str
+    prefix: int
+    gateway: str
+    gateway_mac: str
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the plan needs to know of this host and of what has been made for the container already."""
+
+    handle: str
+    hostname: str
+    ids: IdLease
+    upper_dir: Path
+    home_upper_dir: Path
+    stack_homes: tuple[Path, ...]  # those of the spec's layers that exist, topmost first
+    cgroup_init: tuple[Path, ...]
+    cgroup_job: tuple[Path, ...]
+    ethernet: Ethernet | None
+    dns_servers: tuple[str, ...]
+    seccomp: bytes
+    socket: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Directives in order; `words` is what wshd reads."""
+
+    directives: tuple[tuple[str, ...], ...]
+
+    def words(self) -> bytes:
+        return b"".join(_word(value) + b"\0" for directive in self.directives for value in directive)
+
+    def values(self, name: str) -> list[tuple[str, ...]]:
+        return [directive[1:] for directive in self.directives if directive[0] == name]
+
+
+def _word(value: str) -> bytes:
+    raw = value.encode("utf-8", "surrogateescape")
+    assert b"\0" not in raw, f"a word of a plan holds a NUL: {value!r}"
+    return raw
+
+
+def hosts_file(hostname: str, address: str | None) -> str:
+    """/etc/hosts (Warden B.3 d)."""
+    lines = ["127.0.0.1 localhost", f"{address or '127.0.0.1'} {hostname}"]
+    return "\n".join(lines) + "\n"
+
+
+def resolv_conf(servers: Iterable[str]) -> str:
+    return "".join(f"nameserver {server}\n" for server in servers)
+
+
+_NAMESERVER = re.compile(r"^[ \t]*nameserver[ \t]+(\S+)", re.MULTILINE)
+
+
+def nameservers(
+    configured: tuple[str, ...], host_resolv_conf: str, resolved_upstreams: str
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(servers for containers, those left out).
+
+    Configured ones as they are; else those of the host's resolv.conf, or where all of these are loopback, of
+    systemd-resolved's list. Loopback and IPv6 ones cannot be reached from a container.
+    """
+    if configured:
+        return configured, ()
+    left_out: list[str] = []
+    for text in (host_resolv_conf, resolved_upstreams):
+        usable = []
+        for server in _NAMESERVER.findall(text):
+            try:
+                address = ipaddress.ip_address(server.split("%")[0])
+            except ValueError:
+                left_out.append(server)
+                continue
+            (left_out if address.is_loopback or address.version != 4 else usable).append(server)
+        if usable:
+            return tuple(dict.fromkeys(usable)), tuple(left_out)
+    return (), tuple(left_out)
+
+
+def make_plan(spec: ContainerSpec, facts: Facts) -> Plan:
+    directives: list[tuple[str, ...]] = [
+        ("version", "1"),
+        ("handle", facts.handle),
+        ("hostname", facts.hostname),
+        ("ids", str(facts.ids.first), str(IDS_PER_CONTAINER)),
+    ]
+    directives += [("layer", str(layer)) for layer in spec.layers]
+    directives.append(("upper", str(facts.upper_dir)))
+    if spec.home_layers:
+        directives.append(("home", HOME))
+        directives += [("home-layer", str(layer)) for layer in (*spec.home_layers, *facts.stack_homes)]
+        directives.append(("home-upper", str(facts.home_upper_dir)))
+    directives.append(("overlay", OVERLAY_OPTIONS))
+    directives += [("bind", str(bind.source), bind.target, bind.access.value) for bind in spec.binds]
+    address = facts.ethernet.address if facts.ethernet is not None else None
+    directives += [
+        ("file", "/etc/hosts", "0644", hosts_file(facts.hostname, address)),
+        ("file", "/etc/hostname", "0644", facts.hostname + "\n"),
+        ("file", "/etc/resolv.conf", "0644", resolv_conf(facts.dns_servers)),
+        ("shm", str(spec.shm_bytes)),
+    ]
+    directives += [("cgroup-init", str(file)) for file in facts.cgroup_init]
+    directives += [("cgroup-job", str(file)) for file in facts.cgroup_job]
+    if facts.ethernet is None:
+        directives.append(("net", "none"))
+    else:
+        eth = facts.ethernet
+        directives.append(("net", "veth"))
+        directives.append(("eth0", eth.address, str(eth.prefix), eth.gateway, eth.gateway_mac, str(eth.mtu)))
+    directives.append(("bounding", f"{BOUNDING_SET:x}"))
+    if facts.seccomp:
+        directives.append(("seccomp", facts.seccomp.hex()))
+    directives.append(("socket", str(facts.socket)))
+    return Plan(tuple(directives))

@@ -1,0 +1,124 @@
+"""Leases: addresses, id ranges, handles. Pure but for the clock that is handed in.
+
+A pool is a queue: what was freed longest ago is given out first, and not before its rest is over (Warden B.5). Nothing
+is stored here: after a restart the pools are rebuilt by claiming what the snapshots in the depot name.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+#: Ids of one container; the last is wshd's own and is not mapped inside (wshd.md).
+IDS_PER_CONTAINER: Final = 65536
+
+T = TypeVar("T")
+
+
+class NoLease(RuntimeError):
+    """A pool is exhausted: ``kind`` says which (address, ids)."""
+
+    def __init__(self, kind: str, size: int) -> None:
+        super().__init__(f"no free {kind}: all {size} are in use or resting")
+        self.kind = kind
+
+
+@dataclass(frozen=True, slots=True)
+class AddressLease:
+    """A /30: the host's end and the container's (Warden B.5)."""
+
+    network: str
+    host_ip: str
+    container_ip: str
+
+    @classmethod
+    def of(cls, network: ipaddress.IPv4Network) -> AddressLease:
+        return cls(str(network), str(network[1]), str(network[2]))
+
+
+@dataclass(frozen=True, slots=True)
+class IdLease:
+    """Host ids ``first`` to ``first + 65535``."""
+
+    first: int
+
+
+class Pool(Generic[T]):
+    """A fixed set of entries. ``now_s`` is a monotonic clock."""
+
+    def __init__(
+        self, kind: str, entries: Iterable[T], *, rest_s: float = 0.0, now_s: Callable[[], float]
+    ) -> None:
+        self.kind = kind
+        self._now_s = now_s
+        self._rest_s = rest_s
+        self._free: deque[tuple[T, float]] = deque((entry, float("-inf")) for entry in entries)
+        self._all = frozenset(entry for entry, _ in self._free)
+        self._taken: set[T] = set()
+
+    def take(self) -> T:
+        if not self._free or self._free[0][1] > self._now_s():
+            raise NoLease(self.kind, len(self._all))
+        entry, _ = self._free.popleft()
+        self._taken.add(entry)
+        return entry
+
+    def claim(self, entry: T) -> bool:
+        """Take exactly this one (recovery). False: foreign to this pool, or taken."""
+        for index, (free, _) in enumerate(self._free):
+            if free == entry:
+                del self._free[index]
+                self._taken.add(entry)
+                return True
+        return False
+
+    def give_back(self, entry: T) -> None:
+        """Idempotent; a foreign entry is ignored (a pool may have been configured otherwise before)."""
+        if entry in self._taken:
+            self._taken.remove(entry)
+            self._free.append((entry, self._now_s() + self._rest_s))
+
+    @property
+    def in_use(self) -> frozenset[T]:
+        return frozenset(self._taken)
+
+    def __repr__(self) -> str:
+        return f"<Pool {self.kind} free={len(self._free)} taken={len(self._taken)}>"
+
+
+def address_leases(pool_network: str) -> list[AddressLease]:
+    """Each /30 of the network."""
+    network = ipaddress.IPv4Network(pool_network, strict=False)
+    if network.prefixlen > 30:
+        raise ValueError(f"pool_network: expected /30 or wider, got {pool_network}")
+    return [AddressLease.of(subnet) for subnet in network.subnets(new_prefix=30)]
+
+
+def id_leases(first: int, count: int) -> list[IdLease]:
+    """``count`` ranges of 65,536 ids from ``first``."""
+    last = first + count * IDS_PER_CONTAINER - 1
+    if first < 1 or count < 1 or last > 0xFFFF_FFFE:
+        raise ValueError(f"user ids: expected ranges within 1..4294967294, got {first}..{last}")
+    return [IdLease(first + index * IDS_PER_CONTAINER) for index in range(count)]
+
+
+_DIGITS: Final = "0123456789abcdefghijklmnopqrstuv"
+
+
+def encode_id(number: int) -> str:
+    """11 characters of [0-9a-v]: 55 bits (Warden B.5; an interface name of 15 must hold it)."""
+    return "".join(_DIGITS[(number >> shift) & 31] for shift in range(50, -1, -5))
+
+
+class IdSource:
+    """Ids from a counter that begins at the time in microseconds, so that a restart does not repeat one."""
+
+    def __init__(self, start_us: int) -> None:
+        self._next = start_us
+
+    def take(self) -> str:
+        self._next += 1
+        return encode_id(self._next)
