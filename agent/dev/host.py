@@ -1,0 +1,75 @@
+"""Can this host run containers? Looks, changes nothing. Each answer is one line for a person."""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+import platform
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+MINIMUM_KERNEL = (5, 19)  # overlay over idmapped layers
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    text: str
+    problem: str | None = None
+    """What to do about it; None when all is well."""
+
+
+def kernel_version(release: str) -> tuple[int, int]:
+    match = re.match(r"(\d+)\.(\d+)", release)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def check_kernel(release: str) -> Finding:
+    version = kernel_version(release)
+    text = f"kernel {version[0]}.{version[1]}"
+    if version < MINIMUM_KERNEL:
+        return Finding(
+            text, f"kernel {release} cannot mount overlay over idmapped layers: 5.19 or later is needed"
+        )
+    return Finding(text)
+
+
+def check_cgroups(mountinfo: str) -> Finding:
+    kinds = {line.partition(" - ")[2].split(" ")[0] for line in mountinfo.splitlines()}
+    if "cgroup" in kinds:
+        return Finding("cgroup v1")
+    if "cgroup2" in kinds:
+        return Finding("cgroup v2")
+    return Finding("no cgroups", "no cgroup file system is mounted: mount cgroup2 on /sys/fs/cgroup")
+
+
+def check_overlay(filesystems: str) -> Finding:
+    if re.search(r"\boverlay\b", filesystems):
+        return Finding("overlay on idmapped layers")
+    return Finding("no overlay", "the kernel has no overlay file system loaded: modprobe overlay")
+
+
+def check_firewall() -> Finding:
+    if ctypes.util.find_library("nftables") or any(
+        Path(folder, "nft").exists() for folder in ("/usr/sbin", "/sbin", "/usr/bin")
+    ):
+        return Finding("nftables")
+    return Finding("no nftables", "libnftables is missing: apt-get install libnftables1 nftables")
+
+
+def check_root() -> Finding:
+    if os.geteuid() != 0:
+        return Finding("not root", "containers need root: run `sudo garrison up`")
+    return Finding("root")
+
+
+def findings() -> tuple[Finding, ...]:
+    checks: tuple[Callable[[], Finding], ...] = (
+        check_root,
+        lambda: check_kernel(platform.release()),
+        lambda: check_cgroups(Path("/proc/self/mountinfo").read_text()),
+        lambda: check_overlay(Path("/proc/filesystems").read_text()),
+        check_firewall,
+    )
+    return tuple(check() for check in checks)

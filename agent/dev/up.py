@@ -1,0 +1,329 @@
+"""`garrison up`: bus, agent, controller and gateway on one laptop, started in order and stopped in reverse.
+
+The agent is a child process with a config file of its own below the state directory; it does not know that
+its peers are not the real ones. What the other commands need to find all this is in `up.json` (0600), there
+while it runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import signal
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+import yaml
+from aiohttp import web
+
+from agent.dev import children, host
+from agent.dev.api import USER, Api, Facts
+from agent.dev.controller import Controller
+from agent.dev.gateway import Gateway
+
+AGENT_READY_S = 30.0
+AGENT_STOP_S = 40.0  # the agent's own deadline is 30
+RESTARTS_IN_A_ROW = 3
+
+
+class Voice(Protocol):
+    """How `up` speaks to the person; the CLI draws it."""
+
+    def headline(self, text: str) -> None: ...
+    def done(self, what: str, text: str) -> None: ...
+    def note(self, text: str) -> None: ...
+    def progress(self, what: str, text: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    state_dir: Path
+    stacks_dir: Path
+    gateway_port: int = 8080
+    bus_port: int = 4222
+    pool_network: str | None = None
+
+
+class UpFailed(Exception):
+    """`what` failed, with `why` and what to do."""
+
+
+async def run(options: Options, voice: Voice) -> None:
+    """Until TERM or Ctrl-C. Raises UpFailed with everything stopped again."""
+    began = time.monotonic()
+    _check_host()
+    state = options.state_dir
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    state.chmod(0o700)
+    log = _open_log(state / "dev.log")
+    stopping = asyncio.Event()
+    with contextlib.ExitStack() as undo:
+        undo.enter_context(_only_one(state))
+        undo.enter_context(_signals(stopping, voice))
+        voice.headline(
+            f"garrison {version('garrison')}  nats-server {children.nats_server_version()} (bundled)"
+            f"  state in {_short(state)}"
+        )
+        voice.done("host", ", ".join(f.text for f in host.findings() if f.text != "root"))
+        voice.done("stack", await _ensure_stack(options.stacks_dir, voice))
+        if stopping.is_set():
+            return
+        try:
+            await _serve(options, voice, log, stopping, began)
+        except (children.ChildFailed, OSError) as error:
+            raise UpFailed(str(error)) from error
+
+
+async def _serve(options: Options, voice: Voice, log: Any, stopping: asyncio.Event, began: float) -> None:
+    state, password = options.state_dir, secrets.token_urlsafe(24)
+    async with contextlib.AsyncExitStack() as undo:
+        nats, bus_port = await children.start_nats(state, options.bus_port, password)
+        undo.push_async_callback(children.stop, nats, 5)
+        servers = (f"nats://{USER}:{password}@127.0.0.1:{bus_port}",)
+        voice.done("bus", f"127.0.0.1:{bus_port}")
+
+        gateway = Gateway(
+            servers=servers, host="127.0.0.1", port=options.gateway_port, log=log.bind(part="gateway")
+        )
+        undo.push_async_callback(_close_server, await _listen(gateway))
+        ports: dict[str, int] = {}
+        controller = Controller(
+            state_dir=state,
+            servers=servers,
+            base_uri=lambda: f"http://{USER}:{password}@127.0.0.1:{ports['api']}",
+            log=log.bind(part="controller"),
+        )
+        socket = state / "agent" / "agent.sock"
+        facts = Facts(version("garrison"), gateway.port, socket)
+        ports["api"] = await undo.enter_async_context(_http(Api(controller, lambda: facts, password)))
+        config = _write_config(options, servers)
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(controller.run(), name="controller"),
+                group.create_task(gateway.run(), name="gateway"),
+            ]
+            agent = Agent(config, state / "agent.log", voice, stopping)
+            try:
+                await agent.start()
+                watch = group.create_task(agent.keep_running(), name="agent-watch")
+                tasks.append(watch)
+                host_id = await _first_advert(controller, agent, stopping)
+                if host_id is not None:
+                    room = controller.hosts.hosts[host_id]
+                    disk = f", {room.disk_mb / 1024:.0f} GiB disk" if room.disk_mb is not None else ""
+                    voice.done(
+                        "agent", f"{host_id[:4]}…  {room.memory_mb / 1024:.1f} GiB memory{disk} to give"
+                    )
+                    voice.done("gateway", f"http://*.localhost:{gateway.port}")
+                    _write_up_file(state, ports["api"], password, gateway.port, socket)
+                    undo.callback((state / "up.json").unlink, missing_ok=True)
+                    voice.note(
+                        f"Ready in {time.monotonic() - began:.1f} s. In another terminal: "
+                        "garrison push examples/hello-flask      Ctrl-C stops everything."
+                    )
+                    await stopping.wait()
+            finally:
+                began_stop = time.monotonic()
+                clean = await agent.stop()
+                for task in tasks:
+                    task.cancel()
+            how = "nothing is left running" if clean else "the agent had to be killed: see agent.log"
+            voice.note(f"Stopped in {time.monotonic() - began_stop:.1f} s: {how}.")
+        if agent.failure is not None:
+            raise children.ChildFailed(agent.failure)
+
+
+class Agent:
+    """The agent's process: started again when it goes without being asked."""
+
+    def __init__(self, config: Path, log: Path, voice: Voice, stopping: asyncio.Event) -> None:
+        self._config, self._log, self._voice, self._stopping = config, log, voice, stopping
+        self._process: asyncio.subprocess.Process | None = None
+        self.failure: str | None = None
+
+    async def start(self) -> None:
+        self._process = await children.start_agent(self._config, self._log)
+
+    async def keep_running(self) -> None:
+        quick_ends = 0
+        while True:
+            assert self._process is not None
+            began = time.monotonic()
+            status = await self._process.wait()
+            if self._stopping.is_set():
+                return
+            quick_ends = quick_ends + 1 if time.monotonic() - began < 10 else 1
+            if quick_ends >= RESTARTS_IN_A_ROW or (quick_ends == 1 and status == 2):
+                self.failure = f"the agent ended with status {status}:\n{children.last_lines(self._log)}"
+                self._stopping.set()
+                return
+            self._voice.note(f"The agent ended with status {status}; starting it again (see agent.log).")
+            await asyncio.sleep(1)
+            await self.start()
+
+    async def stop(self) -> bool:
+        return self._process is None or await children.stop(self._process, AGENT_STOP_S)
+
+
+async def _first_advert(controller: Controller, agent: Agent, stopping: asyncio.Event) -> str | None:
+    deadline = time.monotonic() + AGENT_READY_S
+    while not stopping.is_set():
+        ready = set(controller.hosts.hosts) & set(controller.stagers.hosts)
+        if ready:
+            return min(ready)
+        if time.monotonic() > deadline:
+            agent.failure = f"the agent said nothing for {AGENT_READY_S:.0f} s; see agent.log"
+            return None
+        await controller.wait_heard(0.2)
+    return None
+
+
+async def _listen(gateway: Gateway) -> asyncio.Server:
+    try:
+        return await gateway.listen()
+    except OSError as error:
+        raise UpFailed(
+            f"the gateway cannot listen on port {gateway.port}: {error.strerror or error}; "
+            "another one: --gateway-port PORT (0: any free one)"
+        ) from error
+
+
+async def _close_server(server: asyncio.Server) -> None:
+    server.close()
+
+
+@contextlib.asynccontextmanager
+async def _http(api: Api) -> AsyncIterator[int]:
+    runner = web.AppRunner(api.application(), access_log=None)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0, shutdown_timeout=0.5)
+        await site.start()
+        assert runner.addresses
+        yield int(runner.addresses[0][1])
+    finally:
+        await runner.cleanup()
+
+
+def _write_config(options: Options, servers: tuple[str, ...]) -> Path:
+    """Short intervals, since a person waits; everything else is the agent's default."""
+    base_dir = options.state_dir / "agent"
+    base_dir.mkdir(exist_ok=True, mode=0o700)
+    settings: dict[str, Any] = {
+        "base_dir": str(base_dir),
+        "nats": {"servers": list(servers)},
+        "stacks": [{"name": "debian", "package_path": str(options.stacks_dir / "debian")}],
+        "domain": "localhost",
+        "intervals": {"heartbeat": 2, "advertise": 2, "router_register_in_seconds": 5},
+        "staging": {"enabled": True},
+    }
+    if options.pool_network is not None:
+        settings["network"] = {"pool_network": options.pool_network}
+    path = options.state_dir / "config.yml"
+    _write_private(path, yaml.safe_dump(settings, sort_keys=False))
+    return path
+
+
+def _write_up_file(state: Path, api_port: int, password: str, gateway_port: int, socket: Path) -> None:
+    facts = {
+        "controller": f"http://127.0.0.1:{api_port}",
+        "user": USER,
+        "password": password,
+        "gateway_port": gateway_port,
+        "control_socket": str(socket),
+        "pid": os.getpid(),
+    }
+    _write_private(state / "up.json", json.dumps(facts, indent=2) + "\n")
+
+
+def _write_private(path: Path, text: str) -> None:
+    new = path.with_name(f".{path.name}.new")
+    new.unlink(missing_ok=True)
+    new.touch(mode=0o600)
+    new.write_text(text)
+    new.replace(path)
+
+
+async def _ensure_stack(stacks_dir: Path, voice: Voice) -> str:
+    import rootfs_builder
+
+    stack = stacks_dir / "debian"
+    if not (stack / "manifest.json").exists():
+        voice.progress("stack", "building debian (about half a minute, once)")
+        await asyncio.to_thread(
+            rootfs_builder.build,
+            "debian",
+            stacks_dir,
+            progress=lambda text: voice.progress("stack", str(text)),
+        )
+    manifest = json.loads((stack / "manifest.json").read_text())
+    size = manifest.get("bytes") or manifest.get("size_bytes")
+    suite = manifest.get("suite", "bookworm")
+    return f"debian ({suite}, {size >> 20} MiB)" if isinstance(size, int) else f"debian ({suite})"
+
+
+def _check_host() -> None:
+    problems = [finding.problem for finding in host.findings() if finding.problem]
+    if problems:
+        raise UpFailed("\n".join(problems))
+
+
+@contextlib.contextmanager
+def _only_one(state: Path) -> Any:
+    with (state / "up.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UpFailed(f"garrison up runs already with its state in {_short(state)}") from None
+        yield
+
+
+@contextlib.contextmanager
+def _signals(stopping: asyncio.Event, voice: Voice) -> Any:
+    loop = asyncio.get_running_loop()
+
+    def asked() -> None:
+        voice.note("Already stopping." if stopping.is_set() else "Stopping the apps…")
+        stopping.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, asked)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+def _open_log(path: Path) -> Any:
+    """The controller's and the gateway's own lines; the terminal stays for the person."""
+    file = path.open("wb")
+    return structlog.wrap_logger(
+        structlog.BytesLogger(file),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(serializer=_dumps),
+        ],
+    )
+
+
+def _dumps(value: Any, **_options: Any) -> bytes:
+    return json.dumps(value, default=repr).encode()
+
+
+def _short(path: Path) -> str:
+    home = str(Path.home())
+    text = str(path)
+    return "~" + text.removeprefix(home) if text.startswith(home + "/") else text
