@@ -52,7 +52,9 @@ async def writable(fd: int) -> None:
 
 
 async def finish(task: asyncio.Task[T]) -> T:
-    """The task's result; cancelling the caller does not cancel the task, and is raised once the task is done."""
+    """The task's result; cancelling the caller does not cancel the task, and is raised once the task is
+    done.
+    """
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:

@@ -1,7 +1,7 @@
 """Directories of a container's overlays, and the removal of trees that an app has made.
 
-The upper directories belong to the container's mapped ids: root's to its root, home's to its vcap. Nothing below them
-is ever chowned (that would copy everything up; house.md).
+The upper directories belong to the container's mapped ids: root's to its root, home's to its vcap. Nothing
+below them is ever chowned (that would copy everything up; house.md).
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def make_uppers(directory: Path, ids: IdLease) -> Uppers:
 
 
 def stack_homes(layers: tuple[Path, ...]) -> tuple[Path, ...]:
-    """The layers' own /home/vcap directories, topmost first. A link is not followed: a stack is not trusted so far."""
+    """The layers' own /home/vcap directories, topmost first. A link is not followed: a stack is not trusted
+    so far.
+    """
     found = []
     for layer in layers:
         parent = layer / "home"
@@ -49,10 +51,11 @@ def stack_homes(layers: tuple[Path, ...]) -> tuple[Path, ...]:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory that an app may have filled: any depth, never through a link, nothing of another device.
+    """Remove a directory that an app may have filled: any depth, never through a link, nothing of another
+    device.
 
-    Idempotent. ``shutil.rmtree`` recurses and dies on deep trees; this one lifts subdirectories up to the top and
-    empties them there, so that the depth does not matter.
+    Idempotent. ``shutil.rmtree`` recurses and dies on deep trees; this one lifts subdirectories up to the
+    top and empties them there, so that the depth does not matter.
     """
     try:
         top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -62,7 +65,7 @@ def remove_tree(path: Path) -> None:
         device = os.fstat(top).st_dev
         lifted = count()
         while True:
-            entries = os.listdir(top)
+            entries = os.listdir(top)  # noqa: PTH208  by descriptor
             if not entries:
                 break
             for name in entries:
@@ -84,7 +87,7 @@ def _remove_entry(top: int, name: str, device: int, lifted: count[int]) -> None:
         raise OSError(16, "a file system is mounted here", name)
     fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
     try:
-        for child in os.listdir(fd):
+        for child in os.listdir(fd):  # noqa: PTH208  by descriptor
             if stat.S_ISDIR(os.lstat(child, dir_fd=fd).st_mode):
                 _lift(fd, child, top, lifted)
             else:

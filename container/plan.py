@@ -1,7 +1,8 @@
 """Spec, leases and facts of the host -> the launch plan for wshd (PROTOCOL.md section 1). Pure.
 
-The same input gives the same plan, so a plan in a bug report can be run again by hand. Nothing here looks at the disk:
-what has to be looked up (does a stack have a /home/vcap, what does the host's resolv.conf say) comes in as `Facts`.
+The same input gives the same plan, so a plan in a bug report can be run again by hand. Nothing here looks
+at the disk: what has to be looked up (does a stack have a /home/vcap, what does the host's resolv.conf say)
+comes in as `Facts`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Leases: addresses, id ranges, handles. Pure but for the clock that is handed in.
 
-A pool is a queue: what was freed longest ago is given out first, and not before its rest is over (Warden B.5). Nothing
-is stored here: after a restart the pools are rebuilt by claiming what the snapshots in the depot name.
+A pool is a queue: what was freed longest ago is given out first, and not before its rest is over (Warden
+B.5). Nothing is stored here: after a restart the pools are rebuilt by claiming what the snapshots in the
+depot name.
 """
 
 from __future__ import annotations
@@ -80,6 +81,10 @@ class Pool(Generic[T]):
         if entry in self._taken:
             self._taken.remove(entry)
             self._free.append((entry, self._now_s() + self._rest_s))
+
+    @property
+    def entries(self) -> frozenset[T]:
+        return self._all
 
     @property
     def in_use(self) -> frozenset[T]:

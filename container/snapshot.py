@@ -1,8 +1,9 @@
 """What must survive a restart of the manager: one file per container, replaced whole, decoded strictly.
 
 It is first written before anything is made that the kernel would not take back (phase ``making``), so that a
-manager killed half-way leaves a name behind for each of these. Jobs are not in here: their files in the spool are.
-No fsync: after a crash of the host there is nothing left that a snapshot could describe, and the boot id says so.
+manager killed half-way leaves a name behind for each of these. Jobs are not in here: their files in the
+spool are. No fsync: after a crash of the host there is nothing left that a snapshot could describe, and the
+boot id says so.
 """
 
 from __future__ import annotations
@@ -96,7 +97,9 @@ def boot_id() -> str:
 
 
 def start_ticks(pid: int) -> int:
-    """When the process began, in clock ticks since boot (proc_pid_stat(5), field 22). Raises ProcessLookupError."""
+    """When the process began, in clock ticks since boot (proc_pid_stat(5), field 22). Raises
+    ProcessLookupError.
+    """
     try:
         text = Path(f"/proc/{pid}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError) as e:

@@ -1,0 +1,328 @@
+"""One container: its state, jobs, limits, network and files. Made by `Depot.create`, ended by
+`Depot.destroy`.
+
+States are a table (parts.MOVES). pid 1 is watched by its pidfd: its death is seen at once, whoever caused it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Mapping
+from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from container import events as kinds
+from container import files, snapshot
+from container.aio import FileWatcher
+from container.cgroups import CgroupSet
+from container.events import Events
+from container.job import Job, JobHost
+from container.jobs import DirectJob, Jobs, RunResult, TerminalJob
+from container.network import Networks
+from container.parts import MOVES, ContainerState, Info, Move, Parts
+from container.plan import HOME
+from container.snapshot import Phase
+from container.spec import EgressRule, JobSpec, Limits, PortMapping, User
+from container.wshd import Wshd, WshdGone
+
+_STDERR_LIMIT_BYTES: Final = 4096
+
+
+class WrongState(RuntimeError):
+    """The container is in no state for that (any more)."""
+
+
+class Container:
+    def __init__(
+        self, parts: Parts, *, watcher: FileWatcher, networks: Networks, release: AsyncExitStack
+    ) -> None:
+        self._parts = parts
+        self._networks = networks
+        self._release = release
+        self._died = asyncio.Event()
+        self.state = ContainerState.STOPPED if parts.stopped else ContainerState.ACTIVE
+        self.events = Events(parts.events)
+        self._wshd = Wshd(parts.dir_fd, parts.handle)
+        self._jobs_host = JobHost(parts.spool, watcher, self._wshd, self._died.is_set)
+        self._jobs = Jobs(self._jobs_host, parts.ids, lambda: self._check(Move.SPAWN))
+        loop = asyncio.get_running_loop()
+        loop.add_reader(parts.pidfd, self._on_death)
+        release.callback(loop.remove_reader, parts.pidfd)
+        self._stop_oom_watch = self._cgroup.watch_oom(loop, self._on_oom)
+        release.callback(self._stop_oom_watch)
+        release.push_async_callback(self.kill)
+
+    def __repr__(self) -> str:
+        return f"<Container {self.handle} {self.state} pid={self.pid} jobs={len(self.jobs)}>"
+
+    # What it is.
+
+    @property
+    def handle(self) -> str:
+        return self._parts.handle
+
+    @property
+    def link_id(self) -> str:
+        return self._parts.link_id
+
+    @property
+    def pid(self) -> int:
+        return self._parts.pid
+
+    @property
+    def directory(self) -> Path:
+        """Its place in the depot."""
+        return self._parts.directory
+
+    @property
+    def socket_path(self) -> Path:
+        return self._parts.directory / "wshd.sock"
+
+    @property
+    def properties(self) -> Mapping[str, str]:
+        return self._parts.properties
+
+    @property
+    def address(self) -> str | None:
+        return self._parts.lease.container_ip if self._parts.lease is not None else None
+
+    @property
+    def host_address(self) -> str | None:
+        return self._parts.lease.host_ip if self._parts.lease is not None else None
+
+    @property
+    def ports(self) -> tuple[PortMapping, ...]:
+        return self._parts.ports
+
+    @property
+    def limits(self) -> Limits:
+        return self._parts.limits
+
+    # Jobs.
+
+    @property
+    def jobs(self) -> Mapping[str, Job]:
+        """Those on the spool that are not forgotten, by id."""
+        return self._jobs.known
+
+    async def spawn(self, spec: JobSpec) -> Job:
+        """Start a job whose output goes to the spool. WshdError: it cannot be started (ENOENT, EACCES...)."""
+        return await self._jobs.spawn(spec)
+
+    async def run(self, spec: JobSpec) -> RunResult:
+        """Start a job, wait for its end, and drop it."""
+        return await self._jobs.run(spec)
+
+    async def forget(self, job_id: str) -> None:
+        """Drop an ended job with its output. WshdError EBUSY: it still runs."""
+        await self._jobs.forget(job_id)
+
+    async def spawn_direct(
+        self, spec: JobSpec, stdin: int | None = None, stdout: int | None = None, stderr: int | None = None
+    ) -> DirectJob:
+        """A job on descriptors of the caller's, who may close them afterwards. None: /dev/null."""
+        given = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
+        return await self._jobs.direct(spec, {name: fd for name, fd in given.items() if fd is not None})
+
+    async def spawn_terminal(self, spec: JobSpec, rows: int, cols: int) -> TerminalJob:
+        """A job on a terminal; the master descriptor is the caller's to close."""
+        return await self._jobs.terminal(spec, rows, cols)
+
+    async def recover_jobs(self) -> None:
+        """After a restart: the jobs that wshd knows and those whose files lie in the spool."""
+        await self._jobs.recover()
+
+    # Life.
+
+    async def stop(self, grace_s: float) -> None:
+        """End every process but pid 1: TERM, then KILL after the grace. Files, addresses, limits remain."""
+        self._enter(Move.STOP)
+        self._parts.stopped = True
+        self._save()
+        with suppress(WshdGone):
+            await self._wshd.stop(grace_s)
+
+    async def wait_dead(self) -> None:
+        """Until pid 1 is dead."""
+        await self._died.wait()
+
+    async def kill(self) -> None:
+        """End pid 1, and with it every process inside. Idempotent; for the depot."""
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._parts.pidfd, signal.SIGKILL)
+        await self._died.wait()
+
+    async def release(self) -> None:
+        """Give back all that the container is made of. Idempotent; for `Depot.destroy`."""
+        self._enter(Move.DESTROY)
+        try:
+            await self._release.aclose()
+        finally:
+            self.events.close()
+
+    def detach(self) -> None:
+        """Let go of descriptors only: the container goes on without this manager."""
+        asyncio.get_running_loop().remove_reader(self._parts.pidfd)
+        self._stop_oom_watch()
+        self._parts.close()
+        self._release.pop_all()
+        self.events.close()
+
+    # Limits and measurements.
+
+    async def info(self) -> Info:
+        cgroup, disk = self._parts.cgroup, self._parts.disk
+        assert cgroup is not None
+        usage = disk.usage() if disk is not None else None
+        return Info(
+            state=self.state,
+            events=self.events.kinds,
+            job_ids=tuple(job_id for job_id, job in self.jobs.items() if job.status is None),
+            memory_bytes=cgroup.memory_bytes(),
+            memory_limit_bytes=self.limits.memory_bytes,
+            memory_stat=cgroup.memory_stat(),
+            oom_kills=cgroup.oom_kills(),
+            cpu_ns=cgroup.cpu_ns(),
+            pids=cgroup.pids(),
+            disk_bytes=usage.bytes if usage is not None else 0,
+            disk_inodes=usage.inodes if usage is not None else 0,
+        )
+
+    async def limit_memory(self, limit_bytes: int | None) -> None:
+        self._check(Move.CHANGE)
+        self._change_limits(replace(self.limits, memory_bytes=limit_bytes))
+        self._cgroup.set_memory(limit_bytes)
+
+    async def limit_cpu(self, shares: int) -> None:
+        self._check(Move.CHANGE)
+        self._change_limits(replace(self.limits, cpu_shares=shares))
+        self._cgroup.set_cpu_shares(shares)
+
+    async def limit_pids(self, count: int | None) -> None:
+        self._check(Move.CHANGE)
+        self._change_limits(replace(self.limits, pids=count))
+        self._cgroup.set_pids(count)
+
+    async def limit_disk(self, limit_bytes: int | None) -> None:
+        """Live, both ways."""
+        self._check(Move.CHANGE)
+        if self._parts.disk is None:
+            raise WrongState(f"{self.handle}: has no disk of its own (disk_limits is off)")
+        self._change_limits(replace(self.limits, disk_bytes=limit_bytes))
+        await asyncio.to_thread(self._parts.disk.resize, limit_bytes)
+
+    # Network.
+
+    async def net_in(self, mapping: PortMapping) -> PortMapping:
+        """Publish a port; answers with the ports that it got."""
+        self._check(Move.CHANGE)
+        if self._parts.link is None:
+            raise WrongState(f"{self.handle}: has no network")
+        resolved = await self._networks.publish(self._parts.link, mapping)
+        self._parts.ports += (resolved,)
+        self._save()
+        return resolved
+
+    async def net_out(self, rule: EgressRule) -> None:
+        """Permit one more way out."""
+        self._check(Move.CHANGE)
+        if self._parts.link is None:
+            raise WrongState(f"{self.handle}: has no network")
+        self._parts.egress += (rule,)
+        self._save()
+        await self._networks.set_egress(self._parts.link, self._parts.egress)
+
+    # Files.
+
+    async def path_fd(self, path: str) -> int:
+        """An O_PATH descriptor of the caller's; after pid 1's death only below /home/vcap."""
+        root_fd, inner = self._root_for(path)
+        return files.open_inside(root_fd, inner, os.O_PATH)
+
+    async def read_file(self, path: str, max_bytes: int, offset: int = 0) -> bytes:
+        """Regular files only, never through a link out of the container; also when all jobs have ended."""
+        root_fd, inner = self._root_for(path)
+        return await asyncio.to_thread(files.read_file, root_fd, inner, max_bytes, offset)
+
+    async def write_files(self, *entries: files.FileEntry) -> None:
+        """Small files, by the manager itself; missing directories are made."""
+        self._check(Move.CHANGE)
+        for entry in entries:
+            await asyncio.to_thread(files.write_file, self._parts.root_fd, entry, self._parts.ids)
+
+    async def copy_in(self, tar: bytes | int, destination: str, *, user: User = User.VCAP) -> None:
+        """Unpack a tar stream (bytes, or a descriptor to read from) below ``destination``, by tar inside."""
+        stdin = files.bytes_fd(tar, self._parts.ids.first) if isinstance(tar, bytes) else tar
+        try:
+            await self._tar(files.unpack_job(destination, user), stdin=stdin)
+        finally:
+            if isinstance(tar, bytes):
+                os.close(stdin)
+
+    async def copy_out(self, path: str, to_fd: int, *, user: User = User.VCAP) -> None:
+        """Pack ``path`` as a tar stream into a descriptor, by tar inside."""
+        await self._tar(files.pack_job(path, user), stdout=to_fd)
+
+    async def _tar(self, spec: JobSpec, *, stdin: int | None = None, stdout: int | None = None) -> None:
+        errors = os.memfd_create("stderr", os.MFD_CLOEXEC)
+        try:
+            job = await self.spawn_direct(spec, stdin, stdout, errors)
+            status = await job.wait()
+            if not status.ok:
+                said = os.pread(errors, _STDERR_LIMIT_BYTES, 0).decode(errors="replace").strip()
+                raise files.FilesError(f"{' '.join(spec.argv)}: {said or status}")
+        finally:
+            os.close(errors)
+
+    def _root_for(self, path: str) -> tuple[int, str]:
+        if self.state is ContainerState.DESTROYED:
+            raise WrongState(f"{self.handle}: destroyed")
+        if not self._died.is_set() or self._parts.home_fd < 0:
+            return self._parts.root_fd, path
+        # The container's mounts went apart with pid 1; the home's own tree is still held.
+        inner = os.path.normpath(path)
+        if inner != HOME and not inner.startswith(HOME + "/"):
+            return self._parts.root_fd, path
+        return self._parts.home_fd, inner[len(HOME) :] or "/"
+
+    # Inside.
+
+    @property
+    def _cgroup(self) -> CgroupSet:
+        assert self._parts.cgroup is not None
+        return self._parts.cgroup
+
+    def _check(self, move: Move) -> None:
+        if (self.state, move) not in MOVES:
+            raise WrongState(f"{self.handle}: cannot {move} while {self.state}")
+
+    def _enter(self, move: Move) -> None:
+        self._check(move)
+        self.state = MOVES[self.state, move]
+
+    def _change_limits(self, limits: Limits) -> None:
+        self._parts.limits = limits
+        self._save()
+
+    def _save(self) -> None:
+        self._parts.events = self.events.kinds
+        snapshot.write(self._parts.directory, self._parts.snapshot(Phase.MADE))
+
+    def _on_oom(self) -> None:
+        self.events.tell(kinds.OUT_OF_MEMORY)
+        if self.state is not ContainerState.DESTROYED:
+            self._save()
+
+    def _on_death(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._parts.pidfd)
+        self._enter(Move.DIE)
+        self._died.set()
+        for job in self.jobs.values():
+            job.status  # noqa: B018  settled now: the files may be removed before a waiter has its turn
+        for wake in tuple(self._jobs_host.on_death):
+            wake()
+        self.events.tell(kinds.DEAD)

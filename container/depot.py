@@ -1,0 +1,291 @@
+"""The depot: all containers of a host, and the only entry for callers.
+
+    depot = await Depot.open(settings)
+    await depot.recover()
+    container = await depot.create(spec)
+
+Create and destroy run in tasks of the depot's own: a caller that is cancelled cannot leave half a container
+behind. The steps themselves are in make.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import wsh
+from container import make, seccomp, snapshot, users
+from container.aio import Background, FileWatcher, Log, SilentLog, finish
+from container.cgroups import open_backend
+from container.container import Container
+from container.disk import Disks
+from container.make import Abandoned, CreateError, Host, Ladder
+from container.network import Networks, NetworkSettings
+from container.parts import Parts
+from container.plan import nameservers
+from container.pools import IdSource, NoLease, Pool, address_leases, id_leases
+from container.snapshot import Phase, Snapshot, SnapshotError
+from container.spec import ContainerSpec, SpecError
+from container.wshd import Launcher
+
+_CLOSE_TIMEOUT_S: Final = 30.0
+
+
+class UnknownHandle(LookupError):
+    def __init__(self, handle: str) -> None:
+        super().__init__(f"no container {handle!r}")
+        self.handle = handle
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DepotSettings:
+    """How a host is to be used. ``ports``: first and count of the host's ports to publish on; 0: above the
+    ephemeral.
+    """
+
+    depot_dir: Path
+    templates_dir: Path
+    cgroup_parent: str = "garrison"
+    pool_network: str = "10.254.0.0/16"
+    release_delay_s: float = 5.0
+    mtu: int = 1500
+    dns_servers: tuple[str, ...] = ()
+    allow_networks: tuple[str, ...] = ()
+    allow_host_access: bool = False
+    port_first: int = 0
+    port_count: int = 0
+    uid_first: int = 1_000_000_000
+    uid_count: int = 16_384
+    disk_limits: bool = True
+    external_address: str | None = None
+    wshd_binary: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """Handles: taken up again, and removed whole."""
+
+    found: tuple[str, ...]
+    removed: tuple[str, ...]
+
+
+def no_fault(rung: str) -> None:
+    """Production: no rung breaks on purpose."""
+
+
+@dataclass(slots=True)
+class _Making:
+    task: asyncio.Task[Container]
+    ladder: Ladder
+
+
+@dataclass
+class Depot:
+    """See the module. Made by `Depot.open`."""
+
+    settings: DepotSettings
+    _host: Host
+    _containers: dict[str, Container] = field(default_factory=dict)
+    _making: dict[str, _Making] = field(default_factory=dict)
+    _ending: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+
+    @classmethod
+    async def open(
+        cls, settings: DepotSettings, *, log: Log | None = None, fault: Callable[[str], None] = no_fault
+    ) -> Depot:
+        """Set up the host: firewall base, forwarding, cgroup parents, directories. Containers are
+        `recover`'s.
+        """
+        log = log if log is not None else SilentLog()
+        users.check_ids_free(
+            settings.uid_first,
+            settings.uid_count,
+            passwd=_read("/etc/passwd"),
+            subuid=_read("/etc/subuid"),
+            subgid=_read("/etc/subgid"),
+        )
+        for directory in (settings.depot_dir, settings.templates_dir):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        settings.depot_dir.chmod(0o700)
+        servers, left_out = nameservers(
+            settings.dns_servers, _read("/etc/resolv.conf"), _read("/run/systemd/resolve/resolv.conf")
+        )
+        if left_out:
+            log.warning("nameservers_left_out", servers=left_out, used=servers)
+        networks = await Networks.open(
+            NetworkSettings(
+                pool_network=settings.pool_network,
+                mtu=settings.mtu,
+                dns_servers=servers,
+                allow_networks=settings.allow_networks,
+                allow_host_access=settings.allow_host_access,
+                port_first=settings.port_first,
+                port_count=settings.port_count,
+                external_address=settings.external_address,
+            ),
+            log,
+        )
+        host = Host(
+            depot_dir=settings.depot_dir,
+            boot_id=snapshot.boot_id(),
+            cgroups=open_backend(settings.cgroup_parent),
+            disks=Disks(settings.templates_dir) if settings.disk_limits else None,
+            networks=networks,
+            launcher=Launcher(settings.wshd_binary or wsh.wshd_path()),
+            watcher=FileWatcher(),
+            addresses=Pool(
+                "address",
+                address_leases(settings.pool_network),
+                rest_s=settings.release_delay_s,
+                now_s=time.monotonic,
+            ),
+            ids=Pool("ids", id_leases(settings.uid_first, settings.uid_count), now_s=time.monotonic),
+            link_ids=IdSource(time.time_ns() // 1000),
+            dns_servers=servers,
+            seccomp=seccomp.compile_filter(seccomp.DEFAULT_PROFILE, platform.machine()),
+            background=Background(log),
+            log=log,
+            fault=fault,
+        )
+        return cls(settings, host)
+
+    def find(self, handle: str) -> Container:
+        try:
+            return self._containers[handle]
+        except KeyError:
+            raise UnknownHandle(handle) from None
+
+    def handles(self) -> tuple[str, ...]:
+        return tuple(self._containers)
+
+    async def create(self, spec: ContainerSpec) -> Container:
+        """Make a container. NoLease: a pool is empty. SpecError: the handle is in use. CreateError: a rung
+        broke.
+        """
+        link_id = self._host.link_ids.take()
+        handle = spec.handle or link_id
+        if handle in self._containers or handle in self._making:
+            raise SpecError("handle", f"{handle!r} is in use")
+        ladder = Ladder(self._host.fault)
+        work = make.build(self._host, spec, handle, link_id, ladder)
+        task = self._host.background.start(work, name=f"create-{handle}", watched=True)
+        self._making[handle] = _Making(task, ladder)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            ladder.abandoned = True
+            await self._undo_abandoned(task)
+            raise
+        except (NoLease, SpecError):
+            raise
+        except Exception as e:  # the frame that names the rung; the cause is kept
+            raise CreateError(ladder.rung, str(e) or repr(e)) from e
+        finally:
+            del self._making[handle]
+        container = task.result()
+        self._containers[handle] = container
+        return container
+
+    async def _undo_abandoned(self, task: asyncio.Task[Container]) -> None:
+        """The caller is gone: the ladder ends at its next rung, or has just been climbed."""
+
+        async def undo() -> None:
+            try:
+                container = await task
+            except Exception as e:
+                if not isinstance(e, Abandoned):
+                    self._host.log.warning("abandoned_create_failed", error=repr(e))
+                return
+            await container.release()
+
+        work = self._host.background.start(undo(), name="undo-abandoned-create")
+        try:
+            await finish(work)
+        except asyncio.CancelledError:
+            return
+
+    async def destroy(self, handle: str, grace_s: float = 0) -> None:
+        """Remove a container and all that it is made of. Idempotent: an unknown handle is fine."""
+        task = self._ending.get(handle)
+        if task is None:
+            container = self._containers.get(handle)
+            if container is None:
+                return
+            task = self._host.background.start(
+                self._destroy(container, grace_s), name=f"destroy-{handle}", watched=True
+            )
+            self._ending[handle] = task
+        await finish(task)
+
+    async def _destroy(self, container: Container, grace_s: float) -> None:
+        try:
+            if grace_s > 0:
+                await container.stop(grace_s)
+            await container.release()
+        finally:
+            # Its handle is free only when nothing of it is left.
+            del self._containers[container.handle]
+            del self._ending[container.handle]
+
+    async def recover(self) -> Recovery:
+        """After a start: take up what lives, remove the rest whole. Called once, before the first create."""
+        host, found, removed = self._host, dict[str, Parts](), list[str]()
+        for directory in sorted(host.depot_dir.iterdir()):
+            known, why = _snapshot_of(directory)
+            if known is not None and known.phase is Phase.MADE and known.boot_id == host.boot_id:
+                try:
+                    found[known.handle] = await make.rebuild(host, known)
+                    continue
+                except (OSError, LookupError) as e:
+                    why = str(e) or repr(e)
+            host.log.info("container_removed", handle=directory.name, why=why or "was being made")
+            await make.remove_remains(host, directory, known)
+            removed.append(directory.name)
+        await self._sweep_cgroups({parts.link_id for parts in found.values()})
+        await self._restore_links(list(found.values()))
+        for handle, parts in found.items():
+            container = make.adopt(host, parts)
+            self._containers[handle] = container
+            await container.recover_jobs()
+        return Recovery(tuple(found), tuple(removed))
+
+    async def _sweep_cgroups(self, owned: set[str]) -> None:
+        for name in self._host.cgroups.list():
+            if name not in owned:
+                await make.remove_cgroup(self._host, name)
+
+    async def _restore_links(self, parts: list[Parts]) -> None:
+        pass
+
+    async def close(self, *, remove_tables: bool = False) -> None:
+        """Let go. Containers go on, and another `open` and `recover` finds them."""
+        host = self._host
+        await host.background.close(_CLOSE_TIMEOUT_S)
+        for container in self._containers.values():
+            container.detach()
+        self._containers.clear()
+        host.watcher.close()
+        host.launcher.close()
+        await host.networks.close(remove_tables=remove_tables)
+
+
+def _snapshot_of(directory: Path) -> tuple[Snapshot | None, str]:
+    try:
+        found = snapshot.read(directory)
+    except SnapshotError as e:
+        return None, str(e)
+    if found.handle != directory.name:
+        return None, f"the snapshot is of {found.handle!r}"
+    return found, ""
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,122 @@
+"""Files of a container from outside, never following a link out of it.
+
+Paths are resolved by openat2 with the container's root as the end of the world (RESOLVE_IN_ROOT), so ``..``
+and absolute links stay inside, whatever an app does to the tree meanwhile. Whole trees are moved as tar
+streams by a job inside: the manager does not walk a tree that an app can change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Final
+
+from container import linux, users
+from container.pools import IdLease
+from container.spec import JobSpec, User
+
+_RESOLVE: Final = linux.RESOLVE_IN_ROOT | linux.RESOLVE_NO_MAGICLINKS
+_PATH: Final = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+
+
+class NotAFile(OSError):
+    """The path names something that is not a regular file."""
+
+
+class FilesError(RuntimeError):
+    """tar inside the container failed; the text is what it said."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """A file to write inside; ``mode`` are permission bits."""
+
+    path: str
+    data: bytes
+    mode: int = 0o644
+    user: User = User.VCAP
+
+
+def open_inside(root_fd: int, path: str, flags: int) -> int:
+    return linux.openat2(root_fd, path, flags, resolve=_RESOLVE)
+
+
+def read_file(root_fd: int, path: str, max_bytes: int, offset: int = 0) -> bytes:
+    """Up to ``max_bytes`` of a regular file. A device, socket or FIFO is never opened, only looked at."""
+    place = open_inside(root_fd, path, os.O_PATH)
+    try:
+        if not stat.S_ISREG(os.fstat(place).st_mode):
+            raise NotAFile(22, "not a regular file", path)
+        fd = os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    finally:
+        os.close(place)
+    with os.fdopen(fd, "rb", buffering=0) as file:
+        file.seek(offset)
+        parts, left = [], max_bytes
+        while left > 0 and (data := file.read(min(left, 1 << 20))):
+            parts.append(data)
+            left -= len(data)
+        return b"".join(parts)
+
+
+def write_file(root_fd: int, entry: FileEntry, ids: IdLease) -> None:
+    """Write a file, replacing what is there; missing directories are made for the same user."""
+    owner = users.host_id(ids.first, entry.user.value)
+    path = PurePosixPath("/") / entry.path
+    parent = _open_directories(root_fd, path.parent, owner)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path.name, dir_fd=parent)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(path.name, flags, 0o600, dir_fd=parent)
+        with os.fdopen(fd, "wb") as file:
+            file.write(entry.data)
+            os.fchown(fd, owner, owner)
+            os.fchmod(fd, entry.mode)
+    finally:
+        os.close(parent)
+
+
+def _open_directories(root_fd: int, directory: PurePosixPath, owner: int) -> int:
+    """A descriptor of the directory; what is missing of it is made."""
+    flags = os.O_RDONLY | os.O_DIRECTORY
+    try:
+        return open_inside(root_fd, str(directory), flags)
+    except FileNotFoundError:
+        if directory == directory.parent:
+            raise
+    parent = _open_directories(root_fd, directory.parent, owner)
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(directory.name, 0o755, dir_fd=parent)
+            os.chown(directory.name, owner, owner, dir_fd=parent, follow_symlinks=False)
+    finally:
+        os.close(parent)
+    return open_inside(root_fd, str(directory), flags)
+
+
+def unpack_job(destination: str, user: User) -> JobSpec:
+    """tar reads the stream on stdin. Owners are not restored: all belongs to ``user``."""
+    argv = ("tar", "-x", "-o", "-f", "-", "-C", destination)
+    return JobSpec(argv, env=(f"PATH={_PATH}",), user=user, cwd="/")
+
+
+def pack_job(path: str, user: User) -> JobSpec:
+    """tar writes the tree below ``path`` (or the file) to stdout, names beginning with its last part."""
+    place = PurePosixPath(path)
+    name = f"./{place.name}" if place.name else "."
+    argv = ("tar", "-c", "-f", "-", "-C", str(place.parent), name)
+    return JobSpec(argv, env=(f"PATH={_PATH}",), user=user, cwd="/")
+
+
+def bytes_fd(data: bytes, owner: int) -> int:
+    """A memfd with ``data`` at its start; ``owner`` may open it again by /proc/self/fd."""
+    fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
+    with os.fdopen(os.dup(fd), "wb") as file:
+        file.write(data)
+    os.fchown(fd, owner, owner)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd

@@ -1,0 +1,313 @@
+"""A job: its files in the spool, its status, its output from any offset.
+
+wshd moves a job's output into two append-only files and its end into a record (PROTOCOL.md section 3). So
+all of it outlives wshd, this manager and a slow reader, and a restarted manager just reads on. Nothing is
+buffered here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from container import linux
+from container.aio import FileWatcher
+from container.spec import JobSpec, Past
+from container.wshd import Wshd, WshdError, WshdGone
+
+_CHUNK_BYTES: Final = 256 << 10
+_RECORD_BYTES: Final = 4096
+STREAMS: Final = {"stdout": ".out", "stderr": ".err"}
+RECORD: Final = ".record"
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStatus:
+    """How a job ended: a code, a signal, the output limit (``overran``), or nobody knows (``lost``)."""
+
+    code: int | None = None
+    signal: int | None = None
+    overran: bool = False
+    lost: bool = False
+
+    @property
+    def bus_status(self) -> int:
+        """The one number that the bus has for it: -1 when lost, 255 for a signal or an overrun (Warden
+        A.5).
+        """
+        if self.lost:
+            return -1
+        return 255 if self.code is None else self.code
+
+    @property
+    def ok(self) -> bool:
+        return self.code == 0
+
+
+LOST: Final = ExitStatus(lost=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a record file says so far."""
+
+    status: ExitStatus | None = None
+    ended: bool = False
+    lost_bytes: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Output of ``stream`` from ``offset`` on; ``gap_bytes`` before it were dropped and are told once."""
+
+    stream: str
+    offset: int
+    data: bytes
+    gap_bytes: int = 0
+
+
+def parse_status(kind: str, number: int) -> ExitStatus:
+    match kind:
+        case "exit":
+            return ExitStatus(code=number)
+        case "signal":
+            return ExitStatus(signal=number)
+        case "overran":
+            return ExitStatus(signal=9, overran=True)
+    return LOST
+
+
+def parse_record(data: bytes) -> Record:
+    """Lines as wshd writes them; an unfinished last line and unknown ones are ignored."""
+    status, ended, lost = None, False, {}
+    for line in data.split(b"\n")[:-1]:
+        match line.decode(errors="replace").split(" "):
+            case ["exit" | "signal" as kind, number] if number.isdigit() and status is None:
+                status = parse_status(kind, int(number))
+            case ["overran"] if status is None:
+                status = parse_status("overran", 0)
+            case ["lost", stream, count] if count.isdigit():
+                lost[stream] = int(count)
+            case ["end"]:
+                ended = True
+    return Record(status, ended, lost)
+
+
+def spawn_keys(spec: JobSpec, io: str, fds: tuple[str, ...]) -> list[tuple[str, str]]:
+    """The words of a spawn request. Pure."""
+    uid = str(spec.user.value)
+    keys = [("arg", word) for word in spec.argv]
+    keys += [("env", word) for word in spec.env]
+    keys += [("uid", uid), ("gid", uid), ("cwd", spec.cwd), ("umask", f"{spec.umask:o}")]
+    keys += [("rlimit", f"{name}:{value}:{value}") for name, value in spec.rlimits.items()]
+    keys.append(("io", io))
+    keys += [("fd", name) for name in fds]
+    if io == "spool" and spec.output.limit_bytes is not None:
+        keys += [("limit", str(spec.output.limit_bytes)), ("over", spec.output.past.value)]
+    return keys
+
+
+class SpoolFiles:
+    """Descriptors of one job's files, just made; closed after the hand-over."""
+
+    def __init__(self, spool: Path, job_id: str) -> None:
+        self.fds: dict[str, int] = {}
+        self._paths = [spool / (job_id + suffix) for suffix in (*STREAMS.values(), RECORD)]
+        try:
+            for name, path in zip((*STREAMS, "record"), self._paths, strict=True):
+                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                self.fds[name] = os.open(path, flags, 0o600)
+            linux.preallocate(self.fds["record"], _RECORD_BYTES)
+        except BaseException:
+            self.close()
+            self.remove()
+            raise
+
+    def close(self) -> None:
+        while self.fds:
+            os.close(self.fds.popitem()[1])
+
+    def remove(self) -> None:
+        for path in self._paths:
+            path.unlink(missing_ok=True)
+
+
+@dataclass(slots=True)
+class JobHost:
+    """What jobs share with their container."""
+
+    spool: Path
+    watcher: FileWatcher
+    wshd: Wshd
+    is_dead: Callable[[], bool]
+    on_death: set[Callable[[], None]] = field(default_factory=set)
+
+
+class Job:
+    """One job of a container, made by `Container.spawn` or found again by `Depot.recover`."""
+
+    def __init__(self, host: JobHost, job_id: str, *, pid: int = 0) -> None:
+        self.id = job_id
+        self.pid = pid
+        #: rlimits that this host could not raise so far: (name, value used).
+        self.clamped: tuple[tuple[str, str], ...] = ()
+        self._host = host
+        self._status: ExitStatus | None = None
+
+    def __repr__(self) -> str:
+        return f"<Job {self.id} {self._status or 'running'}>"
+
+    @property
+    def status(self) -> ExitStatus | None:
+        """None while it runs. Looked up in the record each time until it is known."""
+        if self._status is None:
+            self._status = self.record().status
+            if self._status is None and self._host.is_dead():
+                # Looked at once more: pid 1 may have written it between the two questions.
+                self._status = self.record().status or LOST
+        return self._status
+
+    def record(self) -> Record:
+        try:
+            return parse_record(self._path(RECORD).read_bytes())
+        except FileNotFoundError:
+            return Record()
+
+    async def wait(self) -> ExitStatus:
+        """Until the first process has ended and its output is in the spool. Any number may wait, at any
+        time.
+        """
+        changed = asyncio.Event()
+        with self._woken(changed, RECORD):
+            while (status := self.status) is None:
+                await changed.wait()
+                changed.clear()
+        return status
+
+    async def signal(self, number: int) -> None:
+        """To the job's process group. A job that has ended: nothing happens."""
+        if self.status is None:
+            with suppress(WshdGone):
+                try:
+                    await self._host.wshd.signal(self.id, number)
+                except WshdError as e:
+                    if e.name not in ("ESRCH", "ENOENT"):
+                        raise
+
+    async def trim(self, stream: str, offset: int) -> None:
+        """A reader has everything of ``stream`` below ``offset``: its space is given back, a `BLOCK` job
+        goes on.
+        """
+        with suppress(WshdGone):
+            await self._host.wshd.trim(self.id, stream, offset)
+
+    async def forget(self) -> None:
+        """Drop an ended job and its files. WshdError EBUSY: it still runs."""
+        with suppress(WshdGone):
+            try:
+                await self._host.wshd.forget(self.id)
+            except WshdError as e:
+                if e.name != "ENOENT":
+                    raise
+        self.status  # noqa: B018  the record is about to go; who waits still gets the status
+        self.remove_files()
+
+    def remove_files(self) -> None:
+        for suffix in (*STREAMS.values(), RECORD):
+            self._path(suffix).unlink(missing_ok=True)
+
+    def size_bytes(self, stream: str) -> int:
+        """The end offset: how much the job has written, dropped bytes included."""
+        return self._path(STREAMS[stream]).stat().st_size
+
+    async def stream(
+        self, stream: str | None = None, *, offset: int = 0, follow: bool = True
+    ) -> AsyncIterator[Chunk]:
+        """Output from ``offset`` on, of one stream or (None) of both; with ``follow`` until the job has
+        ended.
+
+        What a process left behind writes after that is read by asking again from the last offset. A job
+        that runs with `Past.BLOCK` waits for `trim`.
+        """
+        names = tuple(STREAMS) if stream is None else (stream,)
+        changed = asyncio.Event()
+        with ExitStack() as opened:
+            readers = [_Reader(opened, self._path(STREAMS[name]), name, offset) for name in names]
+            if follow:
+                opened.enter_context(self._woken(changed, RECORD, *(STREAMS[name] for name in names)))
+            while True:
+                changed.clear()
+                # Asked before reading: what was written before the end is then read in this turn.
+                ended = not follow or self.status is not None
+                idle = True
+                for reader in readers:
+                    if (chunk := reader.read()) is not None:
+                        idle = False
+                        yield chunk
+                if idle and ended:
+                    return
+                if idle:
+                    await changed.wait()
+
+    async def output(self, stream: str) -> bytes:
+        """All that is kept of one stream now."""
+        return b"".join([chunk.data async for chunk in self.stream(stream, follow=False)])
+
+    def _path(self, suffix: str) -> Path:
+        return self._host.spool / (self.id + suffix)
+
+    def _woken(self, event: asyncio.Event, *suffixes: str) -> ExitStack:
+        """``event`` is set by a write to one of the files and by the container's death."""
+        stack = ExitStack()
+        for suffix in suffixes:
+            with suppress(FileNotFoundError):  # forgotten meanwhile
+                stack.enter_context(self._host.watcher.watch(self._path(suffix), event.set))
+        self._host.on_death.add(event.set)
+        stack.callback(self._host.on_death.discard, event.set)
+        return stack
+
+
+class _Reader:
+    """Reads one spool file. Bytes are dropped at its head while we read (wshd.md, Output)."""
+
+    def __init__(self, opened: ExitStack, path: Path, stream: str, offset: int) -> None:
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        opened.callback(os.close, self._fd)
+        self._stream = stream
+        self._at = offset
+
+    def read(self) -> Chunk | None:
+        """None: nothing there beyond the offset."""
+        while True:
+            end = os.fstat(self._fd).st_size
+            if self._at >= end:
+                return None
+            start = self._seek_data(self._at, end)
+            data = os.pread(self._fd, min(_CHUNK_BYTES, end - start), start) if start < end else b""
+            if self._seek_data(start, end) != start:
+                continue  # a hole was punched under our hands: what was read may be zeros
+            gap, self._at = start - self._at, start + len(data)
+            return Chunk(self._stream, start, data, gap)
+
+    def _seek_data(self, at: int, end: int) -> int:
+        try:
+            return min(os.lseek(self._fd, at, os.SEEK_DATA), end)
+        except OSError as e:
+            if e.errno != 6:  # ENXIO: a hole up to the end
+                raise
+            return end
+
+
+def found_jobs(spool: Path) -> list[str]:
+    """Ids of the jobs whose records lie in a spool."""
+    return sorted(path.name.removesuffix(RECORD) for path in spool.iterdir() if path.name.endswith(RECORD))
+
+
+def refuse_blocking(spec: JobSpec) -> bool:
+    """Would `run`, which reads only at the end, wait for ever?"""
+    return spec.output.past is Past.BLOCK and spec.output.limit_bytes is not None

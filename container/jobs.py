@@ -1,0 +1,165 @@
+"""The jobs of one container: how each kind is started, and who knows of which.
+
+Three kinds (PROTOCOL.md section 2): on the spool, on the caller's own descriptors, on a terminal.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+from container import files, users
+from container.job import (
+    LOST,
+    ExitStatus,
+    Job,
+    JobHost,
+    SpoolFiles,
+    found_jobs,
+    parse_record,
+    parse_status,
+    refuse_blocking,
+    spawn_keys,
+)
+from container.pools import IdLease
+from container.spec import JobSpec, SpecError
+from container.wshd import Started, Wshd, WshdError, WshdGone
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    status: ExitStatus
+    stdout: bytes
+    stderr: bytes
+
+
+class DirectJob:
+    """A job on the caller's own descriptors; its status is in a record that only we hold."""
+
+    def __init__(self, wshd: Wshd, job_id: str, pid: int, record: int) -> None:
+        self.id, self.pid = job_id, pid
+        self._wshd, self._record = wshd, record
+        self._status: ExitStatus | None = None
+
+    async def wait(self) -> ExitStatus:
+        if self._status is None:
+            try:
+                self._status = parse_status(*await self._wshd.wait(self.id))
+            except (WshdError, WshdGone):
+                # It has ended and is forgotten, or pid 1 is dead: the record says what there is to know.
+                status = self._status or parse_record(os.pread(self._record, 4096, 0)).status
+                self._status = status or LOST
+        return self._status
+
+    async def signal(self, number: int) -> None:
+        with suppress(WshdGone, WshdError):
+            await self._wshd.signal(self.id, number)
+
+    def __del__(self) -> None:
+        os.close(self._record)
+
+
+class TerminalJob(DirectJob):
+    """A job on a terminal of the container; ``master`` belongs to the caller."""
+
+    def __init__(self, wshd: Wshd, job_id: str, pid: int, record: int, master: int) -> None:
+        super().__init__(wshd, job_id, pid, record)
+        self.master = master
+
+    async def resize(self, rows: int, cols: int) -> None:
+        with suppress(WshdGone):
+            await self._wshd.winsize(self.id, rows, cols)
+
+
+class Jobs:
+    """Starts jobs and remembers those on the spool. ``check`` raises when the container takes no job now."""
+
+    def __init__(self, host: JobHost, ids: IdLease, check: Callable[[], None]) -> None:
+        self._host, self._ids, self._check = host, ids, check
+        self.known: dict[str, Job] = {}
+        self._next = 1
+
+    async def spawn(self, spec: JobSpec) -> Job:
+        self._check()
+        job = Job(self._host, self._id(spec))
+        spool = SpoolFiles(self._host.spool, job.id)
+        fds = dict(spool.fds)
+        try:
+            if spec.stdin is not None:
+                spool.fds["stdin"] = fds["stdin"] = files.bytes_fd(
+                    spec.stdin, users.host_id(self._ids.first, spec.user.value)
+                )
+            self.known[job.id] = job
+            keys = spawn_keys(spec, "spool", tuple(fds))
+            started = await self._host.wshd.spawn(job.id, keys, tuple(fds.values()))
+        except (WshdError, WshdGone, OSError):
+            # Not on cancellation: the request may have been carried out, and the job stays known.
+            self.known.pop(job.id, None)
+            spool.remove()
+            raise
+        finally:
+            spool.close()
+        job.pid, job.clamped = started.pid, started.clamped
+        return job
+
+    async def run(self, spec: JobSpec) -> RunResult:
+        if refuse_blocking(spec):
+            raise SpecError("output.past", "run() reads at the end; expected kill or drop-oldest, got block")
+        job = await self.spawn(spec)
+        status = await job.wait()
+        result = RunResult(status, await job.output("stdout"), await job.output("stderr"))
+        await self.forget(job.id)
+        return result
+
+    async def forget(self, job_id: str) -> None:
+        await self.known[job_id].forget()
+        self.known.pop(job_id, None)
+
+    async def direct(self, spec: JobSpec, given: Mapping[str, int]) -> DirectJob:
+        job_id, started, record = await self._start(spec, "direct", given)
+        return DirectJob(self._host.wshd, job_id, started.pid, record)
+
+    async def terminal(self, spec: JobSpec, rows: int, cols: int) -> TerminalJob:
+        size = [("rows", str(rows)), ("cols", str(cols))]
+        job_id, started, record = await self._start(spec, "terminal", {}, size)
+        assert started.master is not None, "wshd sent no terminal"
+        return TerminalJob(self._host.wshd, job_id, started.pid, record, started.master)
+
+    async def recover(self) -> None:
+        """After a restart of the manager: take up the jobs whose files lie in the spool."""
+        listed = {job.job: job.pid for job in await self._host.wshd.jobs()}
+        for job_id in found_jobs(self._host.spool):
+            job = Job(self._host, job_id, pid=listed.get(job_id, 0))
+            if job_id not in listed and job.record().status is None:
+                # The manager died between making the files and wshd's taking them.
+                job.remove_files()
+                continue
+            self.known[job_id] = job
+            if job_id.isdigit():
+                self._next = max(self._next, int(job_id) + 1)
+
+    async def _start(
+        self, spec: JobSpec, io: str, given: Mapping[str, int], more: Iterable[tuple[str, str]] = ()
+    ) -> tuple[str, Started, int]:
+        self._check()
+        job_id = self._id(spec)
+        record = os.memfd_create("record", os.MFD_CLOEXEC)
+        fds = {**given, "record": record}
+        try:
+            keys = [*spawn_keys(spec, io, tuple(fds)), *more]
+            return job_id, await self._host.wshd.spawn(job_id, keys, tuple(fds.values())), record
+        except BaseException:
+            os.close(record)
+            raise
+
+    def _id(self, spec: JobSpec) -> str:
+        if spec.job_id is not None:
+            if spec.job_id in self.known:
+                raise SpecError("job_id", f"{spec.job_id!r} is in use")
+            return spec.job_id
+        while str(self._next) in self.known:
+            self._next += 1
+        self._next += 1
+        return str(self._next - 1)

@@ -1,0 +1,132 @@
+"""What a container consists of, its states as a table, and what is told of it. Values only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+from container.cgroups import CgroupSet
+from container.disk import Disk
+from container.network import Link
+from container.pools import AddressLease, IdLease
+from container.snapshot import Phase, Snapshot
+from container.spec import EgressRule, Limits, PortMapping
+
+
+class ContainerState(StrEnum):
+    ACTIVE = "active"
+    STOPPED = "stopped"
+    DEAD = "dead"
+    DESTROYED = "destroyed"
+
+
+class Move(StrEnum):
+    STOP = "stop"
+    DIE = "die"
+    DESTROY = "destroy"
+    SPAWN = "spawn"
+    CHANGE = "change"
+
+
+_S, _M = ContainerState, Move
+MOVES: Final[Mapping[tuple[ContainerState, Move], ContainerState]] = {
+    (_S.ACTIVE, _M.SPAWN): _S.ACTIVE,
+    (_S.ACTIVE, _M.CHANGE): _S.ACTIVE,
+    (_S.ACTIVE, _M.STOP): _S.STOPPED,
+    (_S.ACTIVE, _M.DIE): _S.DEAD,
+    (_S.ACTIVE, _M.DESTROY): _S.DESTROYED,
+    (_S.STOPPED, _M.CHANGE): _S.STOPPED,
+    (_S.STOPPED, _M.STOP): _S.STOPPED,
+    (_S.STOPPED, _M.DIE): _S.DEAD,
+    (_S.STOPPED, _M.DESTROY): _S.DESTROYED,
+    (_S.DEAD, _M.STOP): _S.DEAD,
+    (_S.DEAD, _M.DIE): _S.DEAD,
+    (_S.DEAD, _M.DESTROY): _S.DESTROYED,
+    (_S.DESTROYED, _M.DIE): _S.DESTROYED,
+    (_S.DESTROYED, _M.DESTROY): _S.DESTROYED,
+}
+
+
+class WrongState(RuntimeError):
+    """The container is in no state for that (any more)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """A measurement of one moment. ``memory_bytes``: rss + cache - inactive_file."""
+
+    state: ContainerState
+    events: tuple[str, ...]
+    job_ids: tuple[str, ...]
+    memory_bytes: int
+    memory_limit_bytes: int | None
+    memory_stat: Mapping[str, int]
+    oom_kills: int
+    cpu_ns: int
+    pids: int
+    disk_bytes: int
+    disk_inodes: int
+
+
+@dataclass(slots=True)
+class Parts:
+    """What a container is made of; filled rung by rung (make.py)."""
+
+    handle: str
+    link_id: str
+    hostname: str
+    directory: Path
+    ids: IdLease
+    limits: Limits
+    boot_id: str
+    has_home: bool
+    egress: tuple[EgressRule, ...] = ()
+    properties: Mapping[str, str] = field(default_factory=dict)
+    lease: AddressLease | None = None
+    ports: tuple[PortMapping, ...] = ()
+    link: Link | None = None
+    disk: Disk | None = None
+    cgroup: CgroupSet | None = None
+    dir_fd: int = -1
+    root_fd: int = -1
+    home_fd: int = -1
+    pid: int = 0
+    pidfd: int = -1
+    pid_start_ticks: int = 0
+    stopped: bool = False
+    events: tuple[str, ...] = ()
+
+    def snapshot(self, phase: Phase) -> Snapshot:
+        return Snapshot(
+            phase=phase,
+            boot_id=self.boot_id,
+            handle=self.handle,
+            link_id=self.link_id,
+            ids_first=self.ids.first,
+            network=self.lease.network if self.lease is not None else None,
+            hostname=self.hostname,
+            limits=self.limits,
+            ports=self.ports,
+            egress=self.egress,
+            properties=dict(self.properties),
+            pid=self.pid,
+            pid_start_ticks=self.pid_start_ticks,
+            home=self.has_home,
+            stopped=self.stopped,
+            events=self.events,
+        )
+
+    @property
+    def spool(self) -> Path:
+        return self.directory / "spool"
+
+    def close(self) -> None:
+        """Close the descriptors. Idempotent."""
+        for name in ("dir_fd", "root_fd", "home_fd", "pidfd"):
+            if (fd := getattr(self, name)) >= 0:
+                os.close(fd)
+                setattr(self, name, -1)
