@@ -1,0 +1,119 @@
+"""The frame of the command line: which commands there are, and what happens to an error.
+
+Only click is imported here; a command's module is imported when that command runs, so `garrison --help`
+stays quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from agent.cli import ui
+
+# name -> (module, what it does), in the order of `--help`
+COMMANDS = {
+    "up": ("agent.cli.up", "A whole platform on this machine, until Ctrl-C"),
+    "push": ("agent.cli.push", "From a directory to a URL: upload, stage, start"),
+    "apps": ("agent.cli.apps", "What runs, where, and how it is"),
+    "logs": ("agent.cli.logs", "What an app says"),
+    "shell": ("agent.cli.shell", "A shell inside an instance"),
+    "scale": ("agent.cli.scale", "More or fewer instances of an app"),
+    "stop": ("agent.cli.stop", "Stop an app and keep its droplet"),
+    "start": ("agent.cli.start", "Start a stopped app again"),
+    "delete": ("agent.cli.delete", "Stop an app and forget it"),
+    "rootfs": ("agent.cli.rootfs", "Build and list the root file systems of containers"),
+    "config": ("agent.cli.config", "Check or show a configuration file"),
+    "run": ("agent.cli.run", "The host agent, for a platform with a controller of its own"),
+    "detach": ("agent.cli.detach", "Stop the agent and leave the apps running"),
+    "completion": ("agent.cli.completion", "Completion for bash, zsh or fish"),
+}
+NEWCOMER = ("up", "push", "apps", "logs", "shell")
+
+
+class Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            close = ui.nearest(name, COMMANDS)
+            hint = f"did you mean `garrison {close}`?" if close else "`garrison --help` lists the commands"
+            raise ui.Failure(f"there is no command {name!r}", "", hint, ui.USAGE)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, what) for name, (_, what) in COMMANDS.items()])
+
+
+def _newcomer(ctx: click.Context) -> None:
+    click.echo("Garrison runs web apps in containers on this host.\n")
+    for name in NEWCOMER:
+        click.echo(f"  garrison {name:<8}{COMMANDS[name][1]}")
+    click.echo("\nStart with `garrison up`, then `garrison push DIRECTORY` in another terminal.")
+    click.echo("All commands: garrison --help      One command: garrison push --help")
+
+
+def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from importlib.metadata import version
+
+        click.echo(f"garrison {version('garrison')}")
+        ctx.exit()
+
+
+@click.group(
+    cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
+)
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show it."
+)
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
+    """Garrison runs web apps in containers: one host agent, driven over NATS."""
+    ctx.obj = {"debug": debug}
+    if ctx.invoked_subcommand is None:
+        _newcomer(ctx)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit statuses: 0 done, 1 failed, 2 usage or configuration, 3 nothing reachable, 130 interrupted."""
+    debug = "--debug" in (sys.argv if argv is None else argv) or bool(os.environ.get("GARRISON_DEBUG"))
+    try:
+        status: Any = cli.main(args=argv, prog_name="garrison", standalone_mode=False)
+        return status if isinstance(status, int) else ui.DONE
+    except click.exceptions.Exit as leave:
+        return leave.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        ui.tell("interrupted")
+        return ui.INTERRUPTED
+    except ui.Failure as error:
+        error.show()
+        return error.status
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output has gone
+        return ui.FAILED
+    except Exception as error:  # outermost frame of the program
+        if debug:
+            raise
+        ui.Failure(type(error).__name__, str(error), "more with `garrison --debug ...`").show()
+        return ui.FAILED

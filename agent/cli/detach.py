@@ -1,0 +1,23 @@
+"""`garrison detach`: stop the agent and leave the apps running."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from agent.cli import reach, ui
+
+
+@click.command("detach")
+@click.option(
+    "--config", "-c", type=click.Path(path_type=Path, dir_okay=False), help="The agent's configuration."
+)
+@reach.state_option
+def command(config: Path | None, state_dir: Path) -> None:
+    """Makes the agent leave without stopping an app; the next agent on this host takes them over.
+
+    The agent of `garrison up` is started again by `up`.
+    """
+    reach.agent(state_dir, config).call("POST", "/v1/detach")
+    ui.tell("Detached    the agent leaves; the apps run on")

@@ -1,0 +1,207 @@
+"""How a command reaches `garrison up` (its controller, over TCP) or an agent (its control socket). Plain and
+blocking."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import IO, Any
+from urllib.parse import quote, urlencode, urlsplit
+
+import click
+
+from agent.cli import ui
+
+TIMEOUT_S = 30.0
+DEFAULT_SOCKET = Path("/var/lib/garrison/agent.sock")
+
+
+def default_state_dir() -> Path:
+    if given := os.environ.get("GARRISON_STATE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "garrison"
+
+
+def state_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--state",
+        "state_dir",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=default_state_dir,
+        metavar="DIR",
+        help="Where `garrison up` keeps its state [$GARRISON_STATE].",
+    )(function)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path, timeout: float | None) -> None:
+        super().__init__("agent", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        # Socket paths end at 107 bytes: go through the directory's descriptor.
+        directory = os.open(self._path.parent, os.O_PATH | os.O_DIRECTORY)
+        try:
+            self.sock.connect(f"/proc/self/fd/{directory}/{self._path.name}")
+        finally:
+            os.close(directory)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One HTTP server: a controller or an agent."""
+
+    connect: Callable[[float | None], http.client.HTTPConnection]
+    headers: dict[str, str]
+    what: str
+    hint: str
+
+    def call(self, method: str, path: str, body: Any = None, **query: str) -> Any:
+        """Sends JSON, answers JSON; a refusal becomes a Failure with the server's words."""
+        data = None if body is None else json.dumps(body).encode()
+        with self.open(method, path, data, query=query) as response:
+            return json.loads(response.read() or b"null")
+
+    @contextlib.contextmanager
+    def open(
+        self,
+        method: str,
+        path: str,
+        body: bytes | IO[bytes] | None = None,
+        *,
+        timeout_s: float | None = TIMEOUT_S,
+        query: Mapping[str, str] = MappingProxyType({}),
+    ) -> Iterator[http.client.HTTPResponse]:
+        target = quote(path) + (f"?{urlencode(query)}" if query else "")
+        connection = self.connect(timeout_s)
+        try:
+            try:
+                connection.request(method, target, body=body, headers=self.headers)
+                response = connection.getresponse()
+            except (OSError, http.client.HTTPException) as error:
+                raise ui.Failure(
+                    f"cannot reach {self.what}", str(error), self.hint, ui.UNREACHABLE
+                ) from error
+            if response.status >= 400:
+                raise _refusal(response)
+            yield response
+        finally:
+            connection.close()
+
+    def lines(self, method: str, path: str, **query: str) -> Iterator[Any]:
+        """A line of JSON for each event, for as long as the server speaks."""
+        with self.open(method, path, timeout_s=None, query=query) as response:
+            while line := response.readline():
+                if line.strip():
+                    yield json.loads(line)
+
+
+class Refusal(ui.Failure):
+    """The server said no; `http_status` says how."""
+
+    def __init__(self, why: str, http_status: int) -> None:
+        super().__init__(why)
+        self.http_status = http_status
+
+
+def _refusal(response: http.client.HTTPResponse) -> Refusal:
+    text = response.read().decode(errors="replace")
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        text = json.loads(text)["error"]
+    return Refusal(str(text).strip() or response.reason, response.status)
+
+
+def _up_file(state_dir: Path) -> dict[str, Any] | None:
+    try:
+        facts = json.loads((state_dir / "up.json").read_text())
+    except FileNotFoundError:
+        return None
+    except PermissionError as error:
+        raise ui.Failure("cannot read up.json", str(error), "run as the user of `garrison up`") from error
+    assert isinstance(facts, dict)
+    return facts
+
+
+def controller(state_dir: Path) -> Peer:
+    facts = _up_file(state_dir)
+    if facts is None:
+        raise ui.Failure(
+            "garrison up does not run", f"there is no {state_dir / 'up.json'}",
+            "start it in another terminal: garrison up", ui.UNREACHABLE,
+        )  # fmt: skip
+    address = urlsplit(facts["controller"])
+    token = base64.b64encode(f"{facts['user']}:{facts['password']}".encode()).decode()
+    return Peer(
+        lambda timeout_s: http.client.HTTPConnection(address.hostname or "", address.port, timeout=timeout_s),
+        {"Authorization": f"Basic {token}", "Content-Type": "application/json"},
+        "the controller of garrison up",
+        "has it just been stopped? start it with: garrison up",
+    )
+
+
+def gateway_port(state_dir: Path) -> int:
+    facts = _up_file(state_dir)
+    return int(facts["gateway_port"]) if facts else 0
+
+
+def agent(state_dir: Path, config: Path | None) -> Peer:
+    """The agent of `--config`, else that of `garrison up`, else the one of the default base_dir."""
+    if config is not None:
+        from agent.config import load
+
+        path = Path(load(config).base_dir) / "agent.sock"
+    elif facts := _up_file(state_dir):
+        path = Path(facts["control_socket"])
+    else:
+        path = DEFAULT_SOCKET
+    return Peer(
+        lambda timeout_s: _UnixConnection(path, timeout_s),
+        {},
+        f"the agent at {path}",
+        "is it running? name its configuration with --config, or start one: garrison up",
+    )
+
+
+def app_or_hint(peer: Peer, name: str) -> dict[str, Any]:
+    """The app's row, or a Failure that names the nearest one."""
+    apps = peer.call("GET", "/v1/apps")
+    for row in apps:
+        if row["name"] == name:
+            assert isinstance(row, dict)
+            return row
+    close = ui.nearest(name, (row["name"] for row in apps))
+    raise ui.Failure(
+        f"there is no app {name!r}", "", f"did you mean {close}?" if close else "see: garrison apps"
+    )
+
+
+def complete_app(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """For shell completion: silence is better than an error in the middle of a line."""
+    try:
+        rows = controller(ctx.params.get("state_dir") or default_state_dir()).call("GET", "/v1/apps")
+    except (click.ClickException, OSError, ValueError):
+        return []
+    return [row["name"] for row in rows if row["name"].startswith(incomplete)]
+
+
+def event_bytes(event: dict[str, Any]) -> bytes:
+    """The output in one event of a log stream."""
+    if "data_base64" in event:
+        return base64.b64decode(event["data_base64"])
+    return str(event.get("data", event.get("text", ""))).encode(errors="surrogateescape")
+
+
+def printable(line: bytes) -> str:
+    """A line of an app for a terminal, which no control sequence of it may reach."""
+    text = line.decode(errors="replace").rstrip("\r")
+    return "".join(c if c.isprintable() or c == "\t" else f"\\x{ord(c):02x}" for c in text)

@@ -1,0 +1,37 @@
+"""`garrison run`: the host agent itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from agent.cli import ui
+
+
+@click.command("run")
+@click.option(
+    "--config",
+    "-c",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("/etc/garrison/config.yml"),
+    show_default=True,
+    help="The configuration file.",
+)
+def command(config: Path) -> None:
+    """Runs the host agent in the foreground.
+
+    TERM, INT and QUIT stop the apps and then the agent; `garrison detach` stops the agent alone.
+    """
+    from agent.cli.config import load_or_fail
+
+    settings = load_or_fail(config)
+
+    import asyncio
+
+    from agent.logs import configure
+    from agent.worker import Worker
+
+    log = configure(settings.logging)
+    status = asyncio.run(Worker(settings, log).run())
+    ui.stop(status or ui.DONE)
