@@ -1,0 +1,140 @@
+/*
+ * The launcher: clone, map ids, build the tree, hand over, leave.
+ *
+ *   launcher (host's root)                          child (pid 1 of the container)
+ *   own mount namespace; opens what the plan names
+ *   becomes the id that is not mapped; clones  ──►  waits
+ *   becomes root again; writes the maps        ──►  IPv6 off; acknowledges
+ *   builds the tree; prints `pid N`; waits `go`
+ *   "enter"                                    ──►  cgroups, namespaces, pivot, mounts, network, limits
+ *   prints `ready`; exits 0                    ◄──  "ready", or one line that says what failed
+ *
+ * The launcher's death before "ready" closes the channel, which ends the child.
+ */
+#include "launch.h"
+#include <linux/sched.h>
+#include <linux/securebits.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+
+static void become(uid_t id)
+{
+    if (setresgid(id, id, id) || setresuid(id, id, id))
+        die("become", "the container's own id");
+}
+
+static pid_t clone_child(void)
+{
+    struct clone_args args = {
+        .flags = CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS,
+        .exit_signal = SIGCHLD,
+    };
+    pid_t pid = (pid_t)syscall(SYS_clone3, &args, sizeof args);
+    if (pid < 0)
+        die("clone", "user, pid, net, ipc and uts namespaces");
+    return pid;
+}
+
+static void write_map(pid_t pid, const char *which, const struct plan *plan)
+{
+    char path[64], line[64];
+    (void)snprintf(path, sizeof path, "/proc/%d/%s", pid, which);
+    int size = snprintf(line, sizeof line, "0 %u %u\n", plan->id_base, plan->id_count - 1);
+    scoped_fd int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0 || write_all(fd, line, (size_t)size))
+        die("write", path);
+}
+
+static void say(const char *text)
+{
+    if (write_all(1, text, strlen(text)))
+        die("write", "standard output");
+}
+
+static void wait_go(void)
+{
+    char line[4] = "";
+    size_t got = 0;
+    while (got < 3) {
+        ssize_t n = read(0, line + got, 3 - got);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0) {
+            errno = ECANCELED;
+            die("launch", "standard input ended before `go`");
+        }
+        got += (size_t)n;
+    }
+    if (memcmp(line, "go\n", 3)) {
+        errno = EINVAL;
+        die("launch", "expected `go`");
+    }
+}
+
+/* Waits for the child's word. Anything but `expected` is its last line: passed on. */
+static void hear(int channel, const char *expected)
+{
+    char text[1024];
+    ssize_t got = recv(channel, text, sizeof text - 1, 0);
+    if (got == (ssize_t)strlen(expected) && !memcmp(text, expected, (size_t)got))
+        return;
+    if (got > 0)
+        (void)write_all(2, text, (size_t)got);
+    else {
+        errno = ECHILD;
+        die("launch", "the container's pid 1 ended without a word");
+    }
+    _exit(1);
+}
+
+static void tell(int channel, const char *word)
+{
+    if (send(channel, word, strlen(word), MSG_NOSIGNAL) < 0)
+        die("launch", "the container's pid 1 is gone");
+}
+
+int launch(const struct plan *plan)
+{
+    struct opened opened;
+    int channel[2];
+    if (unshare(CLONE_NEWNS) || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL))
+        die("unshare", "mount namespace (needs root)");
+    tree_open(plan, &opened);
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, channel))
+        die("socketpair", "launch");
+    /* Capabilities stay through the change of id: the kernel would drop them for the files' sake only. */
+    if (prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP))
+        die("securebits", "launcher");
+    become(plan->id_base + plan->id_count - 1);
+    pid_t pid = clone_child();
+    if (pid == 0) {
+        (void)close(channel[0]);
+        inside_main(plan, &opened, channel[1]);
+    }
+    (void)close(channel[1]);
+    become(0);
+    write_map(pid, "uid_map", plan);
+    write_map(pid, "gid_map", plan);
+    tell(channel[0], "mapped");
+    hear(channel[0], "mapped");
+    char path[64];
+    (void)snprintf(path, sizeof path, "/proc/%d/ns/user", pid);
+    scoped_fd int userns = open(path, O_RDONLY | O_CLOEXEC);
+    if (userns < 0)
+        die("open", path);
+    tree_build(plan, &opened, userns);
+    (void)snprintf(path, sizeof path, "pid %d\n", pid);
+    say(path);
+    if (plan->veth)
+        wait_go();
+    tell(channel[0], "enter");
+    hear(channel[0], "ready");
+    say("ready\n");
+    return 0;
+}

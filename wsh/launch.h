@@ -1,0 +1,35 @@
+/* Making a container: what the launcher does outside (tree.c, launch.c) and the child inside (inside.c, net.c). */
+#pragma once
+#include "plan.h"
+
+#define STAGE "/tmp" /* a tmpfs is put there in the launcher's own mount namespace; nobody else sees it */
+#define STAGE_ROOT STAGE "/root"
+
+/* Everything of the host that the plan names, opened before any mount covers a path. */
+struct opened {
+    int layers[MAX_LAYERS], home_layers[MAX_LAYERS], upper, home_upper, binds[MAX_BINDS];
+    int cgroup_init[MAX_CGROUPS], cgroup_job[MAX_CGROUPS];
+    int listener;
+};
+/* What pid 1 lives with after its set-up. */
+struct inside {
+    const struct plan *plan;
+    int listener, root_fd, pts_fd;
+    const int *cgroup_job;
+    uint64_t nofile_soft, nofile_hard;
+};
+
+void tree_open(const struct plan *plan, struct opened *ret_opened);
+void tree_build(const struct plan *plan, const struct opened *opened, int userns_fd);
+
+/* Opens PATH below `root` without following any link; makes what is missing as root inside. die()s. */
+int ensure_below(int root, const char *path, bool directory);
+int mount_new(const char *type, const char *const options[][2], unsigned attributes);
+void mount_onto(int mount_fd, int target_fd, const char *what);
+
+void net_without_ipv6(void);
+void net_configure(const struct plan *plan);
+
+int launch(const struct plan *plan);
+_Noreturn void inside_main(const struct plan *plan, const struct opened *opened, int channel);
+_Noreturn void serve(struct inside *inside);

@@ -1,0 +1,58 @@
+/* wshd: see PROTOCOL.md. This file only reads the command line. */
+#include "launch.h"
+#include <stdio.h>
+
+#ifdef __SANITIZE_ADDRESS__
+const char *__asan_default_options(void);
+/* pid 1 never ends by itself, and it may not be traced: the leak check could not run. */
+const char *__asan_default_options(void) { return "detect_leaks=0:abort_on_error=1"; }
+#endif
+
+static _Noreturn void usage(void)
+{
+    static const char text[] = "usage: wshd [--no-net] --plan FD | wshd [--no-net] --args WORD...   (see PROTOCOL.md)\n";
+    (void)write_all(2, text, sizeof text - 1);
+    _exit(2);
+}
+
+/* Words given as arguments would show the host's paths in /proc/1/cmdline inside. */
+static char **take_words(char **from, int count)
+{
+    char **words = calloc((size_t)count + 1, sizeof *words);
+    if (!words)
+        die("plan", "memory");
+    for (int i = 0; i < count; i++) {
+        if (!(words[i] = strdup(from[i])))
+            die("plan", "memory");
+        memset(from[i], 0, strlen(from[i]));
+    }
+    return words;
+}
+
+int main(int argc, char **argv)
+{
+    static struct plan plan;
+    bool no_net = false;
+    char **words;
+    int at = 1, count;
+    if (at < argc && !strcmp(argv[at], "--no-net")) {
+        no_net = true;
+        at++;
+    }
+    if (at + 1 >= argc)
+        usage();
+    if (!strcmp(argv[at], "--plan")) {
+        uint64_t fd;
+        if (!parse_number(argv[at + 1], 1 << 20, &fd))
+            usage();
+        words = plan_read((int)fd, &count);
+    } else if (!strcmp(argv[at], "--args")) {
+        count = argc - at - 1;
+        words = take_words(argv + at + 1, count);
+    } else
+        usage();
+    plan_parse(&plan, words, count);
+    if (no_net)
+        plan.veth = false;
+    return launch(&plan);
+}

@@ -1,0 +1,110 @@
+/* The container's side of the network, by ioctl: 0.2 ms where netlink from outside takes ten. */
+#include "launch.h"
+#include <arpa/inet.h>
+#include <net/route.h>
+#include <netinet/in.h>
+#include <stdio.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <linux/sockios.h>
+
+/* <net/if.h> and <linux/if.h> clash under musl; these two are all that is needed of them. */
+struct interface_request {
+    char name[16];
+    union {
+        struct sockaddr_in address;
+        short flags;
+        int value;
+        char pad[24];
+    } u;
+};
+struct arp_request {
+    struct sockaddr_in address;
+    struct sockaddr hardware;
+    int flags;
+    struct sockaddr netmask;
+    char device[16];
+};
+enum { INTERFACE_UP = 1, ARP_COMPLETE = 2, ARP_PERMANENT = 4, ETHERNET = 1 };
+
+void net_without_ipv6(void)
+{
+    static const char *const names[] = {"/proc/sys/net/ipv6/conf/all/disable_ipv6",
+                                        "/proc/sys/net/ipv6/conf/default/disable_ipv6"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        scoped_fd int fd = open(names[i], O_WRONLY | O_CLOEXEC);
+        if (fd < 0 && errno == ENOENT)
+            continue; /* a kernel without IPv6 */
+        if (fd < 0 || write_all(fd, "1", 1))
+            die("disable IPv6", names[i]);
+    }
+}
+
+static void request(int fd, unsigned long code, struct interface_request *r, const char *what)
+{
+    if (ioctl(fd, code, r))
+        die(what, r->name);
+}
+
+static struct sockaddr_in inet_address(const char *text)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET};
+    if (inet_pton(AF_INET, text, &address.sin_addr) != 1) {
+        errno = EINVAL;
+        die("address", text);
+    }
+    return address;
+}
+
+static void bring_up(int fd, const char *name)
+{
+    struct interface_request r = {0};
+    (void)snprintf(r.name, sizeof r.name, "%s", name);
+    request(fd, SIOCGIFFLAGS, &r, "flags of");
+    r.u.flags |= INTERFACE_UP;
+    request(fd, SIOCSIFFLAGS, &r, "bring up");
+}
+
+static void set_neighbour(int fd, const char *address, const char *mac)
+{
+    struct arp_request r = {.address = inet_address(address), .flags = ARP_COMPLETE | ARP_PERMANENT, .device = "eth0"};
+    unsigned b[6];
+    char rest;
+    if (sscanf(mac, "%2x:%2x:%2x:%2x:%2x:%2x%c", b, b + 1, b + 2, b + 3, b + 4, b + 5, &rest) != 6) {
+        errno = EINVAL;
+        die("MAC address", mac);
+    }
+    r.hardware.sa_family = ETHERNET;
+    for (int i = 0; i < 6; i++)
+        r.hardware.sa_data[i] = (char)b[i];
+    if (ioctl(fd, SIOCSARP, &r))
+        die("permanent neighbour", address);
+}
+
+void net_configure(const struct plan *plan)
+{
+    scoped_fd int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        die("socket", "AF_INET");
+    bring_up(fd, "lo");
+    if (!plan->veth)
+        return;
+    struct interface_request r = {.name = "eth0"};
+    r.u.value = (int)plan->eth0.mtu;
+    request(fd, SIOCSIFMTU, &r, "mtu of");
+    r.u.address = inet_address(plan->eth0.address);
+    request(fd, SIOCSIFADDR, &r, "address of");
+    struct sockaddr_in mask = {.sin_family = AF_INET};
+    mask.sin_addr.s_addr = htonl(plan->eth0.prefix ? ~0U << (32 - plan->eth0.prefix) : 0);
+    r.u.address = mask;
+    request(fd, SIOCSIFNETMASK, &r, "netmask of");
+    bring_up(fd, "eth0");
+    set_neighbour(fd, plan->eth0.gateway, plan->eth0.gateway_mac);
+    struct sockaddr_in any = {.sin_family = AF_INET}, gateway = inet_address(plan->eth0.gateway);
+    struct rtentry route = {.rt_flags = RTF_UP | RTF_GATEWAY, .rt_dev = (char[]){"eth0"}};
+    memcpy(&route.rt_dst, &any, sizeof any);
+    memcpy(&route.rt_genmask, &any, sizeof any);
+    memcpy(&route.rt_gateway, &gateway, sizeof gateway);
+    if (ioctl(fd, SIOCADDRT, &route))
+        die("default route", plan->eth0.gateway);
+}

@@ -1,0 +1,383 @@
+/* Requests: one packet in, one row of the table, one packet out. A client that misbehaves loses its connection. */
+#include "serve.h"
+#include <linux/mount.h>
+#include <linux/openat2.h>
+#include <stdio.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+
+enum { MAX_WORDS = 1 << 16, LIST_BYTES = 60000 };
+
+struct request {
+    struct client *client;
+    const char **words;
+    int count, fds[MAX_FDS], fd_count;
+};
+
+void reply(struct client *client, const char *words, size_t size, int fd)
+{
+    char control[CMSG_SPACE(sizeof(int))] = {0};
+    struct iovec part = {(void *)words, size};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+    if (fd >= 0) {
+        message.msg_control = control;
+        message.msg_controllen = sizeof control;
+        struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+        header->cmsg_level = SOL_SOCKET;
+        header->cmsg_type = SCM_RIGHTS;
+        header->cmsg_len = CMSG_LEN(sizeof(int));
+        memcpy(CMSG_DATA(header), &fd, sizeof fd);
+    }
+    /* A client that does not read is hung up on; its own event then drops it (callers may be walking the list). */
+    if (sendmsg(client->source.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+        (void)shutdown(client->source.fd, SHUT_RDWR);
+}
+
+void reply_error(struct client *client, int error, const char *text)
+{
+    char words[512];
+    int size = snprintf(words, sizeof words, "error%c%s%c%.300s: %s", 0, errno_name(error), 0, text, strerror(error)) + 1;
+    reply(client, words, (size_t)size, -1);
+}
+
+static void reply_ok(struct client *client) { reply(client, "ok", 3, -1); }
+
+static int describe(const struct job *job, char *text, size_t size, char separator)
+{
+    switch (job->recorded ? job->ending : RUNNING) {
+    case EXITED: return snprintf(text, size, "exit%c%d", separator, job->code);
+    case SIGNALED: return snprintf(text, size, "signal%c%d", separator, job->code);
+    case OVERRAN: return snprintf(text, size, "overran");
+    default: return snprintf(text, size, "running");
+    }
+}
+
+void reply_ending(struct client *client, const struct job *job)
+{
+    char words[64] = "ok";
+    if (!job->recorded) {
+        reply_error(client, ENOENT, job->id);
+        return;
+    }
+    reply(client, words, (size_t)(3 + describe(job, words + 3, sizeof words - 3, 0) + 1), -1);
+}
+
+void client_drop(struct client *client)
+{
+    struct server *server = client->server;
+    for (struct job *job = server->jobs; job; job = job->next)
+        if (job->spawner == client)
+            job->spawner = NULL;
+    for (struct client **at = &server->clients; *at; at = &(*at)->next)
+        if (*at == client) {
+            *at = client->next;
+            break;
+        }
+    unwatch(server, &client->source);
+    (void)close(client->source.fd);
+    free(client);
+    server->client_count--;
+    if (server->listener_off && !watch(server, &server->listener, EPOLLIN))
+        server->listener_off = false;
+}
+
+void client_resume(struct client *client)
+{
+    rewatch(client->server, &client->source, EPOLLIN);
+}
+
+/* The answer comes later: until then only the client's going away is of interest. */
+static void suspend(struct client *client)
+{
+    rewatch(client->server, &client->source, EPOLLRDHUP);
+}
+
+static int take_fd(struct request *r, int *at)
+{
+    return *at < r->fd_count ? r->fds[(*at)++] : -1;
+}
+
+static bool spawn_word(struct spawn_request *s, struct request *r, const char *key, const char *value, int *fd_at)
+{
+    static const char *const io_names[] = {"spool", "direct", "terminal"};
+    static const char *const over_names[] = {"kill", "drop-oldest", "block"};
+    uint64_t number;
+    if (!strcmp(key, "arg")) s->arguments[s->argument_count++] = value;
+    else if (!strcmp(key, "env")) s->environment[s->environment_count++] = value;
+    else if (!strcmp(key, "group")) s->groups[s->group_count++] = value;
+    else if (!strcmp(key, "rlimit")) s->rlimits[s->rlimit_count++] = value;
+    else if (!strcmp(key, "cwd")) s->cwd = value;
+    else if (!strcmp(key, "uid")) return parse_number(value, UINT32_MAX - 1, &s->uid);
+    else if (!strcmp(key, "gid")) return parse_number(value, UINT32_MAX - 1, &s->gid);
+    else if (!strcmp(key, "limit")) return parse_number(value, INT64_MAX, &s->limit);
+    else if (!strcmp(key, "rows")) return parse_number(value, 65535, &s->rows);
+    else if (!strcmp(key, "cols")) return parse_number(value, 65535, &s->columns);
+    else if (!strcmp(key, "umask")) {
+        char *end;
+        number = strtoul(value, &end, 8);
+        s->mask = (mode_t)number;
+        return *value && !*end && number <= 0777;
+    } else if (!strcmp(key, "io")) {
+        for (int i = 0; i < 3; i++)
+            if (!strcmp(value, io_names[i]))
+                return s->io = (enum io)i, true;
+        return false;
+    } else if (!strcmp(key, "over")) {
+        for (int i = 0; i < 3; i++)
+            if (!strcmp(value, over_names[i]))
+                return s->over = (enum over)i, true;
+        return false;
+    } else if (!strcmp(key, "fd")) {
+        int *slot = !strcmp(value, "stdin")    ? &s->stdin_fd
+                    : !strcmp(value, "stdout") ? &s->stdout_fd
+                    : !strcmp(value, "stderr") ? &s->stderr_fd
+                    : !strcmp(value, "record") ? &s->record_fd
+                                               : NULL;
+        return slot && *slot < 0 && (*slot = take_fd(r, fd_at)) >= 0;
+    } else
+        return false;
+    return true;
+}
+
+static void do_spawn(struct request *r)
+{
+    static const char *arguments[MAX_WORDS], *environment[MAX_WORDS], *groups[MAX_WORDS], *rlimits[MAX_WORDS];
+    struct server *server = r->client->server;
+    struct spawn_request s = {.id = r->words[1], .cwd = "/", .arguments = arguments, .environment = environment,
+                              .groups = groups, .rlimits = rlimits, .mask = 022, .stdin_fd = -1, .stdout_fd = -1,
+                              .stderr_fd = -1, .record_fd = -1};
+    int fd_at = 0;
+    size_t length = strlen(s.id);
+    if (!length || length >= JOB_NAME || r->count % 2) {
+        reply_error(r->client, EINVAL, "job");
+        return;
+    }
+    for (int i = 2; i + 1 < r->count; i += 2)
+        if (!spawn_word(&s, r, r->words[i], r->words[i + 1], &fd_at)) {
+            reply_error(r->client, EINVAL, r->words[i]);
+            return;
+        }
+    struct job *job = job_find(server, s.id);
+    if (job) {
+        char words[64];
+        reply(r->client, words, (size_t)snprintf(words, sizeof words, "ok%cagain%c%d", 0, 0, job->pid) + 1, -1);
+        return;
+    }
+    arguments[s.argument_count] = environment[s.environment_count] = NULL;
+    if (!s.argument_count || s.record_fd < 0 || (s.io == IO_SPOOL && (s.stdout_fd < 0 || s.stderr_fd < 0))) {
+        reply_error(r->client, EINVAL, "spawn needs arg, and the descriptors of its io");
+        return;
+    }
+    int error = server->stopping ? -EBUSY : spawn(server, &s, &job);
+    if (error) {
+        reply_error(r->client, -error, "spawn");
+        return;
+    }
+    job->spawner = r->client;
+    r->client->spawning = true;
+    suspend(r->client);
+}
+
+static struct job *named(struct request *r)
+{
+    struct job *job = job_find(r->client->server, r->words[1]);
+    if (!job)
+        reply_error(r->client, ENOENT, r->words[1]);
+    return job;
+}
+
+static void do_ping(struct request *r) { reply_ok(r->client); }
+
+static void do_wait(struct request *r)
+{
+    struct job *job = named(r);
+    if (job && job->recorded)
+        reply_ending(r->client, job);
+    else if (job) {
+        r->client->waits_for = job;
+        suspend(r->client);
+    }
+}
+
+static void do_list(struct request *r)
+{
+    static char words[LIST_BYTES + 256];
+    size_t size = 3;
+    memcpy(words, "ok", 3);
+    struct job *job = r->client->server->jobs;
+    if (r->count == 2) {
+        job = named(r);
+        if (!job)
+            return;
+        job = job->next;
+    }
+    const char *last = NULL;
+    for (; job; last = job->id, job = job->next) {
+        if (size > LIST_BYTES - 256) {
+            size += (size_t)snprintf(words + size, 256, "more%c%s", 0, last) + 1;
+            break;
+        }
+        char state[64];
+        int length = describe(job, state, sizeof state - 8, ':');
+        if (job->recorded && job->record >= 0)
+            strcpy(state + length, "+open");
+        size += (size_t)snprintf(words + size, 256, "job%c%s%c%s%c%d", 0, job->id, 0, state, 0, job->pid) + 1;
+    }
+    reply(r->client, words, size, -1);
+}
+
+static void do_signal(struct request *r)
+{
+    uint64_t number;
+    struct job *job = named(r);
+    if (!job)
+        return;
+    if (!parse_number(r->words[2], 64, &number) || !number)
+        reply_error(r->client, EINVAL, "signal");
+    else if (job->reaped || kill(-job->pid, (int)number))
+        reply_error(r->client, ESRCH, job->id);
+    else
+        reply_ok(r->client);
+}
+
+static void do_winsize(struct request *r)
+{
+    uint64_t rows, columns;
+    struct job *job = named(r);
+    if (!job)
+        return;
+    if (job->master < 0 || !parse_number(r->words[2], 65535, &rows) || !parse_number(r->words[3], 65535, &columns)) {
+        reply_error(r->client, EINVAL, "winsize");
+        return;
+    }
+    struct winsize size = {.ws_row = (unsigned short)rows, .ws_col = (unsigned short)columns};
+    if (ioctl(job->master, TIOCSWINSZ, &size))
+        reply_error(r->client, errno, "winsize");
+    else
+        reply_ok(r->client);
+}
+
+static void do_trim(struct request *r)
+{
+    uint64_t offset;
+    struct job *job = named(r);
+    if (!job)
+        return;
+    bool out = !strcmp(r->words[2], "stdout");
+    if ((!out && strcmp(r->words[2], "stderr")) || !parse_number(r->words[3], INT64_MAX, &offset)) {
+        reply_error(r->client, EINVAL, "trim");
+        return;
+    }
+    stream_trim(&job->streams[out ? 0 : 1], offset);
+    if (job->reaped && job->execed)
+        stream_drain(&job->streams[out ? 0 : 1]);
+    job_progress(job);
+    reply_ok(r->client);
+}
+
+static void do_forget(struct request *r)
+{
+    struct job *job = named(r);
+    if (!job)
+        return;
+    if (!job->recorded) {
+        reply_error(r->client, EBUSY, job->id);
+        return;
+    }
+    job_free(job);
+    reply_ok(r->client);
+}
+
+static void do_stop(struct request *r)
+{
+    uint64_t grace_ms;
+    if (!parse_number(r->words[1], 86400000, &grace_ms)) {
+        reply_error(r->client, EINVAL, "grace");
+        return;
+    }
+    r->client->stopping = true;
+    suspend(r->client);
+    stop_begin(r->client->server, grace_ms);
+}
+
+static void do_attach(struct request *r)
+{
+    const char *path = r->words[1];
+    scoped_fd int target = sys_openat2(r->client->server->inside->root_fd, path, O_PATH | O_NOFOLLOW, 0,
+                                       RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS);
+    if (r->fd_count != 1)
+        reply_error(r->client, EINVAL, "attach needs one descriptor");
+    else if (target < 0 || sys_move_mount(r->fds[0], "", target, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH))
+        reply_error(r->client, errno, path);
+    else
+        reply_ok(r->client);
+}
+
+static const struct {
+    const char *name;
+    int least, most; /* words, the name included */
+    void (*handle)(struct request *);
+} requests[] = {
+    {"ping", 1, 1, do_ping},       {"spawn", 2, MAX_WORDS, do_spawn}, {"wait", 2, 2, do_wait},
+    {"list", 1, 2, do_list},       {"signal", 3, 3, do_signal},       {"winsize", 4, 4, do_winsize},
+    {"trim", 4, 4, do_trim},       {"forget", 2, 2, do_forget},       {"stop", 2, 2, do_stop},
+    {"attach", 2, 2, do_attach},
+};
+
+static void dispatch(struct request *r)
+{
+    for (size_t i = 0; i < sizeof requests / sizeof *requests; i++)
+        if (!strcmp(requests[i].name, r->words[0])) {
+            if (r->count < requests[i].least || r->count > requests[i].most)
+                reply_error(r->client, EINVAL, r->words[0]);
+            else
+                requests[i].handle(r);
+            return;
+        }
+    reply_error(r->client, EINVAL, r->words[0]);
+}
+
+/* False: the packet is none of ours, or the client is gone. */
+static bool receive(struct client *client, struct request *r)
+{
+    static const char *words[MAX_WORDS];
+    char control[CMSG_SPACE(sizeof(int) * MAX_FDS)];
+    struct iovec part = {client->server->packet, PACKET};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+    ssize_t size = recvmsg(client->source.fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    *r = (struct request){.client = client, .words = words};
+    if (size < 0)
+        return errno == EAGAIN || errno == EINTR;
+    for (struct cmsghdr *header = CMSG_FIRSTHDR(&message); header; header = CMSG_NXTHDR(&message, header))
+        if (header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS) {
+            r->fd_count = (int)((header->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+            memcpy(r->fds, CMSG_DATA(header), sizeof(int) * (size_t)r->fd_count);
+        }
+    const char *text = client->server->packet;
+    if (size == 0 || text[size - 1] || (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)))
+        return false;
+    for (ssize_t at = 0; at < size; at += (ssize_t)strlen(text + at) + 1) {
+        if (r->count == MAX_WORDS)
+            return false;
+        words[r->count++] = text + at;
+    }
+    return true;
+}
+
+void client_ready(struct source *source, uint32_t events)
+{
+    struct client *client = (struct client *)source;
+    struct request r;
+    bool busy = client->waits_for || client->stopping || client->spawning;
+    if (busy || !(events & EPOLLIN)) {
+        client_drop(client);
+        return;
+    }
+    bool good = receive(client, &r);
+    if (good && r.count)
+        dispatch(&r);
+    for (int i = 0; i < r.fd_count; i++)
+        (void)close(r.fds[i]);
+    if (!good)
+        client_drop(client);
+}

@@ -1,0 +1,380 @@
+/*
+ * Starting a job. The parent prepares all that can fail without a process; the child does the rest in one straight line and says
+ * on the error pipe what failed, before exec. The pipe's end without a word is exec's success.
+ */
+#include "serve.h"
+#include <grp.h>
+#include <linux/capability.h>
+#include <linux/seccomp.h>
+#include <stdio.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <termios.h>
+
+#ifndef TIOCGPTPEER
+#define TIOCGPTPEER _IO('T', 0x41)
+#endif
+
+enum { MAX_GROUPS = 64 };
+struct limit {
+    int resource;
+    struct rlimit value;
+};
+static const struct {
+    const char *name;
+    int resource;
+} limit_names[] = {
+    {"as", RLIMIT_AS},           {"core", RLIMIT_CORE},     {"cpu", RLIMIT_CPU},         {"data", RLIMIT_DATA},
+    {"fsize", RLIMIT_FSIZE},     {"locks", RLIMIT_LOCKS},   {"memlock", RLIMIT_MEMLOCK}, {"msgqueue", RLIMIT_MSGQUEUE},
+    {"nice", RLIMIT_NICE},       {"nofile", RLIMIT_NOFILE}, {"nproc", RLIMIT_NPROC},     {"rss", RLIMIT_RSS},
+    {"rtprio", RLIMIT_RTPRIO},   {"sigpending", RLIMIT_SIGPENDING}, {"stack", RLIMIT_STACK},
+};
+enum { LIMITS = sizeof limit_names / sizeof *limit_names };
+
+struct failure {
+    int error;
+    char what[28];
+};
+
+/* Everything that the child needs, worked out before the fork. */
+struct child {
+    const struct spawn_request *request;
+    struct server *server;
+    struct limit limits[LIMITS + 1];
+    int limit_count, fds[3], error_fd;
+    bool terminal;
+    gid_t groups[MAX_GROUPS];
+};
+
+static bool limit_value(const char *word, rlim_t *ret_value)
+{
+    uint64_t value;
+    if (!strcmp(word, "infinity"))
+        return *ret_value = RLIM_INFINITY, true;
+    return parse_number(word, UINT64_MAX - 1, &value) ? (*ret_value = (rlim_t)value, true) : false;
+}
+
+static void tell_clamped(struct job *job, const char *name, rlim_t value)
+{
+    char text[64];
+    int size = snprintf(text, sizeof text, "clamped%c%s%c%llu", 0, name, 0, (unsigned long long)value) + 1;
+    if (job->clamped_size + (size_t)size <= sizeof job->clamped) {
+        memcpy(job->clamped + job->clamped_size, text, (size_t)size);
+        job->clamped_size += (size_t)size;
+    }
+}
+
+/* NAME:SOFT:HARD. What is above our own hard limit cannot be had without CAP_SYS_RESOURCE: clamped, and told. */
+static int add_limit(struct child *child, struct job *job, const char *word)
+{
+    char copy[128], *save = NULL;
+    if (strlen(word) >= sizeof copy)
+        return -EINVAL;
+    strcpy(copy, word);
+    const char *name = strtok_r(copy, ":", &save), *soft = strtok_r(NULL, ":", &save), *hard = strtok_r(NULL, ":", &save);
+    struct limit limit = {-1, {0, 0}};
+    for (int i = 0; name && i < LIMITS; i++)
+        if (!strcmp(limit_names[i].name, name))
+            limit.resource = limit_names[i].resource;
+    if (limit.resource < 0 || !soft || !hard || strtok_r(NULL, ":", &save) || !limit_value(soft, &limit.value.rlim_cur) ||
+        !limit_value(hard, &limit.value.rlim_max) || child->limit_count == LIMITS)
+        return -EINVAL;
+    struct rlimit own;
+    if (!getrlimit((unsigned)limit.resource, &own) && limit.value.rlim_max > own.rlim_max) {
+        limit.value.rlim_max = own.rlim_max;
+        tell_clamped(job, name, own.rlim_max);
+    }
+    if (limit.value.rlim_cur > limit.value.rlim_max)
+        limit.value.rlim_cur = limit.value.rlim_max;
+    child->limits[child->limit_count++] = limit;
+    return 0;
+}
+
+static void exec_search(char *const *arguments, char *const *environment)
+{
+    const char *path = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin";
+    if (strchr(arguments[0], '/')) {
+        (void)execve(arguments[0], arguments, environment);
+        return;
+    }
+    for (char *const *word = environment; *word; word++)
+        if (!strncmp(*word, "PATH=", 5))
+            path = *word + 5;
+    int error = ENOENT;
+    for (const char *at = path;; at++) {
+        char file[4096];
+        size_t length = strcspn(at, ":");
+        if (snprintf(file, sizeof file, "%.*s/%s", (int)(length ? length : 1), length ? at : ".", arguments[0]) <
+            (int)sizeof file) {
+            (void)execve(file, arguments, environment);
+            if (errno != ENOENT && errno != ENOTDIR)
+                error = errno;
+        }
+        at += length;
+        if (!*at)
+            break;
+    }
+    errno = error;
+}
+
+static int set_capabilities(uint64_t mask)
+{
+    struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+    struct __user_cap_data_struct data[2] = {{(uint32_t)mask, (uint32_t)mask, 0},
+                                             {(uint32_t)(mask >> 32), (uint32_t)(mask >> 32), 0}};
+    return (int)syscall(SYS_capset, &header, data);
+}
+
+static int place_descriptors(const struct child *child)
+{
+    int high[3];
+    for (int i = 0; i < 3; i++)
+        if ((high[i] = fcntl(child->fds[i], F_DUPFD_CLOEXEC, 3)) < 0)
+            return -1;
+    for (int i = 0; i < 3; i++)
+        if (dup2(high[i], i) < 0)
+            return -1;
+    return 0;
+}
+
+static int join_cgroups(const struct server *server)
+{
+    for (int i = 0; i < server->inside->plan->cgroup_job_count; i++)
+        if (write_all(server->inside->cgroup_job[i], "0", 1))
+            return -1;
+    return 0;
+}
+
+static int become_user(const struct child *child)
+{
+    const struct spawn_request *r = child->request;
+    const struct plan *plan = child->server->inside->plan;
+    /* raw calls: libc's would look for threads to take along */
+    if (syscall(SYS_setgroups, r->group_count, child->groups) || syscall(SYS_setresgid, r->gid, r->gid, r->gid) ||
+        syscall(SYS_setresuid, r->uid, r->uid, r->uid))
+        return -1;
+    return set_capabilities(r->uid == 0 ? plan->bounding & 0x1ffffffffffULL : 0);
+}
+
+static int confine(const struct child *child)
+{
+    const struct filter *filter = &child->server->inside->plan->job_filter;
+    struct sock_fprog code = {filter->count, (struct sock_filter *)filter->code};
+    return filter->count ? prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &code) : 0;
+}
+
+static int set_limits(const struct child *child)
+{
+    const struct inside *inside = child->server->inside;
+    struct rlimit nofile = {inside->nofile_soft, inside->nofile_hard};
+    if (setrlimit(RLIMIT_NOFILE, &nofile))
+        return -1;
+    for (int i = 0; i < child->limit_count; i++)
+        if (setrlimit((unsigned)child->limits[i].resource, &child->limits[i].value))
+            return -1;
+    return 0;
+}
+
+static _Noreturn void run_child(const struct child *child)
+{
+    const struct spawn_request *r = child->request;
+    struct failure failure = {0};
+    const char *step = "session";
+    sigset_t none;
+    (void)sigemptyset(&none);
+    (void)sigprocmask(SIG_SETMASK, &none, NULL);
+    (void)umask(r->mask);
+    if (setsid() < 0)
+        goto failed;
+    step = "cgroup";
+    if (join_cgroups(child->server))
+        goto failed;
+    step = "descriptors";
+    if (place_descriptors(child) || (child->terminal && ioctl(0, TIOCSCTTY, 0)))
+        goto failed;
+    step = "limits";
+    if (set_limits(child))
+        goto failed;
+    step = "user";
+    if (become_user(child))
+        goto failed;
+    step = "cwd";
+    if (chdir(r->cwd))
+        goto failed;
+    step = "seccomp";
+    if (confine(child))
+        goto failed;
+    step = "exec";
+    exec_search((char *const *)r->arguments, (char *const *)r->environment);
+failed:
+    failure.error = errno;
+    strcpy(failure.what, step);
+    (void)!write(child->error_fd, &failure, sizeof failure);
+    _exit(127);
+}
+
+static void started(struct job *job)
+{
+    struct client *client = job->spawner;
+    char words[512];
+    int size = snprintf(words, sizeof words, "ok%cstarted%c%d", 0, 0, job->pid) + 1;
+    memcpy(words + size, job->clamped, job->clamped_size);
+    job->execed = true;
+    if (client) {
+        job->spawner = NULL;
+        client->spawning = false;
+        reply(client, words, (size_t)size + job->clamped_size, job->io == IO_TERMINAL ? job->streams[0].spool : -1);
+        client_resume(client);
+    }
+    if (job->io == IO_TERMINAL)
+        close_fd(&job->streams[0].spool), job->streams[0].spool = -1;
+    if (job->reaped)
+        job_settle(job);
+}
+
+static void exec_spoke(struct source *source, uint32_t events)
+{
+    struct job *job = (struct job *)source;
+    struct failure failure;
+    (void)events;
+    ssize_t got = read(source->fd, &failure, sizeof failure);
+    if (got < 0 && (errno == EAGAIN || errno == EINTR))
+        return;
+    unwatch(job->server, source);
+    (void)close(steal_fd(&source->fd));
+    if (got == (ssize_t)sizeof failure) {
+        struct client *client = job->spawner;
+        failure.what[sizeof failure.what - 1] = 0;
+        job->spawner = NULL;
+        if (client) {
+            client->spawning = false;
+            reply_error(client, failure.error, failure.what);
+            client_resume(client);
+        }
+        job->streams[0].owed = job->streams[1].owed = 0;
+        job_free(job);
+        return;
+    }
+    started(job);
+}
+
+static int open_spool(struct job *job, int index, int spool, int *ret_write_end)
+{
+    struct stream *stream = &job->streams[index];
+    struct stat what;
+    int pipe_fds[2], flags = fcntl(spool, F_GETFL);
+    if (spool < 0 || flags < 0 || fstat(spool, &what) || !S_ISREG(what.st_mode))
+        return -EINVAL;
+    /* splice(2) refuses a file in append mode; the offsets are ours anyway */
+    if (fcntl(spool, F_SETFL, flags & ~O_APPEND) || pipe2(pipe_fds, O_CLOEXEC))
+        return -errno;
+    (void)fcntl(pipe_fds[0], F_SETFL, O_NONBLOCK);
+    stream->source = (struct source){stream_readable, pipe_fds[0]};
+    stream->spool = fcntl(spool, F_DUPFD_CLOEXEC, 3);
+    stream->end = stream->trimmed = (uint64_t)what.st_size;
+    stream->block = what.st_blksize > 0 ? (uint32_t)what.st_blksize : 4096;
+    *ret_write_end = pipe_fds[1];
+    return stream->spool < 0 ? -errno : 0;
+}
+
+static int open_terminal(struct job *job, const struct spawn_request *r, int *ret_slave)
+{
+    int zero = 0, master = openat(job->server->inside->pts_fd, "ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC);
+    struct winsize size = {.ws_row = (unsigned short)r->rows, .ws_col = (unsigned short)r->columns};
+    if (master < 0)
+        return -errno;
+    job->streams[0].spool = master; /* until it has been handed over */
+    if (ioctl(master, TIOCSPTLCK, &zero))
+        return -errno;
+    int slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+    if (slave < 0 || fchown(slave, (uid_t)r->uid, (gid_t)-1) || ioctl(slave, TIOCSWINSZ, &size))
+        return -errno;
+    job->master = fcntl(slave, F_DUPFD_CLOEXEC, 3); /* for `winsize` */
+    *ret_slave = slave;
+    return 0;
+}
+
+static int prepare(struct job *job, struct child *child, int *made)
+{
+    const struct spawn_request *r = child->request;
+    int error = 0;
+    for (int i = 0; i < r->rlimit_count && !error; i++)
+        error = add_limit(child, job, r->rlimits[i]);
+    if (error || r->group_count > MAX_GROUPS)
+        return -EINVAL;
+    for (int i = 0; i < r->group_count; i++) {
+        uint64_t group;
+        if (!parse_number(r->groups[i], UINT32_MAX - 1, &group))
+            return -EINVAL;
+        child->groups[i] = (gid_t)group;
+    }
+    child->fds[0] = r->stdin_fd >= 0 ? r->stdin_fd : 0;
+    child->fds[1] = r->stdout_fd >= 0 ? r->stdout_fd : 1;
+    child->fds[2] = r->stderr_fd >= 0 ? r->stderr_fd : 2;
+    if (r->io == IO_TERMINAL) {
+        child->terminal = true;
+        error = open_terminal(job, r, &made[0]);
+        child->fds[0] = child->fds[1] = child->fds[2] = made[0];
+    } else if (r->io == IO_SPOOL) {
+        for (int i = 0; i < 2 && !error; i++) {
+            error = open_spool(job, i, i ? r->stderr_fd : r->stdout_fd, &made[i]);
+            child->fds[1 + i] = made[i];
+            /* else the job could not open its own /dev/stdout */
+            if (!error && fchown(made[i], (uid_t)r->uid, (gid_t)r->gid))
+                error = -errno;
+        }
+    }
+    return error;
+}
+
+int spawn(struct server *server, struct spawn_request *request, struct job **ret_job)
+{
+    int pipe_fds[2];
+    scoped_fd int first = -1;
+    scoped_fd int second = -1;
+    int made[2] = {-1, -1};
+    if (server->job_count >= MAX_JOBS || pipe2(pipe_fds, O_CLOEXEC))
+        return server->job_count >= MAX_JOBS ? -EAGAIN : -errno;
+    scoped_fd int error_end = pipe_fds[1];
+    struct job *job = calloc(1, sizeof *job);
+    if (!job) {
+        (void)close(pipe_fds[0]);
+        return -ENOMEM;
+    }
+    *job = (struct job){.exec = {exec_spoke, pipe_fds[0]}, .server = server, .io = request->io, .over = request->over,
+                        .limit = request->limit, .record = -1, .master = -1};
+    (void)snprintf(job->id, sizeof job->id, "%s", request->id);
+    for (int i = 0; i < 2; i++)
+        job->streams[i] = (struct stream){.source = {stream_readable, -1}, .job = job, .spool = -1, .block = 4096};
+    (void)fcntl(job->exec.fd, F_SETFL, O_NONBLOCK);
+    struct child child = {.request = request, .server = server, .error_fd = error_end};
+    int error = prepare(job, &child, made);
+    first = made[0], second = made[1];
+    if (!error && (job->record = fcntl(request->record_fd, F_DUPFD_CLOEXEC, 3)) < 0)
+        error = -errno;
+    if (!error && (error = watch(server, &job->exec, EPOLLIN)) == 0) {
+        job->pid = fork();
+        if (job->pid == 0)
+            run_child(&child);
+        if (job->pid < 0)
+            error = -errno;
+    }
+    for (int i = 0; i < 2 && !error; i++)
+        if (job->streams[i].source.fd >= 0)
+            error = watch(server, &job->streams[i].source, EPOLLIN);
+    if (error) {
+        if (job->pid > 0)
+            (void)kill(job->pid, SIGKILL);
+        job_free(job);
+        return error;
+    }
+    struct job **tail = &server->jobs; /* at the tail: `list` pages by order */
+    while (*tail)
+        tail = &(*tail)->next;
+    *tail = job;
+    server->job_count++;
+    *ret_job = job;
+    return 0;
+}

@@ -1,0 +1,48 @@
+/* Small things that every file needs: dying during set-up, scoped descriptors, raw system calls. */
+#pragma once
+#include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* Set-up may die: prints `wshd: WHAT: ON: ERRNO TEXT` and exits 1 (in the child: tells the launcher). */
+_Noreturn void die(const char *what, const char *on);
+extern int die_fd; /* where die() writes; 2 unless the child of a launch has redirected it */
+extern const char *program;
+
+static inline void close_fd(int *fd)
+{
+    if (*fd >= 0)
+        (void)close(*fd);
+}
+static inline int steal_fd(int *fd)
+{
+    int taken = *fd;
+    *fd = -1;
+    return taken;
+}
+#define scoped_fd __attribute__((cleanup(close_fd)))
+
+/* "ENOENT" and the like; "E?" for one without a name here. */
+const char *errno_name(int error);
+/* Decimal without sign, whole word, up to max; false when it is anything else. */
+bool parse_number(const char *word, uint64_t max, uint64_t *ret_value);
+int hex_decode(const char *hex, uint8_t *out, size_t size); /* bytes, or -EINVAL */
+int write_all(int fd, const void *data, size_t size);       /* 0 or -errno */
+
+/* Mount API of kernel 5.2 and later; musl has no wrappers. All return -1 with errno, like the kernel's own. */
+struct idmap_attr {
+    uint64_t set, clear, propagation, userns_fd;
+};
+int sys_open_tree(int dir, const char *path, unsigned flags);
+int sys_move_mount(int from, const char *from_path, int to, const char *to_path, unsigned flags);
+int sys_fsopen(const char *type);
+int sys_fsconfig(int fd, unsigned command, const char *key, const void *value, int aux);
+int sys_fsmount(int fd, unsigned attributes);
+int sys_mount_setattr(int fd, unsigned flags, const struct idmap_attr *attr);
+int sys_openat2(int dir, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve);
