@@ -1,0 +1,71 @@
+"""The container manager, a library: depot, container, job, limits, network, files, recovery.
+
+Knows nothing of NATS, apps or droplets. `Depot` is the entry; what stands here is the public interface.
+"""
+
+from container.container import Container, WrongState
+from container.depot import Depot, DepotSettings, Recovery, UnknownHandle
+from container.events import Event
+from container.files import FileEntry, FilesError, NotAFile
+from container.job import Chunk, ExitStatus, Job
+from container.jobs import DirectJob, RunResult, TerminalJob
+from container.make import CreateError
+from container.parts import ContainerState, Info
+from container.pools import NoLease
+from container.spec import (
+    Access,
+    BindMount,
+    ContainerSpec,
+    EgressRule,
+    JobSpec,
+    Limits,
+    Output,
+    Past,
+    PortMapping,
+    PortRange,
+    Protocol,
+    SpecError,
+    User,
+)
+from container.users import IdsTaken
+from container.wshd import LaunchError, WshdError, WshdGone
+
+__all__ = [
+    "Access",
+    "BindMount",
+    "Chunk",
+    "Container",
+    "ContainerSpec",
+    "ContainerState",
+    "CreateError",
+    "Depot",
+    "DepotSettings",
+    "DirectJob",
+    "EgressRule",
+    "Event",
+    "ExitStatus",
+    "FileEntry",
+    "FilesError",
+    "IdsTaken",
+    "Info",
+    "Job",
+    "JobSpec",
+    "LaunchError",
+    "Limits",
+    "NoLease",
+    "NotAFile",
+    "Output",
+    "Past",
+    "PortMapping",
+    "PortRange",
+    "Protocol",
+    "Recovery",
+    "RunResult",
+    "SpecError",
+    "TerminalJob",
+    "UnknownHandle",
+    "User",
+    "WrongState",
+    "WshdError",
+    "WshdGone",
+]

@@ -30,11 +30,16 @@ class SilentLog:
         return None
 
 
+def _set(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
+
+
 async def readable(fd: int) -> None:
     """Until ``fd`` has something to read or its other end is closed. One waiter per descriptor."""
     loop = asyncio.get_running_loop()
-    ready = loop.create_future()
-    loop.add_reader(fd, lambda: ready.done() or ready.set_result(None))
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(fd, _set, ready)
     try:
         await ready
     finally:
@@ -43,8 +48,8 @@ async def readable(fd: int) -> None:
 
 async def writable(fd: int) -> None:
     loop = asyncio.get_running_loop()
-    ready = loop.create_future()
-    loop.add_writer(fd, lambda: ready.done() or ready.set_result(None))
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_writer(fd, _set, ready)
     try:
         await ready
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Final
 
@@ -44,7 +44,7 @@ class Events:
         for queue in self._subscribers:
             queue.put_nowait(None)
 
-    async def subscribe(self) -> AsyncIterator[Event]:
+    async def subscribe(self) -> AsyncGenerator[Event, None]:
         """Events from the first turn of the iterator on, until the container is destroyed."""
         queue: asyncio.Queue[Event | None] = asyncio.Queue()
         self._subscribers.add(queue)

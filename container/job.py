@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -227,7 +227,7 @@ class Job:
 
     async def stream(
         self, stream: str | None = None, *, offset: int = 0, follow: bool = True
-    ) -> AsyncIterator[Chunk]:
+    ) -> AsyncGenerator[Chunk, None]:
         """Output from ``offset`` on, of one stream or (None) of both; with ``follow`` until the job has
         ended.
 

@@ -112,7 +112,7 @@ def nameservers(
         return configured, ()
     left_out: list[str] = []
     for text in (host_resolv_conf, resolved_upstreams):
-        usable = []
+        usable: list[str] = []
         for server in _NAMESERVER.findall(text):
             try:
                 address = ipaddress.ip_address(server.split("%")[0])

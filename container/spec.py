@@ -158,8 +158,9 @@ class Limits:
 class ContainerSpec:
     """A container to be made.
 
-    ``layers`` are the lowers of the root overlay, topmost first; ``home_layers`` those of the second overlay at
-    /home/vcap (the stack's own home directory is added below them). ``properties`` are opaque and are kept.
+    ``layers`` are the lowers of the root overlay, topmost first; ``home_layers`` those of the second overlay
+    at /home/vcap (the stack's own home directory is added below them). ``properties`` are opaque and are
+    kept.
     """
 
     layers: tuple[Path, ...]

@@ -36,7 +36,5 @@ def check_ids_free(first: int, count: int, *, passwd: str, subuid: str, subgid: 
                 continue
             start, size = int(fields[1]), int(fields[2])
             if size and start <= last and start + size - 1 >= first:
-                raise IdsTaken(
-                    f"user ids {first}..{last}: overlap {start}..{start + size - 1} of {fields[0]!r} in
-                    {name}"
-                )
+                theirs = f"{start}..{start + size - 1} of {fields[0]!r} in {name}"
+                raise IdsTaken(f"user ids {first}..{last}: overlap {theirs}")

@@ -96,7 +96,7 @@ class Launch:
 
     async def _reap(self) -> None:
         await readable(self._pidfd)
-        os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+        os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)  # noqa: ASYNC222  it has ended: no wait
 
     def _close(self) -> None:
         for fd in (self._pidfd, self._stdin, self._stdout, self._stderr):
