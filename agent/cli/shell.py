@@ -27,9 +27,9 @@ def command(instance: str, argv: tuple[str, ...], root: bool, config: Path | Non
     agent = reach.agent(state_dir, config)
     row = find(listing(agent), instance)
     there = agent.call("POST", f"/v1/instances/{row['instance']}/shell")
-    from wsh import binary
+    from wsh import wsh_path
 
-    program = str(binary("wsh"))
+    program = str(wsh_path())
     words = [program, "--socket", there["socket"], "--user", "0:0" if root else "2000:2000"]
     words += ["--cwd", "/root" if root else "/home/vcap"]
     environment = {

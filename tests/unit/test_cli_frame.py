@@ -1,0 +1,135 @@
+"""The frame of the command line: what a newcomer sees, hints, exit statuses, start-up time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from agent.cli import app, ui
+
+pytestmark = pytest.mark.unit
+
+
+def garrison(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "agent", *words],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", **env},
+        check=False,
+    )
+
+
+def test_alone_it_shows_five_commands_and_where_to_go() -> None:
+    """`garrison` names the five commands of a newcomer and the next step."""
+    done = garrison()
+    assert done.returncode == 0
+    shown = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("  garrison ")]
+    assert shown == list(app.NEWCOMER)
+    assert "garrison --help" in done.stdout
+
+
+def test_help_names_every_command_and_its_module_exists() -> None:
+    """Each row of the command table can be imported and appears in the help."""
+    done = garrison("--help")
+    for name in app.COMMANDS:
+        assert f"\n  {name} " in done.stdout
+        assert garrison(name, "--help").returncode == 0, name
+
+
+def test_help_is_quick() -> None:
+    """`garrison --help` takes less than 150 ms, best of five: it must not import what commands need."""
+    times = []
+    for _ in range(5):
+        began = time.monotonic()
+        garrison("--help")
+        times.append(time.monotonic() - began)
+    assert min(times) < 0.15
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (("pusj",), "did you mean `garrison push`?"),
+        (("push", "--instnces", "2"), "--instances"),
+        (("rootfs", "build", "debain"), "did you mean debian?"),
+        (("zzz",), "`garrison --help` lists the commands"),
+    ],
+)
+def test_a_misspelt_name_gets_the_nearest(words: tuple[str, ...], hint: str) -> None:
+    """A wrong command, option or recipe is refused with status 2 and the nearest right one."""
+    done = garrison(*words)
+    assert done.returncode == 2
+    assert hint in done.stderr
+    assert done.stdout == ""
+
+
+def test_nothing_to_reach_is_status_3(tmp_path: Path) -> None:
+    """Without `garrison up` a command says so, says what to do, and leaves with 3."""
+    done = garrison("apps", "--state", str(tmp_path))
+    assert done.returncode == 3
+    assert "garrison up" in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_dead_controller_is_status_3_too(tmp_path: Path) -> None:
+    """An up.json left by a killed `up` leads to words and status 3, not to a traceback."""
+    facts = {"controller": "http://127.0.0.1:9", "user": "u", "password": "p", "gateway_port": 1,
+             "control_socket": str(tmp_path / "no.sock"), "pid": 1}  # fmt: skip
+    (tmp_path / "up.json").write_text(json.dumps(facts))
+    for words in (("apps",), ("detach",)):
+        done = garrison(*words, "--state", str(tmp_path))
+        assert done.returncode == 3, done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_no_colour_in_a_pipe() -> None:
+    """Output into a pipe has no escape sequences."""
+    assert "\033" not in garrison("--help").stdout + garrison("pusj").stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(shell: str) -> None:
+    """A completion script names the variable that makes garrison answer."""
+    assert "_GARRISON_COMPLETE" in garrison("completion", shell).stdout
+
+
+def test_completion_answers_commands() -> None:
+    """The completion itself offers commands by their beginning."""
+    done = garrison(_GARRISON_COMPLETE="bash_complete", COMP_WORDS="garrison sc", COMP_CWORD="1")
+    assert done.stdout.split() == ["plain,scale"]
+
+
+@pytest.mark.parametrize(
+    ("text", "megabytes"), [("64M", 64), ("1G", 1024), ("512", 512), ("64MiB", 64), ("2gb", 2048)]
+)
+def test_sizes(text: str, megabytes: int) -> None:
+    """Sizes are read as people write them."""
+    assert ui.parse_size_mb(text) == megabytes
+
+
+@pytest.mark.parametrize("text", ["", "M", "-1M", "1.5G", "64K", "0"])
+def test_wrong_sizes(text: str) -> None:
+    """What is no size is refused with an example."""
+    with pytest.raises(Exception, match="64M"):
+        ui.parse_size_mb(text)
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 bytes"), (2048, "2.0 KiB"), (13 << 20, "13 MiB"), (5 << 40, "5120 GiB")]
+)
+def test_sizes_for_people(count: int, text: str) -> None:
+    """Sizes are shown in the largest unit that leaves a whole part."""
+    assert ui.size(count) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(12, "12 s"), (200, "3 min"), (7300, "2 h"), (200_000, "2 d")])
+def test_ages(seconds: float, text: str) -> None:
+    """Times are shown in one unit."""
+    assert ui.age(seconds) == text
