@@ -1,0 +1,327 @@
+"""The development controller and gateway over a real nats-server, with a fake agent as peer."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+import structlog
+from aiohttp import web
+
+from agent.bus.client import PeerClient
+from agent.dev import children
+from agent.dev.api import USER, Api, Facts
+from agent.dev.controller import Controller
+from agent.dev.gateway import Gateway
+
+pytestmark = pytest.mark.bus
+
+PASSWORD = "secret"
+LOG = structlog.get_logger()
+
+
+class FakeAgent:
+    """One host: takes every start as running at once, tells heartbeats, and answers stagings as told to."""
+
+    def __init__(self, servers: tuple[str, ...]) -> None:
+        self.heard: list[tuple[str, Any]] = []
+        self.instances: dict[str, dict[str, Any]] = {}
+        self.stage: Callable[[dict[str, Any]], list[dict[str, Any]]] = lambda body: []
+        self.news = asyncio.Event()
+        self._answers: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
+        self.bus = PeerClient(servers, name="fake-agent", on_connected=lambda: None, log=LOG)
+        for subject in ("dea.host1.start", "dea.stop", "staging.stop", "router.start"):
+            self.bus.subscribe(subject, self._on_word)
+        self.bus.subscribe("staging.host1.start", self._on_stage)
+        self.bus.subscribe("dea.find.droplet", self._on_find)
+
+    def _on_word(self, subject: str, _reply: str, data: bytes) -> None:
+        body = msgspec.json.decode(data)
+        self.heard.append((subject, body))
+        if subject == "dea.host1.start":
+            self.run_one(body)
+        elif subject == "dea.stop":
+            for instance, started in list(self.instances.items()):
+                if (
+                    started["droplet"] == body["droplet"]
+                    and instance in (body.get("instances") or [instance])
+                    and started["index"] in (body.get("indices") or [started["index"]])
+                ):
+                    del self.instances[instance]
+        self.news.set()
+
+    def run_one(self, body: dict[str, Any]) -> str:
+        instance = f"i{len(self.heard)}-{body['index']}"
+        self.instances[instance] = body
+        return instance
+
+    def _on_stage(self, _subject: str, reply: str, data: bytes) -> None:
+        body = msgspec.json.decode(data)
+        self.heard.append(("staging.host1.start", body))
+        for answer in self.stage(body):
+            self._answers.put_nowait((reply, msgspec.json.encode(answer)))
+
+    def _on_find(self, _subject: str, reply: str, data: bytes) -> None:
+        body = msgspec.json.decode(data)
+        for instance, started in self.instances.items():
+            if started["droplet"] == body["droplet"]:
+                found = {"instance": instance, "index": started["index"], "stats": {"uptime": 5}}
+                self._answers.put_nowait((reply, msgspec.json.encode(found)))
+
+    async def say(self, subject: str, body: dict[str, Any]) -> None:
+        await self.bus.publish(subject, msgspec.json.encode(body))
+
+    async def beat(self) -> None:
+        advert = {"id": "host1", "stacks": ["debian"], "available_memory": 4096, "available_disk": 9999}
+        await self.say("dea.advertise", {**advert, "app_id_to_count": {}})
+        await self.say("staging.advertise", advert)
+        entries = [
+            {"cc_partition": "default", "droplet": b["droplet"], "version": b["version"], "instance": i,
+             "index": b["index"], "state": "RUNNING", "state_timestamp": 1.5}
+            for i, b in self.instances.items()
+        ]  # fmt: skip
+        await self.say("dea.heartbeat", {"dea": "host1", "droplets": entries})
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.bus.run())
+            group.create_task(self._beat_for_ever())
+            group.create_task(self._answer_for_ever())
+
+    async def _beat_for_ever(self) -> None:
+        while True:
+            await self.bus.wait_connected()
+            with contextlib.suppress(ConnectionError):
+                await self.beat()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.news.wait(), 0.2)
+            self.news.clear()
+
+    async def _answer_for_ever(self) -> None:
+        while True:
+            reply, data = await self._answers.get()
+            await self.bus.publish(reply, data)
+
+
+class World:
+    def __init__(self, agent: FakeAgent, controller: Controller, gateway: Gateway, base: str) -> None:
+        self.agent, self.controller, self.gateway, self.base = agent, controller, gateway, base
+        login = aiohttp.encode_basic_auth(USER, PASSWORD)
+        self.http = aiohttp.ClientSession(headers={"Authorization": login})
+
+    async def call(self, method: str, path: str, **more: Any) -> Any:
+        async with self.http.request(method, self.base + path, **more) as response:
+            assert response.status < 300, await response.text()
+            return msgspec.json.decode(await response.read() or b"null")
+
+    async def events(self, name: str) -> list[dict[str, Any]]:
+        async with self.http.post(f"{self.base}/v1/apps/{name}/stage") as response:
+            return [msgspec.json.decode(line) async for line in response.content]
+
+    async def pushed(self, name: str, **settings: Any) -> dict[str, Any]:
+        """An app that was uploaded and staged by the fake agent, which started index 0."""
+        await self.call("PUT", f"/v1/apps/{name}", json=settings)
+        await self.call("PUT", f"/v1/apps/{name}/package", data=b"zip")
+
+        def stage(body: dict[str, Any]) -> list[dict[str, Any]]:
+            self.agent.run_one({**body["start_message"], "sha1": "abc"})
+            first = {"task_id": body["task_id"], "task_streaming_log_url": None, "error": None}
+            return [
+                first,
+                {"task_id": body["task_id"], "droplet_sha1": "abc", "detected_buildpack": "python"},
+            ]
+
+        self.agent.stage = stage
+        events = await self.events(name)
+        assert [event["event"] for event in events] == ["task", "set_up", "staged"]
+        row = await self.call("GET", f"/v1/apps/{name}")
+        assert isinstance(row, dict)
+        return row
+
+    async def until(self, true: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + 10
+        while not true():
+            assert time.monotonic() < deadline, what
+            await asyncio.sleep(0.02)
+
+    def starts(self) -> list[dict[str, Any]]:
+        return [body for subject, body in self.agent.heard if subject == "dea.host1.start"]
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    nats, port = await children.start_nats(tmp_path, 0, PASSWORD)
+    servers = (f"nats://garrison:{PASSWORD}@127.0.0.1:{port}",)
+    base: list[str] = []
+    controller = Controller(state_dir=tmp_path, servers=servers, base_uri=lambda: base[0], log=LOG)
+    gateway = Gateway(servers=servers, host="127.0.0.1", port=0, log=LOG)
+    front = await gateway.listen()
+    facts = Facts("0", gateway.port, tmp_path / "agent.sock")
+    runner = web.AppRunner(Api(controller, lambda: facts, PASSWORD).application())
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    base.append(f"http://127.0.0.1:{runner.addresses[0][1]}")
+    agent = FakeAgent(servers)
+    made = World(agent, controller, gateway, base[0])
+    tasks = [asyncio.create_task(part.run()) for part in (controller, gateway, agent)]
+    try:
+        await made.until(lambda: bool(controller.hosts.hosts and controller.stagers.hosts), "no advert")
+        yield made
+    finally:
+        await made.http.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await runner.cleanup()
+        front.close()
+        await children.stop(nats, 5)
+
+
+async def test_a_push_stages_and_starts_the_rest(world: World) -> None:
+    """staging.stop goes first; index 0 is started by the host, 1 and 2 by the controller."""
+    row = await world.pushed("hello", instances=3)
+    await world.until(lambda: len(world.starts()) >= 2, "no starts")
+    await world.until(lambda: len(world.agent.instances) == 3, "not three")
+    subjects = [subject for subject, _ in world.agent.heard]
+    assert subjects.index("staging.stop") < subjects.index("staging.host1.start")
+    assert sorted(body["index"] for body in world.starts()) == [1, 2]
+    assert {body["sha1"] for body in world.starts()} == {"abc"}
+    assert row["uris"] == ["hello.localhost"]
+    await asyncio.sleep(0.6)  # nothing more may be started in the next rounds
+    assert len(world.starts()) == 2
+
+
+async def test_scale_stop_start_delete(world: World) -> None:
+    """Down by indices, stop by the app alone, start of all, delete of everything."""
+    row = await world.pushed("hello", instances=2)
+    await world.until(lambda: len(world.agent.instances) == 2, "not two")
+    await world.call("POST", "/v1/apps/hello/scale", json={"instances": 1})
+    await world.until(lambda: len(world.agent.instances) == 1, "not scaled down")
+    stop = next(body for subject, body in world.agent.heard if subject == "dea.stop")
+    assert stop["droplet"] == row["guid"]
+    assert stop["indices"] == [1]
+    await world.call("POST", "/v1/apps/hello/stop")
+    await world.until(lambda: not world.agent.instances, "not stopped")
+    assert world.agent.heard[-1] == ("dea.stop", {"droplet": row["guid"]})
+    await world.call("POST", "/v1/apps/hello/start")
+    await world.until(lambda: len(world.agent.instances) == 1, "not started again")
+    await world.call("DELETE", "/v1/apps/hello")
+    await world.until(lambda: not world.agent.instances, "not stopped at its deletion")
+    assert await world.call("GET", "/v1/apps") == []
+
+
+async def test_a_crashed_instance_is_started_again(world: World) -> None:
+    """A droplet.exited, told twice, leads to one new start."""
+    await world.pushed("hello")
+    await world.until(
+        lambda: world.controller.status(world.controller.app("hello"))["running"] == 1, "not up"
+    )
+    (instance, body) = world.agent.instances.popitem()
+    told = {"cc_partition": "default", "droplet": body["droplet"], "version": body["version"],
+            "instance": instance, "index": 0, "reason": "CRASHED", "exit_status": 1, "exit_description": "app instance exited",
+            "crash_timestamp": 7}  # fmt: skip
+    await world.agent.say("droplet.exited", told)
+    await world.agent.say("droplet.exited", told)
+    await world.until(lambda: len(world.agent.instances) == 1, "not started again")
+    assert len(world.starts()) == 1
+    crashes = world.controller.seen.crashes
+    assert [crash.count for crash in crashes.values()] == [1]
+
+
+@pytest.mark.parametrize(
+    ("replies", "type_", "error"),
+    [
+        ([{"error": "Error staging: setup"}], "StagingError", "Error staging: setup"),
+        (
+            [
+                {"error": None},
+                {"error": "Script exited", "error_info": {"type": "NoAppDetectedError", "message": "none"}},
+            ],
+            "NoAppDetectedError",
+            "none",
+        ),
+    ],
+)
+async def test_a_failed_staging_is_told(
+    world: World, replies: list[dict[str, Any]], type_: str, error: str
+) -> None:
+    """An error in either reply ends the staging with its type and words; nothing is started."""
+    await world.call("PUT", "/v1/apps/bad", json={})
+    await world.call("PUT", "/v1/apps/bad/package", data=b"zip")
+    world.agent.stage = lambda body: [{"task_id": body["task_id"], **reply} for reply in replies]
+    last = (await world.events("bad"))[-1]
+    assert (last["event"], last["type"], last["error"]) == ("failed", type_, error)
+    assert world.starts() == []
+
+
+async def test_a_droplet_goes_up_and_down_as_with_the_cloud_controller(world: World) -> None:
+    """Multipart upload with async=true, a job to poll, the same bytes back; never without the password."""
+    await world.call("PUT", "/v1/apps/hello", json={})
+    guid = world.controller.app("hello").guid
+    droplet = b"\x1f\x8b" + bytes(range(256)) * 1000
+    form = aiohttp.FormData()
+    form.add_field(
+        "upload[droplet]", droplet, filename="droplet.tgz", content_type="application/octet-stream"
+    )
+    job = await world.call("POST", f"/staging/droplets/{guid}/upload?async=true", data=form)
+    assert job["entity"]["status"] == "queued"
+    async with aiohttp.ClientSession() as plain:
+        async with plain.get(job["metadata"]["url"]) as poll:
+            assert (await poll.json())["entity"]["status"] == "finished"
+        async with plain.get(f"{world.base}/staging/droplets/{guid}/download") as refused:
+            assert refused.status == 401
+        wrong = base64.b64encode(b"garrison:wrong").decode()
+        async with plain.get(f"{world.base}/v1/apps", headers={"Authorization": f"Basic {wrong}"}) as refused:
+            assert refused.status == 401
+    async with world.http.get(f"{world.base}/staging/droplets/{guid}/download") as back:
+        assert hashlib.sha1(await back.read()).digest() == hashlib.sha1(droplet).digest()
+    async with world.http.get(f"{world.base}/staging/droplets/..%2f..%2fapps.json/download") as refused:
+        assert refused.status == 404
+
+
+async def test_the_gateway_greets_and_routes(world: World) -> None:
+    """A greet is answered, and a registered route answers until it is unregistered."""
+    async with world.agent.bus.request_many("router.greet", b"{}") as answers:
+        hello = msgspec.json.decode(await asyncio.wait_for(answers.get(), 5))
+    assert hello["minimumRegisterIntervalInSeconds"] == 5
+
+    async def page(_request: web.BaseRequest) -> web.Response:
+        return web.Response(text="here")
+
+    server = await asyncio.get_running_loop().create_server(web.Server(page), "127.0.0.1", 0)
+    words = {"host": "127.0.0.1", "port": server.sockets[0].getsockname()[1], "uris": ["hello.localhost"]}
+    address = f"http://127.0.0.1:{world.gateway.port}/"
+    await world.agent.say(
+        "router.register", {"dea": "host1", "app": "a", "tags": {"component": "dea-0"}, **words}
+    )
+    await world.until(lambda: bool(world.gateway.routes.uris()), "not registered")
+    async with world.http.get(address, headers={"Host": "hello.localhost"}) as answer:
+        assert await answer.text() == "here"
+    await world.agent.say("router.unregister", words)
+    await world.until(lambda: not world.gateway.routes.uris(), "not unregistered")
+    async with world.http.get(address, headers={"Host": "hello.localhost"}) as answer:
+        assert answer.status == 404
+    server.close()
+
+
+async def test_apps_survive_a_restart_of_the_controller(world: World, tmp_path: Path) -> None:
+    """The file has every app as it was wanted."""
+    await world.pushed("hello", instances=2, memory_mb=64, env={"A": "b"})
+    again = Controller(state_dir=tmp_path, servers=(), base_uri=lambda: "", log=LOG)
+    app = again.app("hello")
+    assert (app.instances, app.memory_mb, app.env, app.droplet_sha1, app.started) == (
+        2,
+        64,
+        {"A": "b"},
+        "abc",
+        True,
+    )
