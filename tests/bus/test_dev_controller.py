@@ -227,8 +227,8 @@ async def test_a_crashed_instance_is_started_again(world: World) -> None:
     )
     (instance, body) = world.agent.instances.popitem()
     told = {"cc_partition": "default", "droplet": body["droplet"], "version": body["version"],
-            "instance": instance, "index": 0, "reason": "CRASHED", "exit_status": 1, "exit_description": "app instance exited",
-            "crash_timestamp": 7}  # fmt: skip
+            "instance": instance, "index": 0, "reason": "CRASHED", "exit_status": 1,
+            "exit_description": "app instance exited", "crash_timestamp": 7}  # fmt: skip
     await world.agent.say("droplet.exited", told)
     await world.agent.say("droplet.exited", told)
     await world.until(lambda: len(world.agent.instances) == 1, "not started again")
