@@ -117,9 +117,10 @@ class SpoolFiles:
 
     def __init__(self, spool: Path, job_id: str) -> None:
         self.fds: dict[str, int] = {}
-        self._paths = [spool / (job_id + suffix) for suffix in (*STREAMS.values(), RECORD)]
+        # The record first: recovery knows jobs by their records, and so finds a job whose files are half made.
+        self._paths = [spool / (job_id + suffix) for suffix in (RECORD, *STREAMS.values())]
         try:
-            for name, path in zip((*STREAMS, "record"), self._paths, strict=True):
+            for name, path in zip(("record", *STREAMS), self._paths, strict=True):
                 flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
                 self.fds[name] = os.open(path, flags, 0o600)
             linux.preallocate(self.fds["record"], _RECORD_BYTES)
@@ -133,7 +134,7 @@ class SpoolFiles:
             os.close(self.fds.popitem()[1])
 
     def remove(self) -> None:
-        for path in self._paths:
+        for path in reversed(self._paths):
             path.unlink(missing_ok=True)
 
 
@@ -217,7 +218,11 @@ class Job:
         self.status  # noqa: B018  the record is about to go; who waits still gets the status
         self.remove_files()
 
+    def has_files(self) -> bool:
+        return all(self._path(suffix).exists() for suffix in STREAMS.values())
+
     def remove_files(self) -> None:
+        """The record last, see SpoolFiles."""
         for suffix in (*STREAMS.values(), RECORD):
             self._path(suffix).unlink(missing_ok=True)
 

@@ -132,8 +132,9 @@ class Jobs:
         listed = {job.job: job.pid for job in await self._host.wshd.jobs()}
         for job_id in found_jobs(self._host.spool):
             job = Job(self._host, job_id, pid=listed.get(job_id, 0))
-            if job_id not in listed and job.record().status is None:
-                # The manager died between making the files and wshd's taking them.
+            started = job_id in listed or job.record().status is not None
+            if not started or not job.has_files():
+                # The manager died between making the files and wshd's taking them, or while it forgot the job.
                 job.remove_files()
                 continue
             self.known[job_id] = job
