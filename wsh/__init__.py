@@ -9,7 +9,9 @@ _HERE = Path(__file__).parent
 
 
 def _find(program: str) -> Path:
-    places = [Path(directory) for directory in (os.environ.get("GARRISON_WSH_BIN"),) if directory] or [_HERE / "_bin"]
+    places = [Path(directory) for directory in (os.environ.get("GARRISON_WSH_BIN"),) if directory] or [
+        _HERE / "_bin"
+    ]
     for place in places:
         if (place / program).is_file():
             return place / program

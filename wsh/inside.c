@@ -152,7 +152,8 @@ static void give_up_rights(const struct plan *plan)
         if (!(plan->bounding >> capability & 1) && prctl(PR_CAPBSET_READ, capability) == 1 &&
             prctl(PR_CAPBSET_DROP, capability))
             die("bounding set", "drop");
-    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_DUMPABLE, 0))
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_DUMPABLE, 0) ||
+        prctl(PR_SET_NAME, "wshd"))
         die("prctl", "no_new_privs, undumpable");
     struct sock_fprog program_of_init = {plan->init_filter.count, (struct sock_filter *)plan->init_filter.code};
     if (plan->init_filter.count && prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program_of_init))
@@ -197,6 +198,7 @@ static void raise_nofile(struct inside *inside)
 _Noreturn void inside_main(const struct plan *plan, const struct opened *opened, int channel)
 {
     die_fd = channel;
+    on_die = NULL;
     expect(channel, "mapped");
     (void)setfsgid(0);
     (void)setfsuid(0);

@@ -50,6 +50,7 @@ void job_free(struct job *job)
     close_fd(&job->record);
     close_fd(&job->master);
     free(job);
+    accept_again(server);
 }
 
 static void record(struct job *job, const char *line, int size)
@@ -85,6 +86,8 @@ void job_progress(struct job *job)
                 return;
         write_record(job);
     }
+    if (job->streams[0].source.fd < 0 && job->streams[1].source.fd < 0)
+        accept_again(job->server);
     if (job->record >= 0 && job->streams[0].source.fd < 0 && job->streams[1].source.fd < 0) {
         record(job, "end\n", 4);
         close_fd(&job->record);

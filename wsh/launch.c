@@ -12,8 +12,10 @@
  * The launcher's death before "ready" closes the channel, which ends the child.
  */
 #include "launch.h"
+#include <grp.h>
 #include <linux/sched.h>
 #include <linux/securebits.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -25,7 +27,7 @@
 
 static void become(uid_t id)
 {
-    if (setresgid(id, id, id) || setresuid(id, id, id))
+    if (setgroups(0, NULL) || setresgid(id, id, id) || setresuid(id, id, id))
         die("become", "the container's own id");
 }
 
@@ -78,9 +80,15 @@ static void wait_go(void)
 }
 
 /* Waits for the child's word. Anything but `expected` is its last line: passed on. */
-static void hear(int channel, const char *expected)
+static void hear(int channel, const char *expected, bool watch_input)
 {
     char text[1024];
+    struct pollfd both[] = {{channel, POLLIN, 0}, {watch_input ? 0 : -1, POLLIN, 0}};
+    while (poll(both, 2, -1) < 0 || !both[0].revents)
+        if (both[1].revents && read(0, text, sizeof text) <= 0) {
+            errno = ECANCELED;
+            die("launch", "standard input ended before `ready`");
+        }
     ssize_t got = recv(channel, text, sizeof text - 1, 0);
     if (got == (ssize_t)strlen(expected) && !memcmp(text, expected, (size_t)got))
         return;
@@ -90,6 +98,7 @@ static void hear(int channel, const char *expected)
         errno = ECHILD;
         die("launch", "the container's pid 1 ended without a word");
     }
+    tree_undo();
     _exit(1);
 }
 
@@ -99,10 +108,25 @@ static void tell(int channel, const char *word)
         die("launch", "the container's pid 1 is gone");
 }
 
+/* What jobs would inherit: the manager's own niceness, protection from the OOM killer, ignored signals. */
+static void shed_inheritance(void)
+{
+    sigset_t none;
+    (void)sigemptyset(&none);
+    (void)sigprocmask(SIG_SETMASK, &none, NULL);
+    for (int number = 1; number <= 64; number++)
+        (void)signal(number, SIG_DFL);
+    (void)setpriority(PRIO_PROCESS, 0, 0);
+    scoped_fd int score = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+    if (score < 0 || write_all(score, "0", 1))
+        die("reset", "oom_score_adj");
+}
+
 int launch(const struct plan *plan)
 {
     struct opened opened;
     int channel[2];
+    shed_inheritance();
     if (unshare(CLONE_NEWNS) || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL))
         die("unshare", "mount namespace (needs root)");
     tree_open(plan, &opened);
@@ -122,7 +146,7 @@ int launch(const struct plan *plan)
     write_map(pid, "uid_map", plan);
     write_map(pid, "gid_map", plan);
     tell(channel[0], "mapped");
-    hear(channel[0], "mapped");
+    hear(channel[0], "mapped", false);
     char path[64];
     (void)snprintf(path, sizeof path, "/proc/%d/ns/user", pid);
     scoped_fd int userns = open(path, O_RDONLY | O_CLOEXEC);
@@ -134,7 +158,7 @@ int launch(const struct plan *plan)
     if (plan->veth)
         wait_go();
     tell(channel[0], "enter");
-    hear(channel[0], "ready");
+    hear(channel[0], "ready", plan->veth);
     say("ready\n");
     return 0;
 }

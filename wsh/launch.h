@@ -20,6 +20,7 @@ struct inside {
 };
 
 void tree_open(const struct plan *plan, struct opened *ret_opened);
+void tree_undo(void); /* takes the socket back; die() calls it */
 void tree_build(const struct plan *plan, const struct opened *opened, int userns_fd);
 
 /* Opens PATH below `root` without following any link; makes what is missing as root inside. die()s. */

@@ -4,6 +4,14 @@
 #include <sys/socket.h>
 #include <sys/timerfd.h>
 #include <sys/wait.h>
+#include <time.h>
+
+/* A descriptor has been closed: one that accept4 had not may be had now. */
+void accept_again(struct server *server)
+{
+    if (server->listener_off && server->client_count < MAX_CLIENTS && !watch(server, &server->listener, EPOLLIN))
+        server->listener_off = false;
+}
 
 int watch(struct server *server, struct source *source, uint32_t events)
 {
@@ -103,17 +111,27 @@ static void timer_ready(struct source *source, uint32_t events)
     jobs_reap(server);
 }
 
+static uint64_t now_ms(void)
+{
+    struct timespec now;
+    (void)clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
 void stop_begin(struct server *server, uint64_t grace_ms)
 {
-    if (!server->stopping) {
-        server->stopping = true;
-        server->killing = false;
-    }
-    if (grace_ms && !server->killing) {
+    uint64_t at_ms = now_ms() + grace_ms;
+    bool first = !server->stopping;
+    server->stopping = true;
+    if (first) {
         (void)kill(-1, SIGTERM);
         (void)kill(-1, SIGCONT);
+    }
+    /* A second stop can only make it sooner. */
+    if (grace_ms && !server->killing && (first || at_ms < server->kill_at_ms)) {
+        server->kill_at_ms = at_ms;
         set_timer(server, grace_ms, 0);
-    } else {
+    } else if (!grace_ms) {
         server->killing = true;
         (void)kill(-1, SIGKILL);
         set_timer(server, 50, 50);

@@ -29,15 +29,13 @@ enum { INTERFACE_UP = 1, ARP_COMPLETE = 2, ARP_PERMANENT = 4, ETHERNET = 1 };
 
 void net_without_ipv6(void)
 {
-    static const char *const names[] = {"/proc/sys/net/ipv6/conf/all/disable_ipv6",
-                                        "/proc/sys/net/ipv6/conf/default/disable_ipv6"};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        scoped_fd int fd = open(names[i], O_WRONLY | O_CLOEXEC);
-        if (fd < 0 && errno == ENOENT)
-            continue; /* a kernel without IPv6 */
-        if (fd < 0 || write_all(fd, "1", 1))
-            die("disable IPv6", names[i]);
-    }
+    /* Of interfaces that are born from now on: eth0. The loopback keeps its ::1, which programs listen on. */
+    static const char name[] = "/proc/sys/net/ipv6/conf/default/disable_ipv6";
+    scoped_fd int fd = open(name, O_WRONLY | O_CLOEXEC);
+    if (fd < 0 && errno == ENOENT)
+        return; /* a kernel without IPv6 */
+    if (fd < 0 || write_all(fd, "1", 1))
+        die("disable IPv6", name);
 }
 
 static void request(int fd, unsigned long code, struct interface_request *r, const char *what)

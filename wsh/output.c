@@ -54,11 +54,29 @@ static ssize_t discard(struct stream *stream, size_t size)
     return got;
 }
 
+static ssize_t paid(struct stream *stream, ssize_t moved)
+{
+    if (moved < 0)
+        return -errno;
+    stream->owed -= minimum(stream->owed, (uint64_t)moved);
+    return moved;
+}
+
+/* Where no hole can be punched, the spool must not grow for ever: it keeps its beginning. */
+static bool holes_fail(const struct stream *stream)
+{
+    const struct job *job = stream->job;
+    return job->limit && job->over == OVER_DROP &&
+           stream->end - stream->punched > 2 * job->limit + 2 * (uint64_t)stream->block + (2 << 20);
+}
+
 /* One portion. Positive: moved or thrown away; 0: end of file; negative: -EAGAIN, -EDQUOT (limit). */
 static ssize_t move(struct stream *stream)
 {
     bool over;
     uint64_t size = room(stream, &over);
+    if (holes_fail(stream))
+        return paid(stream, discard(stream, size));
     if (over) {
         int waiting = 0;
         if (!ioctl(stream->source.fd, FIONREAD, &waiting) && waiting > 0)
@@ -67,15 +85,11 @@ static ssize_t move(struct stream *stream)
     }
     off_t at = (off_t)stream->end;
     ssize_t moved = splice(stream->source.fd, NULL, stream->spool, &at, size, SPLICE_F_NONBLOCK | SPLICE_F_MOVE);
-    if (moved < 0 && (errno == ENOSPC || errno == EDQUOT || errno == EIO || errno == EFBIG)) {
-        moved = discard(stream, size);
-        if (moved < 0)
-            return -errno;
-    } else if (moved < 0)
-        return -errno;
-    else
+    if (moved >= 0)
         stream->end += (uint64_t)moved;
-    stream->owed -= minimum(stream->owed, (uint64_t)moved);
+    else if (errno == EAGAIN || errno == EINTR || (moved = discard(stream, size)) < 0)
+        return -errno;
+    (void)paid(stream, moved);
     const struct job *job = stream->job;
     if (job->limit && job->over == OVER_DROP && stream->end - stream->punched > job->limit + job->limit / 8)
         punch(stream, stream->end - job->limit);
@@ -99,6 +113,8 @@ static void overrun(struct stream *stream)
 static void turn(struct stream *stream)
 {
     ssize_t moved = move(stream);
+    if (moved == -EAGAIN)
+        stream->owed = 0; /* a job can read its own pipe, so what was counted may be gone */
     if (moved == -EDQUOT)
         overrun(stream);
     else if (moved == 0 || (moved < 0 && moved != -EAGAIN && moved != -EINTR))

@@ -77,8 +77,7 @@ void client_drop(struct client *client)
     (void)close(client->source.fd);
     free(client);
     server->client_count--;
-    if (server->listener_off && !watch(server, &server->listener, EPOLLIN))
-        server->listener_off = false;
+    accept_again(server);
 }
 
 void client_resume(struct client *client)
@@ -164,8 +163,8 @@ static void do_spawn(struct request *r)
         return;
     }
     arguments[s.argument_count] = environment[s.environment_count] = NULL;
-    if (!s.argument_count || s.record_fd < 0 || (s.io == IO_SPOOL && (s.stdout_fd < 0 || s.stderr_fd < 0))) {
-        reply_error(r->client, EINVAL, "spawn needs arg, and the descriptors of its io");
+    if (s.record_fd < 0 || (s.io == IO_SPOOL && (s.stdout_fd < 0 || s.stderr_fd < 0))) {
+        reply_error(r->client, EINVAL, "spawn needs the descriptors of its io");
         return;
     }
     int error = server->stopping ? -EBUSY : spawn(server, &s, &job);
@@ -204,15 +203,10 @@ static void do_list(struct request *r)
     static char words[LIST_BYTES + 256];
     size_t size = 3;
     memcpy(words, "ok", 3);
-    struct job *job = r->client->server->jobs;
-    if (r->count == 2) {
-        job = named(r);
-        if (!job)
-            return;
-        job = job->next;
-    }
     const char *last = NULL;
-    for (; job; last = job->id, job = job->next) {
+    for (struct job *job = r->client->server->jobs; job; job = job->next) {
+        if (r->count == 2 && strcmp(job->id, r->words[1]) <= 0)
+            continue;
         if (size > LIST_BYTES - 256) {
             size += (size_t)snprintf(words + size, 256, "more%c%s", 0, last) + 1;
             break;
@@ -221,6 +215,7 @@ static void do_list(struct request *r)
         int length = describe(job, state, sizeof state - 8, ':');
         if (job->recorded && job->record >= 0)
             strcpy(state + length, "+open");
+        last = job->id;
         size += (size_t)snprintf(words + size, 256, "job%c%s%c%s%c%d", 0, job->id, 0, state, 0, job->pid) + 1;
     }
     reply(r->client, words, size, -1);

@@ -63,7 +63,7 @@ struct server {
     int job_count, client_count;
     struct client *clients;
     bool stopping, killing, listener_off;
-    bool chld;
+    uint64_t kill_at_ms;
     char *packet;
 };
 
@@ -104,6 +104,7 @@ void client_resume(struct client *client);
 void stop_finish(struct server *server);
 
 /* loop.c */
+void accept_again(struct server *server);
 int watch(struct server *server, struct source *source, uint32_t events);
 void rewatch(struct server *server, struct source *source, uint32_t events);
 void unwatch(struct server *server, struct source *source);

@@ -119,6 +119,13 @@ static void exec_search(char *const *arguments, char *const *environment)
     errno = error;
 }
 
+static void exec_shell(const char *chosen, char *const *environment)
+{
+    const char *const shells[] = {chosen, "/bin/bash", "/bin/sh"};
+    for (size_t i = 0; i < sizeof shells / sizeof *shells; i++)
+        exec_search((char *const[]){(char *)shells[i], NULL}, environment);
+}
+
 static int set_capabilities(uint64_t mask)
 {
     struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
@@ -207,7 +214,10 @@ static _Noreturn void run_child(const struct child *child)
     if (confine(child))
         goto failed;
     step = "exec";
-    exec_search((char *const *)r->arguments, (char *const *)r->environment);
+    if (r->argument_count)
+        exec_search((char *const *)r->arguments, (char *const *)r->environment);
+    else
+        exec_shell(child->server->inside->plan->shell, (char *const *)r->environment);
 failed:
     failure.error = errno;
     strcpy(failure.what, step);
@@ -370,10 +380,11 @@ int spawn(struct server *server, struct spawn_request *request, struct job **ret
         job_free(job);
         return error;
     }
-    struct job **tail = &server->jobs; /* at the tail: `list` pages by order */
-    while (*tail)
-        tail = &(*tail)->next;
-    *tail = job;
+    struct job **at = &server->jobs; /* sorted: `list` pages by name, also when the one named is gone by then */
+    while (*at && strcmp((*at)->id, job->id) < 0)
+        at = &(*at)->next;
+    job->next = *at;
+    *at = job;
     server->job_count++;
     *ret_job = job;
     return 0;

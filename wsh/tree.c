@@ -2,8 +2,8 @@
  * The file system tree, built by the launcher in a mount namespace of its own.
  *
  * A mount made here is locked once the child has copied the namespace, even against all capabilities inside. Layers are
- * idmapped clones, parked before overlay sees them (6.1 refuses a clone that is mounted nowhere), and named to overlay as
- * /proc/self/fd/N: no path of the host shows inside, and fsconfig strings end at 255 bytes. Paths in the tree are data
+ * idmapped clones, parked before overlay sees them (6.1 refuses a clone that is mounted nowhere), and named to overlay by
+ * their place there: no path of the host shows inside, and fsconfig strings end at 255 bytes. Paths in the tree are data
  * of a stack, so they are opened with openat2 and no link is followed.
  */
 #include "launch.h"
@@ -35,6 +35,15 @@ static const struct {
 
 static const char *const mount_points[] = {"/proc", "/sys", "/dev", "/tmp"};
 
+static int undo_socket_dir = -1;
+static const char *undo_socket_name;
+
+void tree_undo(void)
+{
+    if (undo_socket_dir >= 0)
+        (void)unlinkat(undo_socket_dir, undo_socket_name, 0);
+}
+
 static int open_path(const char *path, int flags)
 {
     int fd = open(path, flags | O_CLOEXEC);
@@ -62,9 +71,12 @@ static int bind_socket(const char *path)
         die("socket", path);
     memcpy(address.sun_path, at, (size_t)length + 1);
     mode_t old = umask(0177);
-    if (bind(fd, (struct sockaddr *)&address, sizeof address) || listen(fd, SOMAXCONN))
+    if (bind(fd, (struct sockaddr *)&address, sizeof address))
         die("bind", path);
     (void)umask(old);
+    undo_socket_dir = fcntl(dir, F_DUPFD_CLOEXEC, 3);
+    undo_socket_name = strrchr(path, '/') + 1;
+    on_die = tree_undo;
     return fd;
 }
 
@@ -156,17 +168,21 @@ static int park(int layer, int userns_fd, const char *name)
 
 static int make_overlay(const int *layers, int count, int upper, const char *extra, int userns_fd, const char *name)
 {
-    char lower[256] = "", up[64], work[64], words[256], where[64];
+    char lower[256] = "", up[64], work[64], words[256], where[32];
     int parked[MAX_LAYERS];
     size_t used = 0;
     for (int i = 0; i < count; i++) {
-        (void)snprintf(where, sizeof where, STAGE "/%s%d", name, i);
+        (void)snprintf(where, sizeof where, STAGE "/%s%d", name, i & 15);
         parked[i] = park(layers[i], userns_fd, where);
-        used += (size_t)snprintf(lower + used, sizeof lower - used, "%s/proc/self/fd/%d", i ? ":" : "", parked[i]);
+        /* The short name: fsconfig ends at 255 bytes, and 15 of these fit whatever the descriptors' numbers are. */
+        used += (size_t)snprintf(lower + used, sizeof lower - used, "%s%s", i ? ":" : "", where);
     }
     (void)snprintf(up, sizeof up, "/proc/self/fd/%d/upper", upper);
     (void)snprintf(work, sizeof work, "/proc/self/fd/%d/work", upper);
-    (void)snprintf(words, sizeof words, "%s", extra);
+    if (snprintf(words, sizeof words, "%s", extra) >= (int)sizeof words) {
+        errno = ENAMETOOLONG;
+        die("overlay", extra);
+    }
     const char *options[12][2] = {{"lowerdir", lower}, {"upperdir", up}, {"workdir", work}};
     int at = 3;
     for (char *save = NULL, *word = strtok_r(words, ",", &save); word && at < 11; word = strtok_r(NULL, ",", &save)) {

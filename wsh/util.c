@@ -2,6 +2,7 @@
 #include <linux/openat2.h>
 #include <stdio.h>
 
+void (*on_die)(void);
 int die_fd = 2;
 const char *program = "wshd";
 
@@ -14,6 +15,8 @@ _Noreturn void die(const char *what, const char *on)
     if (size > (int)sizeof line - 1)
         size = sizeof line - 1;
     (void)write_all(die_fd, line, (size_t)size);
+    if (on_die)
+        on_die();
     _exit(1);
 }
 

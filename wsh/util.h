@@ -12,6 +12,7 @@
 
 /* Set-up may die: prints `wshd: WHAT: ON: ERRNO TEXT` and exits 1 (in the child: tells the launcher). */
 _Noreturn void die(const char *what, const char *on);
+extern void (*on_die)(void); /* takes back what the launcher has made */
 extern int die_fd; /* where die() writes; 2 unless the child of a launch has redirected it */
 extern const char *program;
 
@@ -19,6 +20,7 @@ static inline void close_fd(int *fd)
 {
     if (*fd >= 0)
         (void)close(*fd);
+    *fd = -1;
 }
 static inline int steal_fd(int *fd)
 {

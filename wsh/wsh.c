@@ -1,2 +1,311 @@
+/*
+ * wsh: runs a program in a container, as ssh does on a host (PROTOCOL.md, 4).
+ *
+ * With a terminal on standard input the job gets one of its own and bytes are carried both ways; else it gets this
+ * program's three descriptors themselves and nothing is carried at all. One connection spawns and waits, another sends
+ * signals and window sizes meanwhile.
+ */
 #include "util.h"
-int main(void){return 0;}
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <termios.h>
+
+enum { UNREACHABLE = 125, NOT_EXECUTABLE = 126, NOT_FOUND = 127, MAX_ENV = 512, PACKET = 1 << 19, REPLY = 65536 };
+
+struct options {
+    const char *socket, *uid, *gid, *cwd;
+    const char *env[MAX_ENV];
+    int env_count;
+    char **command;
+    bool terminal;
+};
+
+static struct termios saved;
+static bool raw;
+
+static void restore(void)
+{
+    if (raw)
+        (void)tcsetattr(0, TCSADRAIN, &saved);
+    raw = false;
+}
+
+static _Noreturn void fail(int status, const char *what, const char *why)
+{
+    restore();
+    (void)dprintf(2, "wsh: %s: %s\n", what, why);
+    _exit(status);
+}
+
+static _Noreturn void usage(void)
+{
+    (void)dprintf(2, "usage: wsh [--socket PATH] [--user UID[:GID]] [--env K=V]... [--cwd DIR] [--] [COMMAND ARG...]\n");
+    _exit(UNREACHABLE);
+}
+
+static struct options parse(char **argv)
+{
+    struct options o = {.socket = "wshd.sock", .uid = "0", .gid = "0", .cwd = "/"};
+    int at = 1;
+    for (; argv[at] && argv[at][0] == '-'; at += 2) {
+        char *value = argv[at + 1];
+        if (!strcmp(argv[at], "--")) {
+            at++;
+            break;
+        }
+        if (!value)
+            usage();
+        if (!strcmp(argv[at], "--socket"))
+            o.socket = value;
+        else if (!strcmp(argv[at], "--cwd"))
+            o.cwd = value;
+        else if (!strcmp(argv[at], "--env") && o.env_count < MAX_ENV)
+            o.env[o.env_count++] = value;
+        else if (!strcmp(argv[at], "--user")) {
+            o.uid = o.gid = strsep(&value, ":");
+            if (value)
+                o.gid = value;
+        } else
+            usage();
+    }
+    o.command = argv + at;
+    o.terminal = isatty(0);
+    return o;
+}
+
+/* sun_path ends at 107 bytes; through the directory's descriptor any path will do. */
+static int reach(const char *path)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    const char *slash = strrchr(path, '/');
+    char folder[4096] = ".", greeting[REPLY];
+    if (slash && (size_t)(slash - path) < sizeof folder - 1)
+        (void)snprintf(folder, sizeof folder, "%.*s/", (int)(slash - path), path);
+    scoped_fd int dir = open(folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), size = PACKET;
+    int length = snprintf(address.sun_path, sizeof address.sun_path, "/proc/self/fd/%d/%s", dir, slash ? slash + 1 : path);
+    if (dir < 0 || fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address))
+        fail(UNREACHABLE, path, strerror(errno));
+    if (length >= (int)sizeof address.sun_path)
+        fail(UNREACHABLE, path, strerror(ENAMETOOLONG));
+    (void)setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
+    ssize_t got = recv(fd, greeting, sizeof greeting, 0);
+    if (got < 7 || memcmp(greeting, "wshd\0001", 7))
+        fail(UNREACHABLE, path, "no wshd of version 1 answers there");
+    return fd;
+}
+
+static char packet[PACKET];
+static size_t packet_size;
+
+static void add(const char *word)
+{
+    size_t size = strlen(word) + 1;
+    if (size > sizeof packet - packet_size)
+        fail(UNREACHABLE, "command", "too long");
+    memcpy(packet + packet_size, word, size);
+    packet_size += size;
+}
+
+static void add_pair(const char *key, const char *value)
+{
+    add(key);
+    add(value);
+}
+
+static void add_number(const char *key, unsigned value)
+{
+    char text[16];
+    (void)snprintf(text, sizeof text, "%u", value);
+    add_pair(key, text);
+}
+
+static void build_spawn(const struct options *o, const char *job)
+{
+    struct winsize size = {.ws_row = 24, .ws_col = 80};
+    bool path = false, term = false;
+    add_pair("spawn", job);
+    for (char **word = o->command; *word; word++)
+        add_pair("arg", *word);
+    for (int i = 0; i < o->env_count; i++) {
+        path |= !strncmp(o->env[i], "PATH=", 5);
+        term |= !strncmp(o->env[i], "TERM=", 5);
+        add_pair("env", o->env[i]);
+    }
+    if (!path)
+        add_pair("env", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+    add_pair("uid", o->uid);
+    add_pair("gid", o->gid);
+    add_pair("cwd", o->cwd);
+    add_pair("io", o->terminal ? "terminal" : "direct");
+    if (o->terminal) {
+        char line[256];
+        const char *name = getenv("TERM");
+        (void)snprintf(line, sizeof line, "TERM=%s", name ? name : "dumb");
+        if (!term)
+            add_pair("env", line);
+        (void)ioctl(0, TIOCGWINSZ, &size);
+        add_number("rows", size.ws_row);
+        add_number("cols", size.ws_col);
+    } else {
+        add_pair("fd", "stdin");
+        add_pair("fd", "stdout");
+        add_pair("fd", "stderr");
+    }
+    add_pair("fd", "record");
+}
+
+static void send_spawn(int sock, const int *fds, size_t count)
+{
+    char control[CMSG_SPACE(sizeof(int) * 4)] = {0};
+    struct iovec part = {packet, packet_size};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control};
+    message.msg_controllen = CMSG_SPACE(sizeof(int) * count);
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof(int) * count);
+    memcpy(CMSG_DATA(header), fds, sizeof(int) * count);
+    if (sendmsg(sock, &message, MSG_NOSIGNAL) < 0)
+        fail(UNREACHABLE, "spawn", strerror(errno));
+}
+
+/* Word N of a reply, or "". */
+static const char *word(const char *reply, size_t size, int n)
+{
+    const char *at = reply, *end = reply + size;
+    for (; n && at < end; n--)
+        at += strlen(at) + 1;
+    return at < end ? at : "";
+}
+
+/* Reads spawn's answer; returns the terminal's master, or -1. */
+static int started(int sock, const struct options *o)
+{
+    static char reply[REPLY + 1];
+    char control[CMSG_SPACE(sizeof(int))];
+    struct iovec part = {reply, REPLY};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+    ssize_t size = recvmsg(sock, &message, MSG_CMSG_CLOEXEC);
+    if (size <= 0)
+        fail(UNREACHABLE, o->socket, size ? strerror(errno) : "the container has ended");
+    if (!strcmp(word(reply, (size_t)size, 0), "error")) {
+        const char *name = word(reply, (size_t)size, 1), *text = word(reply, (size_t)size, 2);
+        bool exec = !strncmp(text, "exec: ", 6);
+        int status = !exec ? UNREACHABLE : !strcmp(name, "ENOENT") ? NOT_FOUND : NOT_EXECUTABLE;
+        fail(status, o->command[0] ? o->command[0] : "shell", text);
+    }
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    int master = -1;
+    if (header && header->cmsg_type == SCM_RIGHTS)
+        memcpy(&master, CMSG_DATA(header), sizeof master);
+    return master;
+}
+
+static void make_raw(void)
+{
+    if (tcgetattr(0, &saved))
+        return;
+    struct termios wanted = saved;
+    cfmakeraw(&wanted);
+    raw = !tcsetattr(0, TCSADRAIN, &wanted);
+}
+
+/* Carries a signal or a new window size over a connection of its own; the job may be gone, which is no error. */
+static void tell(int sock, const char *job, int number)
+{
+    struct winsize size;
+    char words[256], reply[REPLY];
+    int length;
+    if (number != SIGWINCH)
+        length = snprintf(words, sizeof words, "signal%c%s%c%d", 0, job, 0, number) + 1;
+    else if (!ioctl(0, TIOCGWINSZ, &size))
+        length = snprintf(words, sizeof words, "winsize%c%s%c%u%c%u", 0, job, 0, size.ws_row, 0, size.ws_col) + 1;
+    else
+        return;
+    if (send(sock, words, (size_t)length, MSG_NOSIGNAL) > 0)
+        (void)!recv(sock, reply, sizeof reply, 0);
+}
+
+/* One turn of the terminal, either way. False: that side is at its end. */
+static bool carry(int from, int to)
+{
+    char bytes[16384];
+    ssize_t got = read(from, bytes, sizeof bytes);
+    if (got < 0 && (errno == EINTR || errno == EAGAIN))
+        return true;
+    return got > 0 && !write_all(to, bytes, (size_t)got);
+}
+
+/* The first line of the record; a job that has ended before it could be waited for has left it there. */
+static int status_of(int record)
+{
+    char line[64] = "";
+    int number = 0;
+    (void)!pread(record, line, sizeof line - 1, 0);
+    if (sscanf(line, "exit %d", &number) == 1)
+        return number;
+    return sscanf(line, "signal %d", &number) == 1 ? 128 + number : UNREACHABLE;
+}
+
+static void serve(int sock, int side, int signals, int master, const char *job)
+{
+    static char reply[REPLY];
+    struct pollfd fds[] = {{sock, POLLIN, 0}, {signals, POLLIN, 0}, {master, POLLIN, 0}, {master < 0 ? -1 : 0, POLLIN, 0}};
+    bool ended = false;
+    /* After the end what the terminal still holds is read: its hang-up is the last word. */
+    while (!ended || fds[2].fd >= 0) {
+        if (poll(fds, 4, -1) < 0)
+            continue;
+        struct signalfd_siginfo info;
+        if (fds[1].revents && read(signals, &info, sizeof info) == sizeof info && !ended)
+            tell(side, job, (int)info.ssi_signo);
+        if (fds[2].revents && !carry(master, 1))
+            fds[2].fd = -1;
+        if (fds[3].revents && !carry(0, master))
+            fds[3].fd = -1;
+        if (fds[0].revents) {
+            (void)!recv(sock, reply, sizeof reply, 0);
+            ended = true;
+            fds[0].fd = fds[3].fd = -1;
+        }
+    }
+}
+
+int main(int argc, char **argv)
+{
+    (void)argc;
+    struct options o = parse(argv);
+    char job[64], request[128];
+    uint32_t chance = 0;
+    sigset_t mine;
+    (void)sigemptyset(&mine);
+    for (const int *number = (const int[]){SIGTERM, SIGHUP, SIGINT, SIGWINCH, 0}; *number; number++)
+        (void)sigaddset(&mine, *number);
+    (void)sigprocmask(SIG_BLOCK, &mine, NULL);
+    int signals = signalfd(-1, &mine, SFD_CLOEXEC);
+    int sock = reach(o.socket), side = reach(o.socket);
+    int record = memfd_create("record", MFD_CLOEXEC);
+    if (signals < 0 || record < 0)
+        fail(UNREACHABLE, "descriptors", strerror(errno));
+    (void)!syscall(SYS_getrandom, &chance, sizeof chance, 0);
+    (void)snprintf(job, sizeof job, "wsh-%d-%08x", (int)getpid(), chance);
+    build_spawn(&o, job);
+    int direct[] = {0, 1, 2, record};
+    send_spawn(sock, o.terminal ? &record : direct, o.terminal ? 1 : 4);
+    int master = started(sock, &o);
+    int size = snprintf(request, sizeof request, "wait%c%s", 0, job) + 1;
+    if (send(sock, request, (size_t)size, MSG_NOSIGNAL) < 0)
+        fail(UNREACHABLE, o.socket, strerror(errno));
+    if (master >= 0)
+        make_raw();
+    serve(sock, side, signals, master, job);
+    restore();
+    return status_of(record);
+}

@@ -1,0 +1,87 @@
+"""wshd from plan to `ready`, and what a launch that fails says and leaves."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from wshd_driver import BUILDS, Box, LaunchError
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture(params=BUILDS)
+def box(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Box]:
+    box = Box.prepare(tmp_path, request.param)
+    yield box
+    box.kill()
+
+
+def test_launch_serves_and_ends_with_pid_1(box: Box) -> None:
+    """After `ready` the socket greets with version and handle, and a dead pid 1 refuses connections."""
+    box.launch()
+    with box.client() as client:
+        assert client.greeting == ["wshd", "1", "box"]
+        assert client.ask("ping").words == ["ok"]
+    box.kill()
+    with pytest.raises(ConnectionRefusedError):
+        box.client()
+
+
+def test_run_gives_output_and_status(box: Box) -> None:
+    """A job's streams reach their files, and its status its record."""
+    box.launch()
+    ended, out, err = box.run("one", "/bin/sh", "-c", "echo out; echo err >&2; exit 7")
+    assert (ended, out, err) == (["ok", "exit", "7"], "out\n", "err\n")
+    assert box.spool("one").lines()[0] == "exit 7"
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        (("bogus", "1"), "bogus"),
+        (("layer",), "layer"),
+        (("bind", "/no/such/dir", "/mnt", "ro"), "ENOENT"),
+        (("file", "/etc/x", "9", "text"), "file"),
+        (("overlay", "no_such_option=1"), "no_such_option"),
+    ],
+)
+def test_a_bad_plan_is_named_and_leaves_nothing(box: Box, extra: tuple[str, ...], said: str) -> None:
+    """A launch that fails prints one line that names what was wrong, exits 1, and leaves no socket."""
+    with pytest.raises(LaunchError, match=said) as caught:
+        box.launch(*extra)
+    assert str(caught.value).startswith("exit 1: wshd: ")
+    assert str(caught.value).count("\n") == 1
+    assert not box.socket.exists()
+
+
+def test_a_mount_point_that_is_a_link_is_refused(box: Box) -> None:
+    """A stack whose /sys is a link cannot lead a mount elsewhere."""
+    (box.stack / "sys").symlink_to("etc")
+    with pytest.raises(LaunchError, match="sys"):
+        box.launch()
+
+
+@pytest.mark.parametrize("word", [b"", b"stop\n", b"go"])
+def test_launch_ends_with_its_standard_input(box: Box, word: bytes) -> None:
+    """Without a whole `go` the launch is over, and its pid 1 with it."""
+    net = ("net", "veth", "eth0", "10.254.0.2", 30, "10.254.0.1", "02:00:00:00:00:01", 1500)
+    process = box.start(box.plan(net=net), stdin=subprocess.PIPE)
+    assert process.stdout is not None
+    pid = int(process.stdout.readline().split()[1])
+    pidfd = os.pidfd_open(pid)
+    out, err = process.communicate(word, timeout=30)
+    assert process.returncode == 1
+    assert b"ready" not in out
+    assert err.startswith(b"wshd: ")
+    import select
+
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    assert poller.poll(10_000), "pid 1 outlived its launcher"
+    os.close(pidfd)
+    assert not box.socket.exists()
