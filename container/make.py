@@ -283,8 +283,13 @@ def _set_limits(cgroup: CgroupSet, parts: Parts) -> None:
 async def remove_cgroup(host: Host, link_id: str) -> None:
     cgroup = host.cgroups.find(link_id)
     if cgroup is not None:
-        cgroup.kill_all()
-        await asyncio.to_thread(cgroup.destroy)
+        await asyncio.to_thread(_end_cgroup, cgroup)
+
+
+def _end_cgroup(cgroup: CgroupSet) -> None:
+    """Both wait for the kernel to reap, so both belong in a thread."""
+    cgroup.kill_all()
+    cgroup.destroy()
 
 
 async def _end_launch(launch: Launch, parts: Parts) -> None:
