@@ -1,0 +1,29 @@
+"""cgroups: one contract, v1 (through cgroupspy) and v2, found by what the host has mounted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from container.cgroups.base import Cgroups, CgroupSet
+from container.cgroups.detect import CgroupsMissing, Hierarchy, Version, detect
+from container.cgroups.v1 import CgroupsV1
+from container.cgroups.v2 import CgroupsV2
+
+__all__ = ["CgroupSet", "Cgroups", "CgroupsMissing", "Hierarchy", "Version", "detect", "host_hierarchy", "open_backend"]
+
+
+def host_hierarchy() -> Hierarchy:
+    """The hierarchy of this host. Raises CgroupsMissing."""
+    mountinfo = Path("/proc/self/mountinfo").read_text()
+    controllers: frozenset[str] = frozenset()
+    for line in mountinfo.splitlines():
+        if " - cgroup2 " in line:
+            controllers = frozenset((Path(line.split(" ")[4]) / "cgroup.controllers").read_text().split())
+            break
+    return detect(mountinfo, controllers)
+
+
+def open_backend(parent: str) -> Cgroups:
+    """The backend for this host, with the parent directories made."""
+    hierarchy = host_hierarchy()
+    return CgroupsV2(hierarchy, parent) if hierarchy.version is Version.V2 else CgroupsV1(hierarchy, parent)

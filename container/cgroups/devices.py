@@ -1,0 +1,85 @@
+"""The device allow-list of cgroup v2: an eBPF program of type CGROUP_DEVICE, written by hand.
+
+The program compares the request (access and type, major, minor; linux/bpf.h, struct bpf_cgroup_dev_ctx) with
+each entry in turn and ends with "no". Pure up to :func:`attach`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+Entry = tuple[str, int, int | None, str]
+
+_SYS_BPF = {"x86_64": 321, "aarch64": 280}
+_PROG_LOAD, _PROG_ATTACH = 5, 8
+_TYPE_CGROUP_DEVICE, _ATTACH_DEVICE = 15, 6
+_ACCESS = {"m": 1, "r": 2, "w": 4}
+_KIND = {"b": 1, "c": 2}
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _insn(code: int, dst: int = 0, src: int = 0, off: int = 0, imm: int = 0) -> bytes:
+    return struct.pack("<BBhi", code, src << 4 | dst, off, imm)
+
+
+def program(entries: Sequence[Entry]) -> bytes:
+    """r2: type, r3: access, r4: major, r5: minor; each entry jumps to the next at its first mismatch."""
+    code = [
+        _insn(0x61, 2, 1, 0),  # r2 = *(u32 *)(r1 + 0)
+        _insn(0xBF, 3, 2),  # r3 = r2
+        _insn(0x54, 2, 0, 0, 0xFFFF),  # w2 &= 0xffff: type
+        _insn(0x74, 3, 0, 0, 16),  # w3 >>= 16: access
+        _insn(0x61, 4, 1, 4),  # r4 = major
+        _insn(0x61, 5, 1, 8),  # r5 = minor
+    ]
+    for kind, major, minor, access in entries:
+        refused = 7 & ~sum(_ACCESS[letter] for letter in access)
+        body = [(0x55, 2, _KIND[kind]), (0x55, 4, major)]
+        if minor is not None:
+            body.append((0x55, 5, minor))
+        # jump targets: over the rest of this entry, its access test (3) and its "yes" (2)
+        left = len(body) + 5
+        for opcode, register, value in body:
+            left -= 1
+            code.append(_insn(opcode, register, 0, left, value))
+        code += [
+            _insn(0xBF, 6, 3),
+            _insn(0x54, 6, 0, 0, refused),
+            _insn(0x55, 6, 0, 2, 0),
+            _insn(0xB7, 0, 0, 0, 1),
+            _insn(0x95),
+        ]
+    code += [_insn(0xB7, 0, 0, 0, 0), _insn(0x95)]
+    return b"".join(code)
+
+
+def _bpf(command: int, attributes: bytes) -> int:
+    buffer = ctypes.create_string_buffer(attributes.ljust(128, b"\0"), 128)
+    result = _libc.syscall(_SYS_BPF[platform.machine()], command, buffer, 128)
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), "bpf")
+    return int(result)
+
+
+def attach(directory: Path, entries: Sequence[Entry]) -> None:
+    """Puts the program on a cgroup; it lives as long as the cgroup."""
+    code = ctypes.create_string_buffer(program(entries))
+    licence = ctypes.create_string_buffer(b"Apache-2.0")
+    load = struct.pack(
+        "<IIQQ", _TYPE_CGROUP_DEVICE, (len(code) - 1) // 8, ctypes.addressof(code), ctypes.addressof(licence)
+    )
+    loaded = _bpf(_PROG_LOAD, load)
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _bpf(_PROG_ATTACH, struct.pack("<IIII", fd, loaded, _ATTACH_DEVICE, 0))
+        finally:
+            os.close(fd)
+    finally:
+        os.close(loaded)

@@ -1,0 +1,143 @@
+"""cgroup v2: one directory a container, ``init`` and ``job`` below it, controllers enabled on the way down.
+
+Devices are allowed by a small eBPF program on each leaf (devices.py), as there is no file for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from container import linux
+from container.cgroups import devices
+from container.cgroups.base import DEVICES, Cgroups, CgroupSet, key_values, read, remove_directory, write
+from container.cgroups.detect import V2_NEEDED, Hierarchy
+
+_LEAVES = ("init", "job")
+_ENABLE = " ".join(f"+{name}" for name in V2_NEEDED)
+
+
+def weight_of(shares: int) -> int:
+    """cpu.weight of v1's shares: 2..262144 onto 1..10000, as systemd and runc map them."""
+    shares = min(max(shares, 2), 262144)
+    return 1 + ((shares - 2) * 9999) // 262142
+
+
+class CgroupSetV2(CgroupSet):
+    def __init__(self, top: Path, name: str) -> None:
+        self.name = name
+        self._top = top / name
+        self._job = self._top / "job"
+        self.init_files = (self._top / "init" / "cgroup.procs",)
+        self.job_files = (self._job / "cgroup.procs",)
+
+    def make(self) -> None:
+        self._top.mkdir()
+        write(self._top / "cgroup.subtree_control", _ENABLE)
+        for leaf in _LEAVES:
+            (self._top / leaf).mkdir()
+            devices.attach(self._top / leaf, DEVICES)
+
+    def set_memory(self, limit_bytes: int | None) -> int | None:
+        if (self._job / "memory.swap.max").exists():
+            write(self._job / "memory.swap.max", "max" if limit_bytes is None else "0")
+        write(self._job / "memory.max", "max" if limit_bytes is None else str(limit_bytes))
+        return self.memory_limit_bytes()
+
+    def memory_limit_bytes(self) -> int | None:
+        word = read(self._job / "memory.max").strip()
+        return None if word == "max" else int(word)
+
+    def set_cpu_shares(self, shares: int) -> int:
+        write(self._job / "cpu.weight", str(weight_of(shares)))
+        return shares
+
+    def set_pids(self, count: int | None) -> None:
+        write(self._job / "pids.max", "max" if count is None else str(count))
+
+    def memory_stat(self) -> Mapping[str, int]:
+        return key_values(read(self._job / "memory.stat"))
+
+    def memory_bytes(self) -> int:
+        return max(0, int(read(self._job / "memory.current")) - self.memory_stat()["inactive_file"])
+
+    def cpu_ns(self) -> int:
+        return key_values(read(self._job / "cpu.stat"))["usage_usec"] * 1000
+
+    def cpu_user_system_ns(self) -> tuple[int, int]:
+        stat = key_values(read(self._job / "cpu.stat"))
+        return stat["user_usec"] * 1000, stat["system_usec"] * 1000
+
+    def pids(self) -> int:
+        return int(read(self._job / "pids.current"))
+
+    def oom_kills(self) -> int:
+        return key_values(read(self._job / "memory.events"))["oom_kill"]
+
+    def freeze(self) -> None:
+        write(self._job / "cgroup.freeze", "1")
+
+    def thaw(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            write(self._job / "cgroup.freeze", "0")
+
+    def _oom_fd(self) -> int:
+        fd = linux.inotify_open()
+        try:
+            linux.inotify_add(fd, str(self._job / "memory.events"), linux.IN_MODIFY)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def processes(self) -> tuple[int, ...]:
+        found: set[int] = set()
+        for leaf in _LEAVES:
+            with contextlib.suppress(OSError):
+                found.update(int(word) for word in read(self._top / leaf / "cgroup.procs").split())
+        found.discard(0)
+        return tuple(sorted(found))
+
+    def kill_all(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            write(self._top / "cgroup.kill", "1")
+
+    def _directories(self) -> tuple[Path, ...]:
+        return (self._top / "init", self._job, self._top)
+
+    def exists(self) -> bool:
+        return self._top.exists()
+
+
+class CgroupsV2(Cgroups):
+    def __init__(self, hierarchy: Hierarchy, parent: str) -> None:
+        self.parent = parent
+        self._mount = hierarchy.mounts[""]
+        self._top = self._mount / parent
+        write(self._mount / "cgroup.subtree_control", _ENABLE)
+        self._top.mkdir(exist_ok=True)
+        write(self._top / "cgroup.subtree_control", _ENABLE)
+
+    def create(self, name: str) -> CgroupSet:
+        made = CgroupSetV2(self._top, name)
+        try:
+            made.make()
+        except BaseException:
+            made.destroy()
+            raise
+        return made
+
+    def find(self, name: str) -> CgroupSet | None:
+        found = CgroupSetV2(self._top, name)
+        return found if found.exists() else None
+
+    def list(self) -> tuple[str, ...]:
+        if not self._top.exists():
+            return ()
+        return tuple(sorted(entry.name for entry in self._top.iterdir() if entry.is_dir()))
+
+    def remove_parents(self) -> None:
+        if self._top.exists() and not self.list():
+            remove_directory(self._top)
