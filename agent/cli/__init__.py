@@ -1,6 +1,18 @@
 """The command line: one file per command, imported when it is asked for.
 
-app.py    the frame: finds commands, hints at the nearest name, turns errors into words and exit statuses
-ui.py     how things look: colour, tables, sizes, ages, the one moving line
-reach.py  how commands reach `garrison up`, or an agent: plain HTTP without asyncio, so that they start fast
+app.py      the frame: finds commands, hints at the nearest name, turns errors into words and exit statuses
+ui.py       how things look: colour, tables, sizes, ages, the one moving line
+reach.py    how commands reach `garrison up`, or an agent: plain HTTP without asyncio, so that they start fast
+package.py  a directory as the zip that staging takes
+
+What the commands ask of an agent's control socket (HTTP over `base_dir/agent.sock`):
+
+    GET  /v1/instances                  a list of {instance, app (guid), name, index, state, handle or null}
+    GET  /v1/apps/GUID/logs[?follow=1]  a line of JSON each: {at (epoch, s), index, stream, data, gap_bytes?}
+    GET  /v1/staging/TASK/log?follow=1  the same for a staging under way: {data}; 404 before and after it
+    POST /v1/instances/ID/shell         {handle, socket}: the path of the container's wshd.sock
+    POST /v1/detach                     {}
+
+`stream` is stdout, stderr or sys; bytes that are no UTF-8 come as `data_base64` instead of `data`. A refusal
+is a status of 400 and above with {error}.
 """

@@ -112,6 +112,7 @@ async def _serve(options: Options, voice: Voice, log: Any, stopping: asyncio.Eve
                 group.create_task(controller.run(), name="controller"),
                 group.create_task(gateway.run(), name="gateway"),
             ]
+            (state / "agent.log").unlink(missing_ok=True)
             agent = Agent(config, state / "agent.log", voice, stopping)
             try:
                 await agent.start()
