@@ -4,7 +4,7 @@ Knows nothing of NATS, apps or droplets. `Depot` is the entry; what stands here 
 """
 
 from container.container import Container, WrongState
-from container.depot import Depot, DepotSettings, Recovery, UnknownHandle
+from container.depot import Depot, DepotBusy, DepotSettings, Recovery, UnknownHandle
 from container.events import Event
 from container.files import FileEntry, FilesError, NotAFile
 from container.job import Chunk, ExitStatus, Job
@@ -39,6 +39,7 @@ __all__ = [
     "ContainerState",
     "CreateError",
     "Depot",
+    "DepotBusy",
     "DepotSettings",
     "DirectJob",
     "EgressRule",

@@ -47,7 +47,9 @@ class Container:
         self.state = ContainerState.STOPPED if parts.stopped else ContainerState.ACTIVE
         self.events = Events(parts.events)
         self._wshd = Wshd(parts.dir_fd, parts.handle)
-        self._jobs_host = JobHost(parts.spool, watcher, self._wshd, self._died.is_set)
+        self._jobs_host = JobHost(
+            parts.spool, watcher, self._wshd, self._died.is_set, lambda: self.events.tell(kinds.OVERRAN)
+        )
         self._jobs = Jobs(self._jobs_host, parts.ids, lambda: self._check(Move.SPAWN))
         loop = asyncio.get_running_loop()
         loop.add_reader(parts.pidfd, self._on_death)
@@ -194,26 +196,26 @@ class Container:
 
     async def limit_memory(self, limit_bytes: int | None) -> None:
         self._check(Move.CHANGE)
-        self._change_limits(replace(self.limits, memory_bytes=limit_bytes))
         self._cgroup.set_memory(limit_bytes)
+        self._change_limits(replace(self.limits, memory_bytes=limit_bytes))
 
     async def limit_cpu(self, shares: int) -> None:
         self._check(Move.CHANGE)
-        self._change_limits(replace(self.limits, cpu_shares=shares))
         self._cgroup.set_cpu_shares(shares)
+        self._change_limits(replace(self.limits, cpu_shares=shares))
 
     async def limit_pids(self, count: int | None) -> None:
         self._check(Move.CHANGE)
-        self._change_limits(replace(self.limits, pids=count))
         self._cgroup.set_pids(count)
+        self._change_limits(replace(self.limits, pids=count))
 
     async def limit_disk(self, limit_bytes: int | None) -> None:
         """Live, both ways."""
         self._check(Move.CHANGE)
         if self._parts.disk is None:
             raise WrongState(f"{self.handle}: has no disk of its own (disk_limits is off)")
-        self._change_limits(replace(self.limits, disk_bytes=limit_bytes))
         await asyncio.to_thread(self._parts.disk.resize, limit_bytes)
+        self._change_limits(replace(self.limits, disk_bytes=limit_bytes))
 
     # Network.
 
@@ -232,9 +234,10 @@ class Container:
         self._check(Move.CHANGE)
         if self._parts.link is None:
             raise WrongState(f"{self.handle}: has no network")
-        self._parts.egress += (rule,)
+        rules = (*self._parts.egress, rule)
+        await self._networks.set_egress(self._parts.link, rules)
+        self._parts.egress = rules
         self._save()
-        await self._networks.set_egress(self._parts.link, self._parts.egress)
 
     # Files.
 

@@ -11,6 +11,8 @@ behind. The steps themselves are in make.py.
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -34,6 +36,10 @@ from container.spec import ContainerSpec, SpecError
 from container.wshd import Launcher
 
 _CLOSE_TIMEOUT_S: Final = 30.0
+
+
+class DepotBusy(RuntimeError):
+    """Another manager has this depot open."""
 
 
 class UnknownHandle(LookupError):
@@ -90,6 +96,7 @@ class Depot:
 
     settings: DepotSettings
     _host: Host
+    _lock_fd: int
     _containers: dict[str, Container] = field(default_factory=dict)
     _making: dict[str, _Making] = field(default_factory=dict)
     _ending: dict[str, asyncio.Task[None]] = field(default_factory=dict)
@@ -112,6 +119,7 @@ class Depot:
         for directory in (settings.depot_dir, settings.templates_dir):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         settings.depot_dir.chmod(0o700)
+        lock_fd = _lock(settings.depot_dir)
         servers, left_out = nameservers(
             settings.dns_servers, _read("/etc/resolv.conf"), _read("/run/systemd/resolve/resolv.conf")
         )
@@ -152,7 +160,7 @@ class Depot:
             log=log,
             fault=fault,
         )
-        return cls(settings, host)
+        return cls(settings, host, lock_fd)
 
     def find(self, handle: str) -> Container:
         try:
@@ -244,7 +252,12 @@ class Depot:
                 except (OSError, LookupError) as e:
                     why = str(e) or repr(e)
             host.log.info("container_removed", handle=directory.name, why=why or "was being made")
-            await make.remove_remains(host, directory, known)
+            try:
+                await make.remove_remains(host, directory, known)
+            except OSError as e:
+                # One that cannot be removed is no reason not to take up the others.
+                host.log.warning("container_not_removed", handle=directory.name, error=str(e))
+                continue
             removed.append(directory.name)
         await self._sweep_cgroups({parts.link_id for parts in found.values()})
         await self._restore_links(list(found.values()))
@@ -272,6 +285,18 @@ class Depot:
         host.watcher.close()
         host.launcher.close()
         await host.networks.close(remove_tables=remove_tables)
+        os.close(self._lock_fd)
+
+
+def _lock(depot_dir: Path) -> int:
+    """Two managers of one depot would destroy each other's containers. The lock goes with the process."""
+    fd = os.open(depot_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        os.close(fd)
+        raise DepotBusy(f"{depot_dir}: another manager has it open") from e
+    return fd
 
 
 def _snapshot_of(directory: Path) -> tuple[Snapshot | None, str]:

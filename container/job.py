@@ -117,7 +117,8 @@ class SpoolFiles:
 
     def __init__(self, spool: Path, job_id: str) -> None:
         self.fds: dict[str, int] = {}
-        # The record first: recovery knows jobs by their records, and so finds a job whose files are half made.
+        # The record first: recovery knows jobs by their records, and so finds a job whose files are half
+        # made.
         self._paths = [spool / (job_id + suffix) for suffix in (RECORD, *STREAMS.values())]
         try:
             for name, path in zip(("record", *STREAMS), self._paths, strict=True):
@@ -146,6 +147,7 @@ class JobHost:
     watcher: FileWatcher
     wshd: Wshd
     is_dead: Callable[[], bool]
+    tell_overran: Callable[[], None]
     on_death: set[Callable[[], None]] = field(default_factory=set)
 
 
@@ -171,6 +173,8 @@ class Job:
             if self._status is None and self._host.is_dead():
                 # Looked at once more: pid 1 may have written it between the two questions.
                 self._status = self.record().status or LOST
+            if self._status is not None and self._status.overran:
+                self._host.tell_overran()
         return self._status
 
     def record(self) -> Record:

@@ -134,7 +134,8 @@ class Jobs:
             job = Job(self._host, job_id, pid=listed.get(job_id, 0))
             started = job_id in listed or job.record().status is not None
             if not started or not job.has_files():
-                # The manager died between making the files and wshd's taking them, or while it forgot the job.
+                # The manager died between making the files and wshd's taking them, or while it forgot the
+                # job.
                 job.remove_files()
                 continue
             self.known[job_id] = job

@@ -21,6 +21,7 @@ from container import (
     Container,
     ContainerState,
     Depot,
+    DepotBusy,
     Event,
     FileEntry,
     JobSpec,
@@ -140,6 +141,7 @@ async def test_past_its_limit_a_job_is_killed(box: Container) -> None:
 
     assert status.overran
     assert status.bus_status == 255
+    assert "command exceeded maximum output" in box.events.kinds
 
 
 async def test_past_its_limit_a_job_waits_for_its_reader(box: Container) -> None:
@@ -350,6 +352,12 @@ async def test_a_handle_is_given_once(depot: Depot, stack: Path, box: Container)
         depot.create(app(stack, handle="x")), depot.create(app(stack, handle="x")), return_exceptions=True
     )
     assert [type(one) for one in both].count(SpecError) == 1
+
+
+async def test_a_depot_has_one_manager(depot: Depot) -> None:
+    """A second one would destroy the first one's containers."""
+    with pytest.raises(DepotBusy):
+        await Depot.open(depot.settings)
 
 
 async def test_twenty_at_once(depot: Depot, stack: Path) -> None:
