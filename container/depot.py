@@ -27,7 +27,7 @@ from container.cgroups import open_backend
 from container.container import Container
 from container.disk import Disks
 from container.make import Abandoned, CreateError, Host, Ladder
-from container.network import Networks, NetworkSettings
+from container.network import Networks, NetworkSettings, Restored
 from container.parts import Parts
 from container.plan import nameservers
 from container.pools import IdSource, NoLease, Pool, address_leases, id_leases
@@ -273,10 +273,19 @@ class Depot:
                 await make.remove_cgroup(self._host, name)
 
     async def _restore_links(self, parts: list[Parts]) -> None:
-        pass
+        """All rules in one transaction: those of the dead go, those of the living never miss."""
+        restored = [
+            Restored(one.link_id, one.lease, one.egress, one.ports) for one in parts if one.lease is not None
+        ]
+        links = await self._host.networks.restore(restored)
+        for one in parts:
+            one.link = links.get(one.link_id)
 
     async def close(self, *, remove_tables: bool = False) -> None:
-        """Let go. Containers go on, and another `open` and `recover` finds them."""
+        """Let go. Containers go on, and another `open` and `recover` finds them.
+
+        ``remove_tables``: the host's shared pieces go too (tables, empty cgroup parents); for the last one out.
+        """
         host = self._host
         await host.background.close(_CLOSE_TIMEOUT_S)
         for container in self._containers.values():
@@ -285,6 +294,8 @@ class Depot:
         host.watcher.close()
         host.launcher.close()
         await host.networks.close(remove_tables=remove_tables)
+        if remove_tables:
+            host.cgroups.remove_parents()
         os.close(self._lock_fd)
 
 

@@ -249,7 +249,7 @@ class Disks:
             if done.returncode != 0:
                 raise DiskError(f"mkfs.ext4 for {inodes} inodes: {done.stderr.strip() or done.returncode}")
             self._remove_lost_and_found(new)
-            os.rename(new, path)
+            new.rename(path)
         finally:
             new.unlink(missing_ok=True)
 

@@ -9,7 +9,16 @@ from container.cgroups.detect import CgroupsMissing, Hierarchy, Version, detect
 from container.cgroups.v1 import CgroupsV1
 from container.cgroups.v2 import CgroupsV2
 
-__all__ = ["CgroupSet", "Cgroups", "CgroupsMissing", "Hierarchy", "Version", "detect", "host_hierarchy", "open_backend"]
+__all__ = [
+    "CgroupSet",
+    "Cgroups",
+    "CgroupsMissing",
+    "Hierarchy",
+    "Version",
+    "detect",
+    "host_hierarchy",
+    "open_backend",
+]
 
 
 def host_hierarchy() -> Hierarchy:

@@ -189,7 +189,9 @@ class CgroupsV1(Cgroups):
         return found if found.exists() else None
 
     def list(self) -> tuple[str, ...]:
-        names = {entry.name for top in self._parents() if top.exists() for entry in top.iterdir() if entry.is_dir()}
+        names = {
+            entry.name for top in self._parents() if top.exists() for entry in top.iterdir() if entry.is_dir()
+        }
         return tuple(sorted(names))
 
     def remove_parents(self) -> None:

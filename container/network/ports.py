@@ -1,0 +1,122 @@
+"""Host ports: reserved against the host's own listeners by a socket that is bound and never listens.
+
+DNAT takes the packets before any socket sees them, so the reservation disturbs nothing; and any later listener of the host gets
+EADDRINUSE instead of silently losing its traffic.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections import deque
+from pathlib import Path
+
+from container.spec import PortMapping, Protocol
+
+LAST_PORT = 65000
+LEAST_PORTS = 1000
+
+
+class PortTaken(RuntimeError):
+    """Somebody else listens there, or it is published already."""
+
+
+class NoPorts(RuntimeError):
+    """The pool of host ports is used up, or too small from the start."""
+
+
+def pool_range(first: int, count: int, ephemeral: str) -> range:
+    """The configured pool, or all above the ephemeral ports (Warden B.5). ``ephemeral``: ip_local_port_range."""
+    if not first:
+        first = int(ephemeral.split()[1]) + 1
+        count = count or max(0, LAST_PORT - first + 1)
+        if count < LEAST_PORTS:
+            raise NoPorts(f"port: expected at least {LEAST_PORTS} above the ephemeral ports, got {count}")
+    return range(first, min(first + count, 65536))
+
+
+def _bind(protocol: Protocol, port: int) -> socket.socket:
+    kind = socket.SOCK_STREAM if protocol is Protocol.TCP else socket.SOCK_DGRAM
+    try:
+        held = socket.socket(socket.AF_INET6, kind | socket.SOCK_CLOEXEC)
+        address: tuple[str, int] = ("::", port)
+        held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    except OSError:  # a host without IPv6
+        held = socket.socket(socket.AF_INET, kind | socket.SOCK_CLOEXEC)
+        address = ("0.0.0.0", port)  # noqa: S104  (a reservation holds every address)
+    try:
+        held.bind(address)
+    except OSError as e:
+        held.close()
+        if e.errno == errno.EADDRINUSE:
+            raise PortTaken(f"host port {port}/{protocol.value}: in use") from e
+        raise
+    return held
+
+
+class HostPorts:
+    def __init__(self, pool: range) -> None:
+        self._free = deque(pool)
+        self._pool = pool
+        self._held: dict[tuple[Protocol, int], socket.socket | None] = {}
+
+    @classmethod
+    def of_host(cls, first: int, count: int) -> HostPorts:
+        return cls(pool_range(first, count, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text()))
+
+    def take(self, mapping: PortMapping) -> PortMapping:
+        """A mapping with both ports filled in and the host's reserved. PortTaken, NoPorts."""
+        if mapping.host_port is not None:
+            host_port = mapping.host_port
+            self._reserve(mapping.protocol, host_port)
+            if host_port in self._free:
+                self._free.remove(host_port)
+        else:
+            host_port = self._next(mapping.protocol)
+        return PortMapping(mapping.protocol, host_port, mapping.container_port or host_port)
+
+    def _reserve(self, protocol: Protocol, port: int) -> None:
+        if (protocol, port) in self._held:
+            raise PortTaken(f"host port {port}/{protocol.value}: published already")
+        self._held[protocol, port] = _bind(protocol, port)
+
+    def _next(self, protocol: Protocol) -> int:
+        for _ in range(len(self._free)):
+            port = self._free.popleft()
+            try:
+                self._reserve(protocol, port)
+            except PortTaken:
+                self._free.append(port)  # a listener or a TIME_WAIT of the host's: another time
+                continue
+            return port
+        raise NoPorts(f"port: all {len(self._pool)} of {self._pool.start}-{self._pool.stop - 1} are in use")
+
+    def claim(self, mapping: PortMapping) -> bool:
+        """Takes up a mapping of a former manager. False: a listener got in meanwhile; the mapping stays."""
+        assert mapping.host_port is not None
+        if mapping.host_port in self._free:
+            self._free.remove(mapping.host_port)
+        try:
+            self._held[mapping.protocol, mapping.host_port] = _bind(mapping.protocol, mapping.host_port)
+        except PortTaken:
+            self._held[mapping.protocol, mapping.host_port] = None
+            return False
+        return True
+
+    def give_back(self, mapping: PortMapping) -> None:
+        """Idempotent."""
+        assert mapping.host_port is not None
+        key = (mapping.protocol, mapping.host_port)
+        if key not in self._held:
+            return
+        held = self._held.pop(key)
+        if held is not None:
+            held.close()
+        if mapping.host_port in self._pool and not any(port == mapping.host_port for _, port in self._held):
+            self._free.append(mapping.host_port)
+
+    def close(self) -> None:
+        for held in self._held.values():
+            if held is not None:
+                held.close()
+        self._held.clear()
