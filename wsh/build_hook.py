@@ -1,6 +1,6 @@
 """Hatch build hook: compiles wshd and wsh into ``wsh/_bin``.
 
-The compiler is ``$CC``, else musl-gcc, else gcc; the programs are linked static. The binaries are written into
+The compiler is ``$CC``, else musl-gcc, else gcc; the programs are linked static. They are written into
 the source tree (git-ignored) because an editable install does not carry files that a hook only lists.
 """
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from wshd_driver import BUILDS, Box, LaunchError
 
 pytestmark = pytest.mark.kernel

@@ -1,6 +1,6 @@
 """A container launched by hand and a client of its socket, without anything of ``container/``.
 
-``Box.launch`` lays out a busybox root in a directory, runs wshd with a plan, and ends with its ``ready`` line.
+``Box.launch`` lays out a busybox root in a folder, runs wshd with a plan, and ends with its ``ready`` line.
 ``Client`` is one connection: words and descriptors out, words and descriptors in.
 """
 
@@ -42,7 +42,7 @@ def program(build: str, name: str = "wshd") -> Path:
     return path.parent / "asan" / name if build == "asan" else path
 
 
-def words(*parts: str | bytes | int) -> bytes:
+def words(*parts: str | bytes | int | Path) -> bytes:
     return b"".join((part if isinstance(part, bytes) else str(part).encode()) + b"\0" for part in parts)
 
 
@@ -109,10 +109,11 @@ def make_stack(root: Path) -> Path:
     return root
 
 
-def make_upper(path: Path) -> Path:
+def make_upper(path: Path, owner: int = 0) -> Path:
+    """An overlay's upper and work; the root of the overlay is whose `upper` is."""
     for name in ("upper", "work"):
         (path / name).mkdir(parents=True)
-        os.chown(path / name, ID_BASE, ID_BASE)
+        os.chown(path / name, ID_BASE + owner, ID_BASE + owner)
     return path
 
 
@@ -129,7 +130,7 @@ class Reply:
 class Client:
     """One connection; its greeting has been read."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, greeted: bool = True) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.settimeout(30)
         folder = os.open(path.parent, os.O_PATH)
@@ -137,7 +138,7 @@ class Client:
             self.socket.connect(f"/proc/self/fd/{folder}/{path.name}")
         finally:
             os.close(folder)
-        self.greeting = self.receive().words
+        self.greeting = self.receive().words if greeted else []
 
     def __enter__(self) -> Client:
         return self
@@ -202,6 +203,7 @@ class Box:
     build: str
     stack: Path
     pid: int = 0
+    descriptors: int | None = None  # RLIMIT_NOFILE of the launcher; None: the test's own
 
     @property
     def socket(self) -> Path:
@@ -228,8 +230,9 @@ class Box:
         os.write(plan_fd, plan)
         os.lseek(plan_fd, 0, os.SEEK_SET)
         try:
+            limit = ["prlimit", f"--nofile={self.descriptors}:{self.descriptors}"] if self.descriptors else []
             return subprocess.Popen(
-                [program(self.build), "--plan", str(plan_fd)],
+                [*limit, str(program(self.build)), "--plan", str(plan_fd)],
                 stdin=stdin,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -266,6 +269,10 @@ class Box:
 
     def client(self) -> Client:
         return Client(self.socket)
+
+    def connect(self) -> Client:
+        """A connection whose greeting has not been read."""
+        return Client(self.socket, greeted=False)
 
     def spool(self, job: str) -> Spool:
         return Spool(self.folder / "spool", job)
@@ -312,3 +319,14 @@ def until_record(spool: Spool, line: str, timeout_s: float = 30) -> list[str]:
         assert time.monotonic() < end, f"{line!r} not in {lines}"
         time.sleep(0.005)
     return lines
+
+
+def running(folder: Path, build: str, *extra: str | int) -> Iterator[Box]:
+    """Body of a fixture: a launched box, ended afterwards; it must have lived until then."""
+    box = Box.prepare(folder, build)
+    try:
+        box.launch(*extra)
+        yield box
+        assert box.alive(), "wshd died under the test"
+    finally:
+        box.kill()
