@@ -272,14 +272,16 @@ class Depot:
             if name not in owned:
                 await make.remove_cgroup(self._host, name)
 
-    async def _restore_links(self, parts: list[Parts]) -> None:
-        """All rules in one transaction: those of the dead go, those of the living never miss."""
-        restored = [
-            Restored(one.link_id, one.lease, one.egress, one.ports) for one in parts if one.lease is not None
+    async def _restore_links(self, found: list[Parts]) -> None:
+        """All at once, also when there are none: rules of containers that are gone go with it."""
+        wanted = [
+            Restored(parts.link_id, parts.lease, parts.egress, parts.ports)
+            for parts in found
+            if parts.lease is not None
         ]
-        links = await self._host.networks.restore(restored)
-        for one in parts:
-            one.link = links.get(one.link_id)
+        links = await self._host.networks.restore(wanted)
+        for parts in found:
+            parts.link = links.get(parts.link_id)
 
     async def close(self, *, remove_tables: bool = False) -> None:
         """Let go. Containers go on, and another `open` and `recover` finds them.

@@ -254,7 +254,9 @@ async def test_no_link_leads_a_reader_out_of_the_container(box: Container, tmp_p
     secret.write_text("host")
     made = await box.run(
         sh(
-            f"cd /tmp; ln -s {secret} abs; ln -s ../../../../../../../../..{secret} rel; ln -s / rootdir; mkfifo fifo;"
+            f"cd /tmp; ln -s {secret} abs; ln -s ../../../../../../../../..{secret} rel;"
+            "ln -s / rootdir;"
+            "mkfifo fifo;"
             "ln -s /proc/1/root magic; ln -s loop loop; ln -s /etc/passwd ok; echo inside > plain",
             user=User.ROOT,
         )

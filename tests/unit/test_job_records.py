@@ -1,4 +1,4 @@
-"""Records of jobs, the words of a spawn, the reader of a file that loses its head, removal of hostile trees."""
+"""Records of jobs, the words of a spawn, readers of a file that loses its head, removal of hostile trees."""
 
 from __future__ import annotations
 
