@@ -67,7 +67,7 @@ static void enter_cgroups(const struct plan *plan, const struct opened *opened)
 
 static int below(int root, const char *path)
 {
-    int fd = sys_openat2(root, path, O_PATH | O_NOFOLLOW, 0,
+    int fd = sys_openat2(root, path, O_PATH, 0,
                          RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS);
     if (fd < 0 && errno != ENOENT)
         die("open in the container", path);

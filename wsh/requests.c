@@ -298,7 +298,7 @@ static void do_stop(struct request *r)
 static void do_attach(struct request *r)
 {
     const char *path = r->words[1];
-    scoped_fd int target = sys_openat2(r->client->server->inside->root_fd, path, O_PATH | O_NOFOLLOW, 0,
+    scoped_fd int target = sys_openat2(r->client->server->inside->root_fd, path, O_PATH, 0,
                                        RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS);
     if (r->fd_count != 1)
         reply_error(r->client, EINVAL, "attach needs one descriptor");

@@ -124,7 +124,7 @@ void mount_onto(int mount_fd, int target_fd, const char *what)
 
 int ensure_below(int root, const char *path, bool directory)
 {
-    int fd = sys_openat2(root, path, O_PATH | O_NOFOLLOW, 0, NO_LINKS);
+    int fd = sys_openat2(root, path, O_PATH, 0, NO_LINKS);
     if (fd >= 0)
         return fd;
     if (errno != ENOENT)
@@ -148,7 +148,7 @@ int ensure_below(int root, const char *path, bool directory)
     scoped_fd int parent = slash && *copy ? ensure_below(root, copy, true) : fcntl(root, F_DUPFD_CLOEXEC, 0);
     if (directory ? mkdirat(parent, name, 0755) : mknodat(parent, name, S_IFREG | 0644, 0))
         die("make mount point", path);
-    fd = sys_openat2(parent, name, O_PATH | O_NOFOLLOW, 0, NO_LINKS);
+    fd = sys_openat2(parent, name, O_PATH, 0, NO_LINKS);
     if (fd < 0)
         die("mount point", path);
     return fd;
