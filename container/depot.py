@@ -16,6 +16,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -120,47 +121,51 @@ class Depot:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         settings.depot_dir.chmod(0o700)
         lock_fd = _lock(settings.depot_dir)
-        servers, left_out = nameservers(
-            settings.dns_servers, _read("/etc/resolv.conf"), _read("/run/systemd/resolve/resolv.conf")
-        )
-        if left_out:
-            log.warning("nameservers_left_out", servers=left_out, used=servers)
-        networks = await Networks.open(
-            NetworkSettings(
-                pool_network=settings.pool_network,
-                mtu=settings.mtu,
+        async with AsyncExitStack() as undo:
+            undo.callback(os.close, lock_fd)
+            servers, left_out = nameservers(
+                settings.dns_servers, _read("/etc/resolv.conf"), _read("/run/systemd/resolve/resolv.conf")
+            )
+            if left_out:
+                log.warning("nameservers_left_out", servers=left_out, used=servers)
+            networks = await Networks.open(
+                NetworkSettings(
+                    pool_network=settings.pool_network,
+                    mtu=settings.mtu,
+                    dns_servers=servers,
+                    allow_networks=settings.allow_networks,
+                    allow_host_access=settings.allow_host_access,
+                    port_first=settings.port_first,
+                    port_count=settings.port_count,
+                    external_address=settings.external_address,
+                ),
+                log,
+            )
+            undo.push_async_callback(networks.close)
+            host = Host(
+                depot_dir=settings.depot_dir,
+                boot_id=snapshot.boot_id(),
+                cgroups=open_backend(settings.cgroup_parent),
+                disks=Disks(settings.templates_dir) if settings.disk_limits else None,
+                networks=networks,
+                launcher=Launcher(settings.wshd_binary or wsh.wshd_path()),
+                watcher=FileWatcher(),
+                addresses=Pool(
+                    "address",
+                    address_leases(settings.pool_network),
+                    rest_s=settings.release_delay_s,
+                    now_s=time.monotonic,
+                ),
+                ids=Pool("ids", id_leases(settings.uid_first, settings.uid_count), now_s=time.monotonic),
+                link_ids=IdSource(time.time_ns() // 1000),
                 dns_servers=servers,
-                allow_networks=settings.allow_networks,
-                allow_host_access=settings.allow_host_access,
-                port_first=settings.port_first,
-                port_count=settings.port_count,
-                external_address=settings.external_address,
-            ),
-            log,
-        )
-        host = Host(
-            depot_dir=settings.depot_dir,
-            boot_id=snapshot.boot_id(),
-            cgroups=open_backend(settings.cgroup_parent),
-            disks=Disks(settings.templates_dir) if settings.disk_limits else None,
-            networks=networks,
-            launcher=Launcher(settings.wshd_binary or wsh.wshd_path()),
-            watcher=FileWatcher(),
-            addresses=Pool(
-                "address",
-                address_leases(settings.pool_network),
-                rest_s=settings.release_delay_s,
-                now_s=time.monotonic,
-            ),
-            ids=Pool("ids", id_leases(settings.uid_first, settings.uid_count), now_s=time.monotonic),
-            link_ids=IdSource(time.time_ns() // 1000),
-            dns_servers=servers,
-            seccomp=seccomp.compile_filter(seccomp.DEFAULT_PROFILE, platform.machine()),
-            background=Background(log),
-            log=log,
-            fault=fault,
-        )
-        return cls(settings, host, lock_fd)
+                seccomp=seccomp.compile_filter(seccomp.DEFAULT_PROFILE, platform.machine()),
+                background=Background(log),
+                log=log,
+                fault=fault,
+            )
+            undo.pop_all()
+            return cls(settings, host, lock_fd)
 
     def find(self, handle: str) -> Container:
         try:

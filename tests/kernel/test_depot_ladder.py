@@ -75,6 +75,14 @@ async def test_a_broken_rung_leaves_nothing(rung: str, tmp_path: Path, stack: Pa
         await depot.create(app(stack, handle="x"))
 
 
+async def test_an_open_that_fails_can_be_tried_again(tmp_path: Path) -> None:
+    """The lock and the network's descriptors are given back."""
+    with pytest.raises(FileNotFoundError):
+        await Depot.open(settings_for(tmp_path, wshd_binary=tmp_path / "absent"))
+    async with opened(tmp_path) as (depot, _):
+        assert depot.handles() == ()
+
+
 async def test_wshd_s_own_word_is_told(tmp_path: Path, stack: Path) -> None:
     """A layer that is not there: what, where, why."""
     async with opened(tmp_path) as (depot, _):
