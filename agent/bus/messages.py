@@ -1,0 +1,412 @@
+"""What goes over the bus, typed. Decoded once; past this file there are no dicts but those that are only passed on.
+
+Field names and order are the wire's (dea-bus.md 1 and 3; where peers-on-the-bus.md differs it wins). Unknown keys are
+ignored, as peers of fifteen years send many. A message that makes no sense raises :class:`MessageError`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+AppId = str
+Count = Annotated[int, Meta(ge=0)]
+Megabytes = Annotated[int, Meta(ge=0)]
+
+
+class MessageError(ValueError):
+    """A payload that is no such message; the text names the path, the expectation and the value's type."""
+
+
+# ---- in: run -------------------------------------------------------------------------------------------------------
+
+
+class AppLimits(Struct, frozen=True):
+    mem: Megabytes
+    disk: Megabytes
+    fds: Count
+
+
+class EgressMessage(Struct, frozen=True):
+    """One rule of `egress_network_rules` (dea-bus.md 2.7)."""
+
+    protocol: str
+    destination: str = ""
+    ports: str | None = None
+    type: int | None = None
+    code: int | None = None
+    log: bool | None = None
+
+
+class Service(Struct, frozen=True):
+    """Only what must be there is checked; VCAP_SERVICES is made from the whole."""
+
+    name: str
+    label: str
+    credentials: Any
+    tags: Any = None
+    plan: str | UnsetType = UNSET
+    plan_option: str | None = None
+    syslog_drain_url: str | None = None
+
+
+class StartMessage(Struct, frozen=True):
+    """`dea.<id>.start`."""
+
+    droplet: AppId | int
+    version: str
+    name: str
+    index: Count
+    limits: AppLimits
+    services: tuple[Service, ...]
+    cc_partition: str
+    uris: tuple[str, ...] | None = ()
+    sha1: str | None = None
+    executableUri: str | None = None
+    env: tuple[str, ...] | None = ()
+    stack: str | None = None
+    start_command: str | None = None
+    health_check_timeout: int | None = None
+    vcap_application: dict[str, Any] | None = None
+    egress_network_rules: tuple[EgressMessage, ...] | None = ()
+    instance_id: str | None = None
+    private_instance_id: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.droplet, str):
+            msgspec.structs.force_setattr(self, "droplet", str(self.droplet))
+
+    @property
+    def app(self) -> AppId:
+        return str(self.droplet)
+
+
+#: The eight state names of the original; a filter may name any of them.
+STATE_NAMES = frozenset(
+    {"BORN", "STARTING", "RUNNING", "STOPPING", "STOPPED", "CRASHED", "RESUMING", "EVACUATING", "DELETED"}
+)
+
+
+class Filter(Struct, frozen=True):
+    """Who is meant (dea-bus.md 1.5). An empty list is no filter; an unknown state name refuses the message."""
+
+    droplet: AppId | int
+    version: str | None = None
+    instances: tuple[str, ...] | None = ()
+    instance_ids: tuple[str, ...] | None = ()
+    indices: tuple[int, ...] | None = ()
+    states: tuple[str, ...] | None = ()
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.states or () if name.upper() not in STATE_NAMES]
+        if unknown:
+            raise ValueError(f"states: {unknown[0]!r} is no state")
+
+    @property
+    def app(self) -> AppId:
+        return str(self.droplet)
+
+    @property
+    def ids(self) -> frozenset[str]:
+        return frozenset((*(self.instances or ()), *(self.instance_ids or ())))
+
+    @property
+    def wanted_states(self) -> frozenset[str]:
+        return frozenset(name.upper() for name in self.states or ())
+
+
+class StopMessage(Filter, frozen=True):
+    """`dea.stop`. ``only_app``: `droplet` was the only key, so stagings of the app end too."""
+
+    only_app: bool = msgspec.field(default=False, name="-only-app")
+
+
+class FindMessage(Filter, frozen=True):
+    """`dea.find.droplet`. ``path``: whether the key was there matters, not its value."""
+
+    path: str | UnsetType | None = UNSET
+    include_stats: bool | None = False
+
+
+class UpdateMessage(Struct, frozen=True):
+    """`dea.update`. Without version or uris these stay (peers-on-the-bus.md 4)."""
+
+    droplet: AppId | int
+    uris: tuple[str, ...] | None = None
+    version: str | None = None
+
+    @property
+    def app(self) -> AppId:
+        return str(self.droplet)
+
+
+class RouterStart(Struct, frozen=True):
+    """`router.start`, and the answer to `router.greet`."""
+
+    minimumRegisterIntervalInSeconds: Any = None
+
+    @property
+    def interval_s(self) -> float | None:
+        value = self.minimumRegisterIntervalInSeconds
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            return None
+        return float(value)
+
+
+# ---- in: staging ---------------------------------------------------------------------------------------------------
+
+
+class AdminBuildpack(Struct, frozen=True):
+    key: str
+    url: str
+
+
+class StagingMeta(Struct, frozen=True):
+    command: str | None = None
+
+
+class StagingProperties(Struct, frozen=True):
+    environment: tuple[str, ...] | None = ()
+    services: tuple[Service, ...] | None = ()
+    buildpack: str | None = None
+    buildpack_git_url: str | None = None
+    buildpack_key: str | None = None
+    meta: StagingMeta | None = None
+
+
+class StagingStart(Struct, frozen=True):
+    """`staging.<id>.start`."""
+
+    app_id: str
+    task_id: str
+    properties: StagingProperties
+    download_uri: str
+    upload_uri: str
+    stack: str | None = None
+    buildpack_cache_download_uri: str | None = None
+    buildpack_cache_upload_uri: str | None = None
+    start_message: dict[str, Any] | None = None
+    admin_buildpacks: tuple[AdminBuildpack, ...] | None = ()
+    egress_network_rules: tuple[EgressMessage, ...] | None = ()
+    memory_limit: int | None = None
+    disk_limit: int | None = None
+
+
+class StagingStop(Struct, frozen=True):
+    app_id: str
+
+
+# ---- out -----------------------------------------------------------------------------------------------------------
+
+
+class Advertise(Struct, frozen=True):
+    id: str
+    stacks: tuple[str, ...]
+    available_memory: float
+    available_disk: float
+    app_id_to_count: dict[str, int]
+    placement_properties: dict[str, str]
+
+
+class StagingAdvertise(Struct, frozen=True):
+    id: str
+    stacks: tuple[str, ...]
+    available_memory: float
+    available_disk: float
+
+
+class HeartbeatEntry(Struct, frozen=True):
+    cc_partition: str
+    droplet: str
+    version: str
+    instance: str
+    index: int
+    state: str
+    state_timestamp: float
+
+
+class Heartbeat(Struct, frozen=True):
+    droplets: tuple[HeartbeatEntry, ...]
+    dea: str
+
+
+class RouterMessage(Struct, frozen=True):
+    dea: str
+    app: str
+    uris: tuple[str, ...]
+    host: str
+    port: int
+    tags: dict[str, str]
+    private_instance_id: str
+
+
+class RouterRegister(RouterMessage, frozen=True):
+    pass
+
+
+class RouterUnregister(RouterMessage, frozen=True):
+    pass
+
+
+class DropletExited(Struct, frozen=True):
+    cc_partition: str
+    droplet: str
+    version: str
+    instance: str
+    index: int
+    reason: str
+    exit_status: int
+    exit_description: str
+    crash_timestamp: int
+
+
+class DeaShutdown(Struct, frozen=True):
+    id: str
+    ip: str
+    version: str
+    app_id_to_count: dict[str, int]
+
+
+class Usage(Struct, frozen=True):
+    time: str
+    cpu: float
+    mem: int
+    disk: int
+
+
+class Stats(Struct, frozen=True):
+    name: str
+    uris: tuple[str, ...]
+    host: str
+    port: int | None
+    uptime: int
+    mem_quota: int
+    disk_quota: int
+    fds_quota: int
+    usage: Usage
+
+
+class FindReply(Struct, frozen=True):
+    dea: str
+    droplet: str
+    version: str
+    instance: str
+    index: int
+    state: str
+    state_timestamp: float
+    staged: str
+    stats: Stats | UnsetType = UNSET
+
+
+class StagingReply(Struct, frozen=True):
+    """Anything told to the inbox of a staging request."""
+
+
+class StagingReply1(StagingReply, frozen=True):
+    task_id: str
+    task_streaming_log_url: str | None = None
+    error: str | None = None
+
+
+class StagingRefused(StagingReply, frozen=True):
+    """The only reply of a refused staging, and the one that replaces the second after a stop."""
+
+    task_id: str
+    error: str
+
+
+class ErrorInfo(Struct, frozen=True):
+    type: str
+    message: str
+
+
+class StagingReply2(StagingReply, frozen=True):
+    task_id: str
+    app_id: str
+    detected_buildpack: str | None = None
+    buildpack_key: str | None = None
+    droplet_sha1: str | None = None
+    detected_start_command: str | None = None
+    procfile: dict[str, str] | None = None
+    error: str | UnsetType = UNSET
+    error_info: ErrorInfo | UnsetType = UNSET
+
+
+Event = RouterUnregister | DropletExited | DeaShutdown | StagingReply
+Word = Heartbeat | Advertise | StagingAdvertise | RouterRegister
+
+
+# ---- commands: what the dispatcher hands to the worker ------------------------------------------------------------
+
+
+class StartCommand(Struct, frozen=True):
+    message: StartMessage
+
+
+class StopCommand(Struct, frozen=True):
+    message: StopMessage
+
+
+class UpdateCommand(Struct, frozen=True):
+    message: UpdateMessage
+
+
+class FindCommand(Struct, frozen=True):
+    message: FindMessage
+    reply_to: str
+
+
+class RouterStartCommand(Struct, frozen=True):
+    message: RouterStart
+
+
+class StageCommand(Struct, frozen=True):
+    message: StagingStart
+    reply_to: str
+
+
+class StopStagingCommand(Struct, frozen=True):
+    message: StagingStop
+
+
+Command = (
+    StartCommand
+    | StopCommand
+    | UpdateCommand
+    | FindCommand
+    | RouterStartCommand
+    | StageCommand
+    | StopStagingCommand
+)
+
+
+T = TypeVar("T", bound=Struct)
+_encoder = msgspec.json.Encoder()
+
+
+def decode(kind: type[T], payload: bytes) -> T:
+    """A message of ``kind``. MessageError says what is wrong with it."""
+    try:
+        if kind is StopMessage:
+            keys = msgspec.json.decode(payload)
+            found = msgspec.convert(keys, kind)
+            if isinstance(keys, dict) and set(keys) == {"droplet"}:
+                msgspec.structs.force_setattr(found, "only_app", True)
+            return found
+        return msgspec.json.decode(payload, type=kind)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as e:
+        raise MessageError(str(e)) from e
+
+
+def convert(kind: type[T], value: object) -> T:
+    """As :func:`decode`, from what has been parsed already (a start message inside a staging message)."""
+    try:
+        return msgspec.convert(value, kind)
+    except (msgspec.ValidationError, ValueError) as e:
+        raise MessageError(str(e)) from e
+
+
+def encode(message: Struct) -> bytes:
+    return _encoder.encode(message)

@@ -1,0 +1,170 @@
+"""An instance: one running copy of an app, and its states as one table.
+
+The table is the documentation. `Instance.move` looks a pair up; what is not listed is refused, loudly for the log and
+harmlessly for the app. Effects are named here and carried out by effects.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum
+from typing import Final
+
+from agent.bus.messages import StartMessage
+from container import Job, PortMapping
+
+
+class State(StrEnum):
+    """The words that go on the wire (dea-bus.md 2.1)."""
+
+    BORN = "BORN"
+    STARTING = "STARTING"
+    RUNNING = "RUNNING"
+    STOPPING = "STOPPING"
+    STOPPED = "STOPPED"
+    CRASHED = "CRASHED"
+    EVACUATING = "EVACUATING"
+
+
+class Event(Enum):
+    START = "start"
+    REFUSED = "refused"  # no memory, no disk, no stack
+    HEALTHY = "healthy"
+    FAILED = "failed"  # the start broke, or the health check ran out
+    EXITED = "exited"  # its process ended by itself
+    STOP = "stop"
+    GONE = "gone"  # a stop is done: nothing of it is left
+    EVACUATE = "evacuate"
+    RESUME = "resume"  # found running after a restart of the agent
+    RESUME_CRASHED = "resume crashed"
+    REAP = "reap"  # its remains have been kept long enough
+
+
+class Effect(Enum):
+    HEARTBEAT = "heartbeat"
+    REGISTER = "register"
+    UNREGISTER = "unregister"
+    ANNOUNCE_EXIT = "announce exit"
+    SAVE = "save"
+    FORGET = "forget"
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    state: State
+    effects: tuple[Effect, ...] = ()
+
+
+_S, _E, _F = State, Event, Effect
+_CRASH = Move(_S.CRASHED, (_F.UNREGISTER, _F.ANNOUNCE_EXIT, _F.SAVE))
+_GOING = Move(_S.STOPPING, (_F.UNREGISTER, _F.SAVE))
+_STILL_GOING = Move(_S.STOPPING)
+
+#: A stop wins over whatever ends meanwhile: such an end is no crash (peers-on-the-bus.md 4).
+MOVES: Final[Mapping[tuple[State, Event], Move]] = {
+    (_S.BORN, _E.START): Move(_S.STARTING, (_F.SAVE,)),
+    (_S.BORN, _E.REFUSED): Move(_S.CRASHED, (_F.ANNOUNCE_EXIT, _F.SAVE)),
+    (_S.BORN, _E.STOP): _GOING,
+    (_S.BORN, _E.EVACUATE): Move(_S.EVACUATING),
+    (_S.BORN, _E.RESUME): Move(_S.RUNNING, (_F.HEARTBEAT, _F.REGISTER, _F.SAVE)),
+    (_S.BORN, _E.RESUME_CRASHED): Move(_S.CRASHED),
+    (_S.STARTING, _E.HEALTHY): Move(_S.RUNNING, (_F.HEARTBEAT, _F.REGISTER, _F.SAVE)),
+    (_S.STARTING, _E.FAILED): _CRASH,
+    (_S.STARTING, _E.EXITED): _CRASH,
+    (_S.STARTING, _E.STOP): _GOING,
+    (_S.STARTING, _E.EVACUATE): Move(_S.EVACUATING, (_F.SAVE,)),
+    (_S.RUNNING, _E.EXITED): _CRASH,
+    (_S.RUNNING, _E.STOP): _GOING,
+    (_S.RUNNING, _E.EVACUATE): Move(_S.EVACUATING, (_F.SAVE,)),
+    (_S.EVACUATING, _E.HEALTHY): Move(_S.EVACUATING, (_F.HEARTBEAT, _F.REGISTER, _F.SAVE)),
+    (_S.EVACUATING, _E.START): Move(_S.EVACUATING),
+    (_S.EVACUATING, _E.FAILED): _CRASH,
+    (_S.EVACUATING, _E.EXITED): _CRASH,
+    (_S.EVACUATING, _E.STOP): _GOING,
+    (_S.STOPPING, _E.START): _STILL_GOING,
+    (_S.STOPPING, _E.HEALTHY): _STILL_GOING,
+    (_S.STOPPING, _E.FAILED): _STILL_GOING,
+    (_S.STOPPING, _E.EXITED): _STILL_GOING,
+    (_S.STOPPING, _E.STOP): _STILL_GOING,
+    (_S.STOPPING, _E.GONE): Move(_S.STOPPED, (_F.FORGET, _F.SAVE)),
+    (_S.CRASHED, _E.REAP): Move(_S.STOPPED, (_F.FORGET, _F.SAVE)),
+}
+
+#: What reserves (dea-bus.md 2.1). EVACUATING did not in the original, so that a draining host looked empty.
+HOLDS_MEMORY: Final = frozenset({_S.BORN, _S.STARTING, _S.RUNNING, _S.STOPPING, _S.EVACUATING})
+HOLDS_DISK: Final = HOLDS_MEMORY | {_S.CRASHED}
+#: What a heartbeat tells (dea-bus.md 1.9).
+IN_HEARTBEAT: Final = frozenset({_S.STARTING, _S.RUNNING, _S.CRASHED, _S.EVACUATING})
+#: What a `dea.stop` stops (dea-bus.md 1.5).
+STOPPABLE: Final = frozenset({_S.BORN, _S.STARTING, _S.RUNNING, _S.STOPPING, _S.EVACUATING})
+#: What has routes.
+ROUTED: Final = frozenset({_S.RUNNING, _S.EVACUATING})
+
+
+class Refused(RuntimeError):
+    """The table has no such row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a life ended. ``status`` is the bus's: 255 for a signal, -1 where there is none."""
+
+    status: int
+    description: str
+    signal: int | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Instance:
+    """One instance. ``version``, ``uris`` and ``id`` may change by `dea.update`; the rest of the message does not."""
+
+    id: str
+    private_id: str
+    message: StartMessage
+    version: str
+    uris: tuple[str, ...]
+    state: State = State.BORN
+    state_since_s: float = 0.0
+    started_at_s: float = 0.0
+    handle: str | None = None
+    port: PortMapping | None = None
+    job: Job | None = None
+    exit: Exit = field(default=Exit(-1, ""))
+    crashed_at_s: int = 0
+    healthy: bool = False
+    stop_requested: asyncio.Event = field(default_factory=asyncio.Event)
+    cpu_fraction: float = 0.0
+    memory_bytes: int = 0
+    disk_bytes: int = 0
+
+    def __repr__(self) -> str:
+        return f"<Instance {self.id[:8]} {self.app}/{self.index} {self.state}>"
+
+    @property
+    def app(self) -> str:
+        return self.message.app
+
+    @property
+    def index(self) -> int:
+        return self.message.index
+
+    @property
+    def memory_mb(self) -> int:
+        return self.message.limits.mem
+
+    @property
+    def disk_mb(self) -> int:
+        return self.message.limits.disk
+
+    def move(self, event: Event, now_s: float) -> tuple[Effect, ...]:
+        """Change state as the table says; returns what is to be done. Refused: no such row, nothing changed."""
+        try:
+            move = MOVES[self.state, event]
+        except KeyError:
+            raise Refused(f"{self!r}: {event.value} is not possible") from None
+        if move.state is not self.state:
+            self.state = move.state
+            self.state_since_s = now_s
+        return move.effects
