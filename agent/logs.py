@@ -45,9 +45,7 @@ def _json(_: Any, __: str, event: structlog.typing.EventDict) -> bytes:
 
 def configure(settings: LoggingSettings) -> Log:
     """Set up the process's logger and return it. OSError: the file cannot be opened."""
-    stream: IO[bytes] = (
-        settings.file.open("ab", buffering=0) if settings.file is not None else sys.stderr.buffer
-    )
+    stream = settings.file.open("ab", buffering=0) if settings.file is not None else sys.stderr.buffer
     console = settings.format == "console" or (settings.format == "auto" and stream.isatty())
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,

@@ -1,0 +1,169 @@
+"""What an app finds in its environment, and how it is started. Pure (dea-bus.md 2.2, 2.8).
+
+The environment is data: it goes to the kernel as it came, no shell looks at it. The original put user variables
+into double quotes of a script, which damaged passwords with a `$`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from msgspec import UNSET
+
+from agent.bus.messages import Service, StartMessage
+
+HOME = "/home/vcap"
+BASE_ENVIRONMENT = (("USER", "vcap"), ("PATH", "/usr/local/bin:/usr/bin:/bin"), ("LANG", "C.UTF-8"))
+_RELATIONAL = {
+    "mysql": "mysql2",
+    "mysql2": "mysql2",
+    "postgres": "postgres",
+    "postgresql": "postgres",
+    "db2": "ibmdb",
+    "informix": "ibmdb",
+}
+
+#: Sourced scripts may change everything; `exec` lets signals reach the app. $1: the command, $2: the operator's hook.
+START_SCRIPT = """\
+umask 077
+unset GEM_PATH
+mkdir -p tmp logs
+for script in app/.profile.d/*.sh; do
+  if [ -r "$script" ]; then . "$script"; fi
+done
+unset script
+eval "$2"
+export DROPLET_BASE_DIR="$PWD"
+cd app || exit 1
+echo $$ >> "$DROPLET_BASE_DIR/run.pid"
+exec /bin/bash -c "$1"
+"""
+
+
+def start_argv(command: str, hook: str | None) -> tuple[str, ...]:
+    """The job's words; the command is an argument, so nothing has to be quoted."""
+    return ("/bin/bash", "-c", START_SCRIPT, "start", command, hook or "")
+
+
+def vcap_services(services: Sequence[Service]) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for service in services:
+        values = {
+            "name": service.name,
+            "label": service.label,
+            "tags": service.tags,
+            "plan": None if service.plan is UNSET else service.plan,
+            "plan_option": service.plan_option,
+            "credentials": service.credentials,
+            "syslog_drain_url": service.syslog_drain_url,
+        }
+        kept = {key: value for key, value in values.items() if value is not None and value is not False}
+        found.setdefault(service.label, []).append(kept)
+    return found
+
+
+def database_url(services: Sequence[Service]) -> str | None:
+    """The first relational service's uri; empty when there are services but none is relational; None: no services."""
+    for service in services:
+        credentials = service.credentials
+        uri = credentials.get("uri") if isinstance(credentials, Mapping) else None
+        if isinstance(uri, str):
+            scheme = uri.partition("://")[0]
+            if scheme in _RELATIONAL:
+                return _RELATIONAL[scheme] + uri[len(scheme) :]
+    return "" if services else None
+
+
+def vcap_application(
+    message: StartMessage, *, instance_id: str, version: str, started_at_s: float, port: int | None
+) -> dict[str, Any]:
+    started = time.strftime("%Y-%m-%d %H:%M:%S +0000", time.gmtime(started_at_s))
+    return {
+        **(message.vcap_application or {}),
+        "application_id": message.app,
+        "application_version": version,
+        "instance_id": instance_id,
+        "instance_index": message.index,
+        "host": "0.0.0.0",
+        "port": port,
+        "started_at": started,
+        "started_at_timestamp": int(started_at_s),
+        "start": started,
+        "state_timestamp": int(started_at_s),
+    }
+
+
+def user_variables(env: Iterable[str]) -> Iterable[tuple[str, str]]:
+    """Split at the first `=`; without one the value is empty. A word without a name is left out."""
+    for word in env:
+        name, _, value = word.partition("=")
+        if name and "\0" not in word:
+            yield name, value
+
+
+def merge(pairs: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """`K=V` words; of two with one name the later wins, in the place of the first."""
+    return tuple(f"{name}={value}" for name, value in dict(pairs).items())
+
+
+def app_environment(
+    message: StartMessage,
+    *,
+    instance_id: str,
+    version: str,
+    started_at_s: float,
+    local_ip: str,
+    host_port: int | None,
+    container_port: int | None,
+) -> tuple[str, ...]:
+    """Of an instance, in the order of dea-bus.md 2.8; the user's own come last."""
+    application = vcap_application(
+        message, instance_id=instance_id, version=version, started_at_s=started_at_s, port=container_port
+    )
+    pairs: list[tuple[str, str]] = [
+        *BASE_ENVIRONMENT,
+        ("VCAP_APPLICATION", json.dumps(application)),
+        ("VCAP_SERVICES", json.dumps(vcap_services(message.services))),
+        ("MEMORY_LIMIT", f"{message.limits.mem}m"),
+    ]
+    if (url := database_url(message.services)) is not None:
+        pairs.append(("DATABASE_URL", url))
+    pairs += [
+        ("HOME", f"{HOME}/app"),
+        ("TMPDIR", f"{HOME}/tmp"),
+        ("VCAP_APP_HOST", "0.0.0.0"),
+        ("VCAP_APP_PORT", str(container_port or "")),
+        ("PORT", str(container_port or "")),
+        ("CF_INSTANCE_INDEX", str(message.index)),
+        ("CF_INSTANCE_IP", local_ip),
+        ("CF_INSTANCE_PORT", str(host_port or "")),
+        ("CF_INSTANCE_ADDR", f"{local_ip}:{host_port or ''}"),
+        ("CF_INSTANCE_PORTS", json.dumps([{"external": host_port, "internal": container_port}])),
+    ]
+    return merge([*pairs, *user_variables(message.env or ())])
+
+
+def staging_environment(
+    message: StartMessage | None,
+    *,
+    environment: Sequence[str],
+    services: Sequence[Service],
+    memory_mb: int,
+    timeout_s: float,
+) -> tuple[str, ...]:
+    """Of a staging (dea-bus.md 2.8, last paragraph); the timeout is a float's text."""
+    application = (message.vcap_application or {}) if message is not None else {}
+    pairs: list[tuple[str, str]] = [
+        *BASE_ENVIRONMENT,
+        ("HOME", HOME),
+        ("VCAP_APPLICATION", json.dumps(application)),
+        ("VCAP_SERVICES", json.dumps(vcap_services(services))),
+        ("MEMORY_LIMIT", f"{memory_mb}m"),
+    ]
+    if (url := database_url(services)) is not None:
+        pairs.append(("DATABASE_URL", url))
+    pairs.append(("STAGING_TIMEOUT", str(float(timeout_s))))
+    return merge([*pairs, *user_variables(environment)])
