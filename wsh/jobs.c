@@ -59,6 +59,20 @@ static void record(struct job *job, const char *line, int size)
     (void)write_all(job->record, line, (size_t)size);
 }
 
+/* The total so far, at the exit and again at the end when it has grown. */
+static void record_lost(struct job *job)
+{
+    char line[64];
+    for (int i = 0; i < 2; i++) {
+        struct stream *stream = &job->streams[i];
+        if (stream->lost == stream->lost_told)
+            continue;
+        stream->lost_told = stream->lost;
+        record(job, line,
+               snprintf(line, sizeof line, "lost %s %llu\n", i ? "stderr" : "stdout", (unsigned long long)stream->lost));
+    }
+}
+
 static void write_record(struct job *job)
 {
     char line[64];
@@ -67,11 +81,7 @@ static void write_record(struct job *job)
     else
         record(job, line,
                snprintf(line, sizeof line, "%s %d\n", job->ending == EXITED ? "exit" : "signal", job->code));
-    for (int i = 0; i < 2; i++)
-        if (job->streams[i].lost)
-            record(job, line,
-                   snprintf(line, sizeof line, "lost %s %llu\n", i ? "stderr" : "stdout",
-                            (unsigned long long)job->streams[i].lost));
+    record_lost(job);
     job->recorded = true;
     answer_waiters(job);
 }
@@ -89,6 +99,7 @@ void job_progress(struct job *job)
     if (job->streams[0].source.fd < 0 && job->streams[1].source.fd < 0)
         accept_again(job->server);
     if (job->record >= 0 && job->streams[0].source.fd < 0 && job->streams[1].source.fd < 0) {
+        record_lost(job);
         record(job, "end\n", 4);
         close_fd(&job->record);
         job->record = -1;

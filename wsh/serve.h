@@ -26,6 +26,7 @@ struct stream {
     uint64_t punched;  /* below this the spool is a hole */
     uint64_t trimmed;  /* below this a reader has everything */
     uint64_t lost;     /* refused by the spool's file system */
+    uint64_t lost_told;
     uint64_t owed;     /* bytes that were in the pipe when the job ended: the record waits for them */
     uint32_t block;    /* st_blksize */
     bool waiting;      /* `block`: full, out of epoll until a trim */

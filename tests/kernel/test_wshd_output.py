@@ -110,15 +110,20 @@ def test_a_full_disk_loses_bytes_and_says_so(box: Box) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "spool", box.folder / "spool"], check=True)
     try:
         spool = box.spool("job")
-        fd = os.open(spool.record, os.O_CREAT | os.O_WRONLY, 0o600)
-        os.posix_fallocate(fd, 0, 4096)
-        os.ftruncate(fd, 0)
-        os.close(fd)
-        subprocess.run(["fallocate", "-n", "-l", "4096", spool.record], check=True)
+        for record in (spool.record, box.spool("late").record, box.spool("go").record):
+            record.touch()
+            subprocess.run(["fallocate", "-n", "-l", "4096", record], check=True)
         ended, out, _ = box.run("job", "/bin/sh", "-c", "head -c 1000000 /dev/zero && exit 3")
         assert ended == ["ok", "exit", "3"]
         lines = until_record(spool, "end")
         assert lines == ["exit 3", f"lost stdout {1_000_000 - len(out)}", "end"]
+
+        # A holder that writes on after the exit: the total comes again, before the end.
+        later = "(while [ ! -e /go ]; do sleep 0.01; done; head -c 5000 /dev/zero) & head -c 1000 /dev/zero"
+        assert box.run("late", "/bin/sh", "-c", later)[0] == ["ok", "exit", "0"]
+        box.shell("go", "touch /go")
+        lines = until_record(box.spool("late"), "end")
+        assert lines == ["exit 0", "lost stdout 1000", "lost stdout 6000", "end"]
     finally:
         subprocess.run(["umount", "-l", box.folder / "spool"], check=True)
 
