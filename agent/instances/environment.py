@@ -87,7 +87,7 @@ def vcap_application(
         "application_version": version,
         "instance_id": instance_id,
         "instance_index": message.index,
-        "host": "0.0.0.0",
+        "host": "0.0.0.0",  # noqa: S104  (what the app is told to listen on)
         "port": port,
         "started_at": started,
         "started_at_timestamp": int(started_at_s),
@@ -133,8 +133,8 @@ def app_environment(
         pairs.append(("DATABASE_URL", url))
     pairs += [
         ("HOME", f"{HOME}/app"),
-        ("TMPDIR", f"{HOME}/tmp"),
-        ("VCAP_APP_HOST", "0.0.0.0"),
+        ("TMPDIR", f"{HOME}/tmp"),  # noqa: S108  (the app's own)
+        ("VCAP_APP_HOST", "0.0.0.0"),  # noqa: S104  (inside)
         ("VCAP_APP_PORT", str(container_port or "")),
         ("PORT", str(container_port or "")),
         ("CF_INSTANCE_INDEX", str(message.index)),

@@ -1,0 +1,263 @@
+"""Applies commands to the registry, at once and in wire order, and carries out what the state table says.
+
+Long work belongs to each instance's own task (life.py); nothing here waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from agent.announce import Voice
+from agent.bus import messages as m
+from agent.bus.connection import Bus
+from agent.config import Settings
+from agent.instances.instance import (
+    HOLDS_MEMORY,
+    ROUTED,
+    STOPPABLE,
+    Effect,
+    Event,
+    Exit,
+    Instance,
+    Refused,
+    State,
+)
+from agent.instances.registry import Registry
+from agent.logs import Log
+from agent.resources import Capacity, Claim, Short, claim_of, free_disk_mb, make_capacity
+
+
+def new_id() -> str:
+    """32 hex digits, as the original's instance ids."""
+    return secrets.token_hex(16)
+
+
+class Keeper:
+    """``begin`` starts the life task of an instance; ``staging_claims`` is what stagings hold."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        *,
+        log: Log,
+        host_memory_mb: int,
+        staging_claims: Callable[[], tuple[Claim, ...]],
+        begin: Callable[[Instance], None],
+        save: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._log = log
+        self._host_memory_mb = host_memory_mb
+        self._staging_claims = staging_claims
+        self._begin = begin
+        self._save = save
+        self._rooms: dict[Instance, asyncio.Event] = {}
+        self._capacity: Capacity | None = None
+        self.bus: Bus
+        self.voice: Voice
+        self.evacuating = False
+
+    # -- what the host has -------------------------------------------------------------------------------------
+
+    def capacity(self) -> Capacity:
+        """Taken once: the disk that instances use later is what they were promised."""
+        if self._capacity is None:
+            self._capacity = make_capacity(
+                self._settings.resources, self._host_memory_mb, free_disk_mb(self._settings.base_dir)
+            )
+        return self._capacity
+
+    def left(self) -> Capacity:
+        return self.capacity().left((*map(claim_of, self._registry), *self._staging_claims()))
+
+    def is_low(self) -> bool:
+        """The host's disk is at its low-water mark: nothing new is taken, what runs writes on."""
+        return free_disk_mb(self._settings.base_dir) < self._settings.resources.low_water_mb
+
+    def lacks(self, claim: Claim) -> Short | None:
+        return Short.DISK if self.is_low() else self.left().lacks(claim)
+
+    def room_of(self, instance: Instance) -> asyncio.Event:
+        room = self._rooms.get(instance)
+        if room is None:
+            room = asyncio.Event()
+            room.set()
+        return room
+
+    def _give_room(self) -> None:
+        """Instances of an app that wait for their predecessors, in the order in which they came."""
+        waiting = [one for one, room in self._rooms.items() if not room.is_set()]
+        left = self.capacity().left(
+            (*(claim_of(one) for one in self._registry if one not in waiting), *self._staging_claims())
+        )
+        for instance in waiting:
+            claim = Claim(instance.memory_mb, instance.disk_mb)
+            if left.lacks(claim) is None:
+                self._rooms.pop(instance).set()
+                left = left.left((claim,))
+
+    # -- commands ----------------------------------------------------------------------------------------------
+
+    def start(self, message: m.StartMessage) -> None:
+        if self.evacuating:
+            self._log.info("start_ignored_evacuating", app=message.app, index=message.index)
+            return
+        instance = Instance(
+            id=message.instance_id or new_id(),
+            private_id=message.private_instance_id or secrets.token_hex(32),
+            message=message,
+            version=message.version,
+            uris=tuple(message.uris or ()),
+            state_since_s=time.time(),
+        )
+        claim = Claim(instance.memory_mb, instance.disk_mb)
+        short = self.lacks(claim)
+        room = asyncio.Event()
+        if short is None:
+            room.set()
+        elif not self._fits_after_its_own(instance, claim):
+            self._refuse(instance, short)
+            return
+        self._registry.add(instance)
+        if not room.is_set():
+            self._log.info("start_waits_for_predecessor", app=instance.app, index=instance.index)
+        self._rooms[instance] = room
+        self._begin(instance)
+
+    def _fits_after_its_own(self, instance: Instance, claim: Claim) -> bool:
+        """Would it fit once what is stopping of its own app is gone? Then it waits instead of being refused."""
+        going = [one for one in self._registry.of_app(instance.app) if one.state is State.STOPPING]
+        if not going or self.is_low():
+            return False
+        others = (claim_of(one) for one in self._registry if one not in going)
+        return self.capacity().left((*others, *self._staging_claims())).lacks(claim) is None
+
+    def _refuse(self, instance: Instance, short: Short) -> None:
+        instance.exit = Exit(-1, f"Not enough {short.value} resource available.")
+        instance.crashed_at_s = int(time.time())
+        self._registry.add(instance)
+        self._log.warning(
+            "start_refused",
+            app=instance.app,
+            index=instance.index,
+            short=short.value,
+            low_water=self.is_low(),
+            left=self.left(),
+        )
+        self.happen(instance, Event.REFUSED)
+
+    def stop(self, message: m.StopMessage) -> None:
+        for instance in self._registry.select(message):
+            if instance.state in STOPPABLE:
+                self.stop_one(instance)
+
+    def stop_one(self, instance: Instance) -> None:
+        self._log.info("instance_stopping", app=instance.app, instance=instance.id, index=instance.index)
+        self.happen(instance, Event.STOP)
+        instance.stop_requested.set()
+        if (room := self._rooms.pop(instance, None)) is not None:
+            room.set()
+
+    def update(self, message: m.UpdateMessage) -> None:
+        """Routes in place; a new version gives a new id (dea-bus.md 1.5). Only RUNNING and EVACUATING ones change."""
+        touched = [one for one in self._registry.of_app(message.app) if one.state in ROUTED]
+        if not touched:
+            return
+        all_changed = True
+        for instance in touched:
+            changed = self._update_routes(instance, message) if message.uris is not None else False
+            if message.version is not None and message.version != instance.version:
+                instance.version = message.version
+                self._registry.rename(instance, new_id())
+                changed = True
+            all_changed &= changed
+        self._save()
+        if all_changed:
+            self.bus.say(self.voice.heartbeat())
+
+    def _update_routes(self, instance: Instance, message: m.UpdateMessage) -> bool:
+        wanted = tuple(message.uris or ())
+        new = [uri for uri in wanted if uri not in instance.uris]
+        old = [uri for uri in instance.uris if uri not in wanted]
+        instance.uris = wanted
+        if new and (registered := self.voice.register(instance, new)) is not None:
+            self.bus.say(registered)
+        if old and (unregistered := self.voice.unregister(instance, old)) is not None:
+            self.bus.tell(unregistered)
+        return bool(new or old)
+
+    def find(self, message: m.FindMessage, reply_to: str) -> None:
+        for instance in self._registry.select(message):
+            self.bus.answer(reply_to, self.voice.found(instance, message))
+
+    # -- what the table says -----------------------------------------------------------------------------------
+
+    def happen(self, instance: Instance, event: Event) -> None:
+        before = instance.state
+        try:
+            effects = instance.move(event, time.time())
+        except Refused as e:
+            self._log.error(
+                "move_refused", instance=instance.id, state=before.value, move=event.value, error=str(e)
+            )
+            return
+        if instance.state is not before:
+            self._log.debug(
+                "instance_state", instance=instance.id, old=before.value, new=instance.state.value
+            )
+        for effect in effects:
+            self._carry_out(effect, instance)
+
+    def _carry_out(self, effect: Effect, instance: Instance) -> None:
+        match effect:
+            case Effect.HEARTBEAT:
+                self.bus.say(self.voice.heartbeat())
+            case Effect.REGISTER:
+                if (registered := self.voice.register(instance, instance.uris)) is not None:
+                    self.bus.say(registered)
+            case Effect.UNREGISTER:
+                if (unregistered := self.voice.unregister(instance, instance.uris)) is not None:
+                    self.bus.tell(unregistered)
+            case Effect.ANNOUNCE_EXIT:
+                self.bus.tell(self.voice.exited(instance))
+            case Effect.SAVE:
+                self._save()
+            case Effect.FORGET:
+                self._registry.remove(instance)
+                self._rooms.pop(instance, None)
+                self._give_room()
+
+    # -- crashes -----------------------------------------------------------------------------------------------
+
+    def reap_crashes(self, crashes_dir: Path, now_s: float) -> None:
+        """Of each app only the newest crash is kept, and only for its time (dea-bus.md 2.10). Blocking: small."""
+        newest: dict[str, Instance] = {}
+        crashed = sorted(
+            self._registry.in_states(frozenset({State.CRASHED})), key=lambda one: one.crashed_at_s
+        )
+        for instance in crashed:
+            newest[instance.app] = instance
+        for instance in crashed:
+            too_old = now_s - instance.crashed_at_s > self._settings.crash_lifetime_secs
+            if too_old or newest[instance.app] is not instance:
+                self.happen(instance, Event.REAP)
+        if crashes_dir.exists():
+            for entry in crashes_dir.iterdir():
+                if self._registry.find(entry.name) is None:
+                    shutil.rmtree(entry, ignore_errors=True)
+
+    def evacuate(self) -> None:
+        self.evacuating = True
+        for instance in self._registry:
+            if instance.state in (State.BORN, State.STARTING, State.RUNNING):
+                self.happen(instance, Event.EVACUATE)
+
+    def busy(self) -> tuple[Instance, ...]:
+        return self._registry.in_states(HOLDS_MEMORY)

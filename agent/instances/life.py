@@ -1,0 +1,322 @@
+"""The life of one instance: one task from its start to its end.
+
+A stop does not cancel this task; it sets `stop_requested`, and the task cancels its own child and gives back what it holds. So
+a stop wins over a start at every point of it, and never waits behind one (bus.md 2).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import yaml
+
+from agent.config import Settings
+from agent.droplets.archive import ArchiveError
+from agent.droplets.layers import Layer, LayerError, Layers
+from agent.droplets.transfer import TransferError
+from agent.instances.environment import HOME, app_environment, start_argv
+from agent.instances.health import wait_accepting
+from agent.instances.instance import Event, Exit, Instance, State
+from agent.instances.limits import MIB, bind_mounts, cpu_shares, egress_rules, rootfs_of
+from agent.logs import Log
+from container import (
+    Container,
+    ContainerSpec,
+    CreateError,
+    Depot,
+    ExitStatus,
+    FilesError,
+    Job,
+    JobSpec,
+    Limits,
+    NoLease,
+    NotAFile,
+    Output,
+    Past,
+    PortMapping,
+    SpecError,
+    UnknownHandle,
+    WshdError,
+    WshdGone,
+)
+
+NOT_HEALTHY = "failed to accept connections within health check timeout"
+NO_COMMAND = "missing start command"
+FAILED = "failed to start"
+EXITED = "app instance exited"
+OUT_OF_MEMORY = "out of memory"
+STAGING_INFO = f"{HOME}/staging_info.yml"
+STAGING_INFO_BYTES = 1 << 20
+JOB_ID = "app"
+
+
+class StartFailed(RuntimeError):
+    """``description`` goes on the bus; the text, with the cause, to the log."""
+
+    def __init__(self, description: str, why: str, status: int = -1) -> None:
+        super().__init__(why)
+        self.description = description
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """What a life needs of its surroundings."""
+
+    settings: Settings
+    depot: Depot
+    layers: Layers
+    local_ip: str
+    starts: asyncio.Semaphore
+    log: Log
+    happen: Callable[[Instance, Event], None]
+    wait_room: Callable[[Instance], asyncio.Event]
+    deadline_s: Callable[[], float]
+    detached: asyncio.Event
+
+
+async def live(instance: Instance, home: Home) -> None:
+    """From BORN (or, with a container, from where a former agent left it) until nothing but a crash record is left."""
+    log = home.log.bind(app=instance.app, instance=instance.id, index=instance.index)
+    held = AsyncExitStack()
+    course = asyncio.create_task(_course(instance, home, held, log), name=f"course-{instance.id[:8]}")
+    stop = asyncio.create_task(instance.stop_requested.wait(), name=f"stop-{instance.id[:8]}")
+    try:
+        await asyncio.wait({course, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if instance.stop_requested.is_set():
+            await _stop(instance, home, log)
+        else:
+            await _conclude(instance, home, course, log)
+    finally:
+        for task in (course, stop):
+            task.cancel()
+        await asyncio.gather(course, stop, return_exceptions=True)
+        if not home.detached.is_set():
+            await held.aclose()
+    if home.detached.is_set():
+        return
+    if instance.state is State.STOPPING:
+        home.happen(instance, Event.GONE)
+
+
+async def _stop(instance: Instance, home: Home, log: Log) -> None:
+    """TERM first where something runs, KILL when the grace is over; a start that is under way is given up."""
+    started = time.monotonic()
+    container = _container_of(instance, home)
+    if container is not None and instance.job is not None and instance.job.status is None:
+        grace_s = min(home.settings.instance.stop_grace_s, home.deadline_s())
+        try:
+            await container.stop(grace_s)
+        except (WshdError, WshdGone, OSError) as e:
+            log.warning("instance_stop_failed_killing", error=str(e))
+    log.info("instance_stopped", after_s=round(time.monotonic() - started, 3))
+
+
+async def _conclude(instance: Instance, home: Home, course: asyncio.Task[Exit], log: Log) -> None:
+    """The course has ended by itself: that is a crash."""
+    try:
+        instance.exit = course.result()
+        event = Event.EXITED
+    except StartFailed as e:
+        log.warning("instance_start_failed", description=e.description, error=str(e))
+        instance.exit = Exit(e.status, e.description)
+        event = Event.FAILED
+    except Exception as e:  # the outermost frame of a start: it costs this instance only
+        log.exception("instance_start_failed", description=FAILED, error=repr(e))
+        instance.exit = Exit(-1, FAILED)
+        event = Event.FAILED
+    instance.crashed_at_s = int(time.time())
+    log.info(
+        "instance_exited",
+        status=instance.exit.status,
+        signal=instance.exit.signal,
+        description=instance.exit.description,
+    )
+    if instance.job is not None:
+        await keep_output(instance.job, home.settings.base_dir / "crashes" / instance.id)
+    home.happen(instance, event)
+
+
+async def keep_output(job: Job, directory: Path) -> None:
+    """What a crashed app has said stays readable after its container is gone, until the reaper takes it."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for stream in ("stdout", "stderr"):
+        (directory / stream).write_bytes(await job.output(stream))
+
+
+def _container_of(instance: Instance, home: Home) -> Container | None:
+    if instance.handle is None:
+        return None
+    try:
+        return home.depot.find(instance.handle)
+    except UnknownHandle:
+        return None
+
+
+async def _course(instance: Instance, home: Home, held: AsyncExitStack, log: Log) -> Exit:
+    if instance.job is not None:  # taken over from a former agent
+        container = home.depot.find(instance.handle or "")
+        held.push_async_callback(home.depot.destroy, container.handle)
+        if instance.message.sha1:
+            held.enter_context(home.layers.use(instance.message.sha1))
+        job = instance.job
+    else:
+        await home.wait_room(instance).wait()
+        async with home.starts:
+            home.happen(instance, Event.START)
+            began = time.monotonic()
+            container, job = await _start(instance, home, held, log)
+            await _until_healthy(instance, home, job, log)
+        if instance.healthy:
+            log.info(
+                "instance_running", after_s=round(time.monotonic() - began, 3), port=_host_port(instance)
+            )
+            home.happen(instance, Event.HEALTHY)
+    status = await job.wait()
+    return _exit_of(container, status)
+
+
+def _exit_of(container: Container, status: ExitStatus) -> Exit:
+    description = OUT_OF_MEMORY if any("memory" in event for event in container.events.kinds) else EXITED
+    if status.lost:
+        return Exit(-1, "unknown")
+    return Exit(status.bus_status, description, status.signal)
+
+
+def _host_port(instance: Instance) -> int | None:
+    return instance.port.host_port if instance.port is not None else None
+
+
+async def _start(instance: Instance, home: Home, held: AsyncExitStack, log: Log) -> tuple[Container, Job]:
+    message, settings = instance.message, home.settings
+    stack = next((one for one in settings.stacks if one.name == message.stack), None)
+    if stack is None:
+        raise StartFailed(FAILED, f"stack {message.stack!r} is not configured")
+    layer = await _fetch(instance, home, held, log)
+    try:
+        spec = make_spec(instance, settings, rootfs_of(stack.package_path), layer)
+        container = await home.depot.create(spec)
+    except (SpecError, CreateError, NoLease) as e:
+        raise StartFailed(FAILED, str(e)) from e
+    held.push_async_callback(home.depot.destroy, container.handle)
+    instance.handle = container.handle
+    instance.port = container.ports[0] if container.ports else None
+    instance.started_at_s = time.time()
+    try:
+        command = await start_command(instance, container)
+        instance.job = await container.spawn(make_job(instance, settings, home.local_ip, command))
+    except (WshdError, WshdGone, FilesError, SpecError) as e:
+        raise StartFailed(FAILED, str(e)) from e
+    return container, instance.job
+
+
+async def _fetch(instance: Instance, home: Home, held: AsyncExitStack, log: Log) -> Layer:
+    message = instance.message
+    if not message.sha1:
+        raise StartFailed(FAILED, "sha1: expected the droplet's checksum, got null")
+    limit_bytes = message.limits.disk * MIB
+    try:
+        layer = await home.layers.ensure(message.sha1, message.executableUri, limit_bytes)
+    except (LayerError, TransferError, ArchiveError, OSError) as e:
+        raise StartFailed(FAILED, f"droplet {message.sha1}: {e}") from e
+    held.enter_context(home.layers.use(message.sha1))
+    if layer.bytes > limit_bytes:
+        raise StartFailed(
+            FAILED, f"droplet {message.sha1}: {layer.bytes} bytes, limits.disk is {limit_bytes}"
+        )
+    instance.disk_bytes = layer.bytes
+    return layer
+
+
+async def _until_healthy(instance: Instance, home: Home, job: Job, log: Log) -> None:
+    """Sets `healthy`, or returns when the job has ended first; StartFailed: the time ran out."""
+    if not instance.uris or instance.port is None or instance.port.host_port is None:
+        instance.healthy = True
+        return
+    given = instance.message.health_check_timeout
+    timeout_s = home.settings.default_health_check_timeout if given is None else float(given)
+    check = asyncio.create_task(
+        wait_accepting(home.local_ip, instance.port.host_port, timeout_s), name=f"health-{instance.id[:8]}"
+    )
+    exited = asyncio.create_task(job.wait(), name=f"exit-{instance.id[:8]}")
+    try:
+        await asyncio.wait({check, exited}, return_when=asyncio.FIRST_COMPLETED)
+        if exited.done():
+            return
+        if not check.result():
+            raise StartFailed(
+                NOT_HEALTHY, f"port {instance.port.host_port} did not accept within {timeout_s} s"
+            )
+        instance.healthy = True
+    finally:
+        for task in (check, exited):
+            task.cancel()
+        await asyncio.gather(check, exited, return_exceptions=True)
+
+
+def make_spec(instance: Instance, settings: Settings, rootfs: Path, layer: Layer) -> ContainerSpec:
+    """The container of an instance. Pure. The droplet's bytes count against its disk limit, as they always did."""
+    message = instance.message
+    return ContainerSpec(
+        layers=(rootfs,),
+        home_layers=(layer.path,),
+        binds=bind_mounts(settings.bind_mounts),
+        limits=Limits(
+            memory_bytes=max(1, message.limits.mem) * MIB,
+            cpu_shares=cpu_shares(message.limits.mem, settings.instance),
+            pids=settings.instance.nproc_limit,
+            disk_bytes=max(MIB, message.limits.disk * MIB - layer.bytes),
+            disk_inodes=settings.instance.disk_inode_limit,
+        ),
+        ports=(PortMapping(),),
+        egress=egress_rules(message.egress_network_rules or ()),
+        properties={"kind": "instance", "instance": instance.private_id},
+    )
+
+
+def make_job(instance: Instance, settings: Settings, local_ip: str, command: str) -> JobSpec:
+    message, port = instance.message, instance.port
+    return JobSpec(
+        argv=start_argv(command, settings.post_setup_hook),
+        env=app_environment(
+            message,
+            instance_id=instance.id,
+            version=instance.version,
+            started_at_s=instance.started_at_s,
+            local_ip=local_ip,
+            host_port=port.host_port if port is not None else None,
+            container_port=port.container_port if port is not None else None,
+        ),
+        rlimits={"nofile": message.limits.fds} if message.limits.fds else {},
+        output=Output(settings.instance.output_limit_bytes, Past.DROP_OLDEST),
+        job_id=JOB_ID,
+    )
+
+
+class StagingInfo(msgspec.Struct, frozen=True):
+    """The part of a droplet's staging_info.yml that a start needs."""
+
+    start_command: str | None = None
+
+
+async def start_command(instance: Instance, container: Container) -> str:
+    """The message's, else the droplet's, else `./startup` of droplets from before 2013 (dea-bus.md 2.2, step 4)."""
+    if instance.message.start_command:
+        return instance.message.start_command
+    try:
+        text = await container.read_file(STAGING_INFO, STAGING_INFO_BYTES)
+    except (FileNotFoundError, NotAFile):
+        return "./startup"
+    try:
+        info = msgspec.convert(yaml.load(text, Loader=yaml.CSafeLoader) or {}, StagingInfo)
+    except (yaml.YAMLError, msgspec.ValidationError, UnicodeDecodeError) as e:
+        raise StartFailed(NO_COMMAND, f"staging_info.yml: {e}") from e
+    if not info.start_command:
+        raise StartFailed(NO_COMMAND, "neither the message nor staging_info.yml has one")
+    return info.start_command
