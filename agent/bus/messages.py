@@ -410,3 +410,8 @@ def convert(kind: type[T], value: object) -> T:
 
 def encode(message: Struct) -> bytes:
     return _encoder.encode(message)
+
+
+def with_sha1(message: StartMessage, sha1: str) -> StartMessage:
+    """The start message of a staging, once the droplet is there (dea-bus.md 3.5)."""
+    return msgspec.structs.replace(message, sha1=sha1)
