@@ -138,6 +138,7 @@ class Instance:
     cpu_fraction: float = 0.0
     memory_bytes: int = 0
     disk_bytes: int = 0
+    layer_bytes: int = 0
 
     def __repr__(self) -> str:
         return f"<Instance {self.id[:8]} {self.app}/{self.index} {self.state}>"

@@ -230,7 +230,7 @@ async def _fetch(instance: Instance, home: Home, held: AsyncExitStack, log: Log)
         raise StartFailed(
             FAILED, f"droplet {message.sha1}: {layer.bytes} bytes, limits.disk is {limit_bytes}"
         )
-    instance.disk_bytes = layer.bytes
+    instance.layer_bytes = instance.disk_bytes = layer.bytes
     return layer
 
 

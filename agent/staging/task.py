@@ -192,7 +192,7 @@ class StagingTask:
         )
 
     async def _build(self, container: Container) -> Outcome:
-        await self._must(container, "mkdir", "-p", CACHE, f"{HOME}/logs", f"{HOME}/tmp")
+        await self._must(container, "mkdir", "-p", CACHE, f"{HOME}/logs", f"{HOME}/tmp")  # noqa: S108  (inside)
         await self._fetch_cache(container)
         number, chosen, name = await self._detect(container)
         if await self._shown(container, f"{chosen.inside(number)}/bin/compile", APP, CACHE) != 0:

@@ -1,0 +1,211 @@
+"""The local control socket: HTTP over `base_dir/agent.sock`, mode 0600. For the command line; nothing of it is on the bus.
+
+What is asked and answered stands in agent/cli/__init__.py. A refusal is a status of 400 and above with {error}.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from agent.instances.instance import Instance, State
+from agent.instances.registry import Registry
+from agent.logs import Log
+from agent.staging.registry import StagingRegistry
+from container import Chunk, Depot, UnknownHandle
+
+
+def _data(data: bytes) -> dict[str, str]:
+    try:
+        return {"data": data.decode()}
+    except UnicodeDecodeError:
+        return {"data_base64": base64.b64encode(data).decode()}
+
+
+class Control:
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        stagings: StagingRegistry,
+        depot: Depot,
+        crashes_dir: Path,
+        status: Callable[[], dict[str, Any]],
+        detach: Callable[[], None],
+        log: Log,
+    ) -> None:
+        self._registry = registry
+        self._stagings = stagings
+        self._depot = depot
+        self._crashes_dir = crashes_dir
+        self._status = status
+        self._detach = detach
+        self._log = log
+        self._runner: web.AppRunner | None = None
+        self._path: Path | None = None
+
+    async def open(self, path: Path) -> None:
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/v1/status", self._get_status),
+                web.get("/v1/instances", self._get_instances),
+                web.get("/v1/instances/{id}/logs", self._get_instance_logs),
+                web.get("/v1/apps/{app}/logs", self._get_app_logs),
+                web.get("/v1/staging/{task}/log", self._get_staging_log),
+                web.post("/v1/instances/{id}/shell", self._post_shell),
+                web.post("/v1/detach", self._post_detach),
+            ]
+        )
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
+        await self._runner.setup()
+        path.unlink(missing_ok=True)
+        # a socket's path ends at 107 bytes, a base_dir may be longer
+        directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        old = os.umask(0o177)
+        try:
+            await web.UnixSite(self._runner, f"/proc/self/fd/{directory}/{path.name}").start()
+        finally:
+            os.umask(old)
+            os.close(directory)
+        self._path = path
+
+    async def close(self) -> None:
+        if self._runner is not None:
+            with contextlib.suppress(FileNotFoundError):  # its site unlinks by a path that is closed by now
+                await self._runner.cleanup()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+    # -- questions ---------------------------------------------------------------------------------------------
+
+    async def _get_status(self, request: web.Request) -> web.Response:
+        return web.json_response(self._status())
+
+    async def _get_instances(self, request: web.Request) -> web.Response:
+        return web.json_response([self._shown(one) for one in self._registry])
+
+    def _shown(self, instance: Instance) -> dict[str, Any]:
+        return {
+            "instance": instance.id,
+            "app": instance.app,
+            "name": instance.message.name,
+            "index": instance.index,
+            "version": instance.version,
+            "state": instance.state.value,
+            "since": instance.state_since_s,
+            "handle": instance.handle,
+            "port": instance.port.host_port if instance.port is not None else None,
+            "uris": list(instance.uris),
+            "memory_bytes": instance.memory_bytes,
+            "cpu": instance.cpu_fraction,
+            "disk_bytes": instance.disk_bytes,
+            "exit_status": instance.exit.status if instance.state is State.CRASHED else None,
+            "exit_description": instance.exit.description,
+        }
+
+    def _named(self, request: web.Request) -> Instance:
+        """Any unique beginning of an id or a handle."""
+        wanted = request.match_info["id"]
+        found = [
+            one
+            for one in self._registry
+            if one.id.startswith(wanted) or (one.handle is not None and one.handle.startswith(wanted))
+        ]
+        if len(found) != 1:
+            why = "no instance" if not found else f"{len(found)} instances"
+            raise web.HTTPNotFound(
+                text=json.dumps({"error": f"{why} {wanted!r}"}), content_type="application/json"
+            )
+        return found[0]
+
+    async def _get_instance_logs(self, request: web.Request) -> web.StreamResponse:
+        return await self._logs(request, (self._named(request),))
+
+    async def _get_app_logs(self, request: web.Request) -> web.StreamResponse:
+        return await self._logs(request, self._registry.of_app(request.match_info["app"]))
+
+    async def _logs(self, request: web.Request, instances: tuple[Instance, ...]) -> web.StreamResponse:
+
+        follow = request.query.get("follow") == "1"
+        response = await _begin_lines(request)
+        writing = asyncio.Lock()
+
+        async def tell(instance: Instance) -> None:
+            async for chunk in self._chunks(instance, follow):
+                line = {
+                    "at": time.time(),
+                    "index": instance.index,
+                    "instance": instance.id,
+                    "stream": chunk.stream,
+                }
+                if chunk.gap_bytes:
+                    line["gap_bytes"] = chunk.gap_bytes
+                async with writing:
+                    await _write_line(response, {**line, **_data(chunk.data)})
+            if instance.state is State.CRASHED:
+                said = f"{instance.exit.description}, exit status {instance.exit.status}\n"
+                async with writing:
+                    await _write_line(
+                        response,
+                        {"at": instance.crashed_at_s, "index": instance.index, "stream": "sys", "data": said},
+                    )
+
+        with contextlib.suppress(ConnectionResetError):
+            await asyncio.gather(*(tell(one) for one in instances))
+            await response.write_eof()
+        return response
+
+    async def _chunks(self, instance: Instance, follow: bool) -> AsyncIterator[Chunk]:
+        if instance.job is not None and instance.state is not State.CRASHED:
+            async for chunk in instance.job.stream(None, follow=follow):
+                yield chunk
+            return
+        for stream in ("stdout", "stderr"):
+            with contextlib.suppress(FileNotFoundError):
+                data = (self._crashes_dir / instance.id / stream).read_bytes()
+                if data:
+                    yield Chunk(stream, 0, data, 0)
+
+    async def _get_staging_log(self, request: web.Request) -> web.StreamResponse:
+        task = self._stagings.find(request.match_info["task"])
+        if task is None:
+            return web.json_response({"error": "no such staging"}, status=404)
+        response = await _begin_lines(request)
+        with contextlib.suppress(ConnectionResetError):
+            async for piece in task.output.follow():
+                await _write_line(response, {"at": piece.at_s, "stream": piece.stream, **_data(piece.data)})
+            await response.write_eof()
+        return response
+
+    async def _post_shell(self, request: web.Request) -> web.Response:
+        instance = self._named(request)
+        try:
+            container = self._depot.find(instance.handle or "")
+        except UnknownHandle:
+            return web.json_response({"error": f"{instance!r} has no container"}, status=409)
+        return web.json_response({"handle": container.handle, "socket": str(container.socket_path)})
+
+    async def _post_detach(self, request: web.Request) -> web.Response:
+        self._log.info("detach_asked")
+        self._detach()
+        return web.json_response({})
+
+
+async def _begin_lines(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+    await response.prepare(request)
+    return response
+
+
+async def _write_line(response: web.StreamResponse, value: dict[str, Any]) -> None:
+    await response.write(json.dumps(value, separators=(",", ":")).encode() + b"\n")
