@@ -145,6 +145,7 @@ class Worker:
             self._log.error("agent_broke", errors=[repr(one) for one in group.exceptions], exc_info=group)
             status = 1
         await self._control.close()
+        await self._layers.close()
         await self._transfers.close()
         await self._depot.close(remove_tables=self._end is End.SHUTDOWN and not self._depot.handles())
         self._log.info("agent_ended", status=status, how=self._end.value)

@@ -17,16 +17,16 @@ T = TypeVar("T")
 class Log(Protocol):
     """The part of a structlog logger that the library uses, for decisions taken in the background."""
 
-    def warning(self, event: str, /, **fields: Any) -> Any: ...
+    def warning(self, event: str, *args: Any, **fields: Any) -> Any: ...
 
-    def info(self, event: str, /, **fields: Any) -> Any: ...
+    def info(self, event: str, *args: Any, **fields: Any) -> Any: ...
 
 
 class SilentLog:
-    def warning(self, event: str, /, **fields: Any) -> None:
+    def warning(self, event: str, *args: Any, **fields: Any) -> None:
         return None
 
-    def info(self, event: str, /, **fields: Any) -> None:
+    def info(self, event: str, *args: Any, **fields: Any) -> None:
         return None
 
 

@@ -143,29 +143,29 @@ DEFAULT_PROFILE = Profile(
 )
 
 
-def _statement(code: int, value: int) -> bytes:
+def statement(code: int, value: int) -> bytes:
     return struct.pack("=HBBI", code, 0, 0, value & 0xFFFFFFFF)
 
 
-def _jump(code: int, value: int, yes: int, no: int) -> bytes:
+def jump(code: int, value: int, yes: int, no: int) -> bytes:
     assert 0 <= yes <= 255
     assert 0 <= no <= 255
     return struct.pack("=HBBI", code, yes, no, value & 0xFFFFFFFF)
 
 
 def _refuse(number: int) -> bytes:
-    return _statement(_RET, ERRNO | number)
+    return statement(_RET, ERRNO | number)
 
 
 def _argument_block(argument: Argument) -> list[bytes]:
     """Runs when the number has matched: loads the argument and ends with ALLOW or EPERM."""
     tests = [(_JEQ, value) for value in argument.equal] + ([(_JSET, argument.bits)] if argument.bits else [])
-    first, second = _statement(_RET, ALLOW), _refuse(errno.EPERM)
+    first, second = statement(_RET, ALLOW), _refuse(errno.EPERM)
     if argument.invert:
         first, second = second, first
-    block = [_statement(_LD, _ARGS + 8 * argument.index)]
+    block = [statement(_LD, _ARGS + 8 * argument.index)]
     for left, (code, value) in zip(range(len(tests) - 1, -1, -1), tests, strict=True):
-        block.append(_jump(code, value, left + 1, 0))  # a match goes to the last instruction
+        block.append(jump(code, value, left + 1, 0))  # a match goes to the last instruction
     return [*block, first, second]
 
 
@@ -173,22 +173,22 @@ def compile_filter(profile: Profile, arch: str) -> bytes:
     """The filter as an array of struct sock_filter. ``arch`` is that of uname: x86_64 or aarch64 (KeyError else)."""
     column = _COLUMN[arch]
     code = [
-        _statement(_LD, _ARCH),
-        _jump(_JEQ, _AUDIT_ARCH[arch], 1, 0),
-        _statement(_RET, KILL_PROCESS),
-        _statement(_LD, _NR),
+        statement(_LD, _ARCH),
+        jump(_JEQ, _AUDIT_ARCH[arch], 1, 0),
+        statement(_RET, KILL_PROCESS),
+        statement(_LD, _NR),
     ]
     if arch == "x86_64":
-        code += [_jump(_JSET, _X32_BIT, 0, 1), _refuse(errno.ENOSYS)]
-    code += [_jump(_JGT, profile.last_known, 0, 1), _refuse(errno.ENOSYS)]
+        code += [jump(_JSET, _X32_BIT, 0, 1), _refuse(errno.ENOSYS)]
+    code += [jump(_JGT, profile.last_known, 0, 1), _refuse(errno.ENOSYS)]
     for name, number in sorted(profile.refused.items()):
         at = NUMBERS[name][column]
         if at is not None:
-            code += [_jump(_JEQ, at, 0, 1), _refuse(number)]
+            code += [jump(_JEQ, at, 0, 1), _refuse(number)]
     for name, argument in sorted(profile.arguments.items()):
         at = NUMBERS[name][column]
         if at is not None:
             block = _argument_block(argument)
-            code += [_jump(_JEQ, at, 0, len(block)), *block]
-    code.append(_statement(_RET, ALLOW))
+            code += [jump(_JEQ, at, 0, len(block)), *block]
+    code.append(statement(_RET, ALLOW))
     return b"".join(code)

@@ -86,7 +86,7 @@ class ByteStream:
                 raise ArchiveError("gzip: truncated")
             try:
                 out: bytes = self._inflate.decompress(data, CHUNK)
-            except zlib_ng.error as e:
+            except zlib_ng.error as e:  # type: ignore[misc]  # an untyped library
                 raise ArchiveError(f"gzip: {e}") from e
             if self._inflate.eof:
                 self._pending = self._inflate.unused_data + self._pending

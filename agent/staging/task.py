@@ -297,8 +297,8 @@ class StagingTask:
             raise StagingFailed(
                 "Error staging: the droplet cannot be packed", "StagingError", f"tar: {status}"
             )
-        if packed.layer:
-            await self._shop.layers.adopt(tree, packed.sha1)
+        if packed.layer is not None:
+            await self._shop.layers.adopt(tree, packed.sha1, packed.layer.bytes, packed.layer.files)
         return packed
 
     # -- the buildpack cache: best effort in every step (dea-bus.md 9: a corrupt cache made every staging fail) ---

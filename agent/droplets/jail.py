@@ -1,0 +1,196 @@
+"""The jail of the unpacking worker. Three walls: its vocabulary (writer.py), this, and the seccomp filter below.
+
+Runs in the worker, single-threaded, before anything of the archive is read: namespaces of its own; a host id that exists
+nowhere else, mapped onto vcap's number on disk by an idmapped clone of the target directory (nosuid, nodev, noexec, nosymfollow); chroot into that
+clone; no capabilities; memory bounded; a filter that knows the calls of a writing Python and nothing else.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import resource
+import struct
+from pathlib import Path
+
+from container.seccomp import ALLOW, ERRNO, KILL_PROCESS, jump, statement
+
+#: The worker's id on the host. Below the ids of containers (config: user.pool_start_uid), above those of people.
+WORKER_ID = 999_934_463
+VCAP = 2000
+MEMORY_BYTES = 1 << 30
+
+_CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
+_CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
+_OPEN_TREE, _MOUNT_SETATTR = 428, 442
+_OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC, _AT_EMPTY_PATH = 1, 0o2000000, 0x1000
+_ATTR_NOSUID, _ATTR_NODEV, _ATTR_NOEXEC, _ATTR_IDMAP, _ATTR_NOSYMFOLLOW = 0x2, 0x4, 0x8, 0x100000, 0x200000
+_PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP = 4, 24, 38, 22
+_libc = ctypes.CDLL(None, use_errno=True)
+
+#: Allowed calls: (x86_64, aarch64). Whatever else a library tries is answered EPERM.
+_ALLOWED: dict[str, tuple[int | None, int | None]] = {
+    "read": (0, 63),
+    "write": (1, 64),
+    "close": (3, 57),
+    "fstat": (5, 80),
+    "newfstatat": (262, 79),
+    "statx": (332, 291),
+    "lseek": (8, 62),
+    "mmap": (9, 222),
+    "mprotect": (10, 226),
+    "munmap": (11, 215),
+    "brk": (12, 214),
+    "mremap": (25, 216),
+    "madvise": (28, 233),
+    "rt_sigaction": (13, 134),
+    "rt_sigprocmask": (14, 135),
+    "rt_sigreturn": (15, 139),
+    "sigaltstack": (131, 132),
+    "pread64": (17, 67),
+    "ioctl": (16, 29),
+    "dup": (32, 23),
+    "fcntl": (72, 25),
+    "ftruncate": (77, 46),
+    "getdents64": (217, 61),
+    "fstatfs": (138, 44),
+    "futex": (202, 98),
+    "exit": (60, 93),
+    "exit_group": (231, 94),
+    "getpid": (39, 172),
+    "gettid": (186, 178),
+    "clock_gettime": (228, 113),
+    "getrandom": (318, 278),
+    "unlinkat": (263, 35),
+    "symlinkat": (266, 36),
+    "linkat": (265, 37),
+    "utimensat": (280, 88),
+}
+#: Calls with a mode: the argument whose set-uid, set-gid and sticky bits must be zero.
+_WITH_MODE: dict[str, tuple[int, int, int]] = {
+    "openat": (257, 56, 3),
+    "mkdirat": (258, 34, 2),
+    "fchmod": (91, 52, 1),
+}
+_AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+_LD, _JEQ, _JSET, _RET = 0x20, 0x15, 0x45, 0x06
+
+
+def make_filter(arch: str) -> bytes:
+    """The allow-list as classic BPF. Pure. KeyError: an architecture without a table."""
+    column = 0 if arch == "x86_64" else 1
+    code = [
+        statement(_LD, 4),
+        jump(_JEQ, _AUDIT_ARCH[arch], 1, 0),
+        statement(_RET, KILL_PROCESS),
+        statement(_LD, 0),
+    ]
+    for numbers in _ALLOWED.values():
+        number = numbers[column]
+        if number is not None:
+            code += [jump(_JEQ, number, 0, 1), statement(_RET, ALLOW)]
+    for *numbers_of_mode, argument in _WITH_MODE.values():
+        code += [
+            jump(_JEQ, numbers_of_mode[column], 0, 4),
+            statement(_LD, 16 + 8 * argument),
+            jump(_JSET, 0o7000, 0, 1),
+            statement(_RET, ERRNO | errno.EPERM),
+            statement(_RET, ALLOW),
+        ]
+    code.append(statement(_RET, ERRNO | errno.EPERM))
+    return b"".join(code)
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), what)
+    return result
+
+
+def _idmap_namespace() -> int:
+    """A descriptor of a user namespace in which vcap's number on disk is the worker's id."""
+    ready_read, ready_write = os.pipe()
+    done_read, done_write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 0 if _libc.unshare(_CLONE_NEWUSER) == 0 else 1
+        os.write(ready_write, bytes([status]))
+        os.close(done_write)
+        os.read(done_read, 1)
+        os._exit(status)
+    try:
+        os.close(ready_write)
+        if os.read(ready_read, 1) != b"\0":
+            raise OSError(errno.EPERM, "unshare", "user namespace")
+        for which in ("uid_map", "gid_map"):
+            Path(f"/proc/{child}/{which}").write_text(f"{VCAP} {WORKER_ID} 1\n")
+        return os.open(f"/proc/{child}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(done_write)
+        os.close(ready_read)
+        os.close(done_read)
+        os.waitpid(child, 0)
+
+
+def _clone_of(target: Path) -> int:
+    clone = _check(
+        _libc.syscall(_OPEN_TREE, -100, os.fsencode(target), _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC),
+        f"open_tree {target}",
+    )
+    namespace = _idmap_namespace()
+    try:
+        flags = _ATTR_NOSUID | _ATTR_NODEV | _ATTR_NOEXEC | _ATTR_NOSYMFOLLOW | _ATTR_IDMAP
+        attributes = struct.pack("=QQQQ", flags, 0, 0, namespace)
+        _check(
+            _libc.syscall(_MOUNT_SETATTR, clone, b"", _AT_EMPTY_PATH, attributes, ctypes.c_size_t(32)),
+            f"mount_setattr {target}",
+        )
+    finally:
+        os.close(namespace)
+    return clone
+
+
+def enter(target: Path) -> int:
+    """Shut the worker in ``target`` (owned by vcap's number). Returns a descriptor of the root. No way back."""
+    _check(_libc.unshare(_CLONE_NEWNS | _CLONE_NEWNET | _CLONE_NEWIPC | _CLONE_NEWUTS), "unshare")
+    clone = _clone_of(target)
+    os.setgroups([])
+    os.setresgid(WORKER_ID, WORKER_ID, WORKER_ID)
+    os.setresuid(WORKER_ID, WORKER_ID, WORKER_ID)
+    _check(_libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0), "dumpable")  # else /proc/self is root's
+    _check(_libc.unshare(_CLONE_NEWUSER), "unshare user namespace")
+    Path("/proc/self/setgroups").write_text("deny")
+    for which in ("uid_map", "gid_map"):
+        Path(f"/proc/self/{which}").write_text(f"{WORKER_ID} {WORKER_ID} 1\n")
+    os.fchdir(clone)
+    os.chroot(".")
+    os.close(clone)
+    root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+    os.umask(0)
+    _drop_rights()
+    _install(make_filter(platform.machine()))
+    return root
+
+
+def _drop_rights() -> None:
+    for capability in range(64):
+        if _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
+            break  # past the last one that this kernel has
+    header = struct.pack("=Ii", 0x20080522, 0)
+    none = bytes(24)
+    capset = 126 if platform.machine() == "x86_64" else 91
+    _check(_libc.syscall(capset, header, none), "capset")
+    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+    _check(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "undumpable")
+
+
+def _install(code: bytes) -> None:
+    buffer = ctypes.create_string_buffer(code, len(code))
+    program = struct.pack("=HxxxxxxQ", len(code) // 8, ctypes.addressof(buffer))
+    _check(_libc.prctl(_PR_SET_SECCOMP, 2, program, 0, 0), "seccomp")

@@ -1,0 +1,223 @@
+"""Droplets as layers: unpacked once per host, named by checksum, shared read-only by every instance.
+
+    LAYERS/SHA1         the tree, owned by vcap's plain number; published by rename, and only if the checksum fits
+    LAYERS/SHA1.json    its record: size, boot, whether it has been synced to the disk
+    LAYERS/.new-*       being made
+
+There is no fsync on the way (7 s for a real app): the record names the boot, and is marked once the file system has been synced.
+After a host crash a layer without the mark goes to the trash.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from agent.droplets import trash
+from agent.droplets.archive import Bounds
+from agent.droplets.transfer import Transfers
+from agent.droplets.unpacker import Unpacked, Unpacker
+
+_SHA1 = re.compile(r"[0-9a-f]{40}\Z")
+#: A droplet is compressed; its download may be no larger than the tree it makes and its headers.
+_HEADER_ROOM_BYTES = 64 << 20
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class LayerError(RuntimeError):
+    """A layer cannot be had; the text says why."""
+
+
+class Record(msgspec.Struct, frozen=True):
+    bytes: int
+    files: int
+    boot_id: str
+    synced: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    sha1: str
+    path: Path
+    bytes: int
+
+
+def _sync_file_system(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _libc.syncfs(fd)
+    finally:
+        os.close(fd)
+
+
+class Layers:
+    """``open`` before anything else; ``close`` at the end."""
+
+    def __init__(self, layers_dir: Path, trash_dir: Path, transfers: Transfers, unpacker: Unpacker) -> None:
+        self._dir = layers_dir
+        self._trash = trash_dir
+        self._transfers = transfers
+        self._unpacker = unpacker
+        self._known: dict[str, Layer] = {}
+        self._making: dict[str, asyncio.Task[Layer]] = {}
+        self._users: Counter[str] = Counter()
+        self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """What is whole is known again; what is not goes to the trash."""
+        for directory in (self._dir, self._trash):
+            directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        for path in sorted(self._dir.iterdir()):
+            if path.suffix == ".json":
+                if not path.with_suffix("").is_dir():
+                    path.unlink()
+                continue
+            record = self._read_record(path.name)
+            if record is None or not (record.synced or record.boot_id == self._boot_id):
+                self._throw_away(path.name)
+            else:
+                self._known[path.name] = Layer(path.name, path, record.bytes)
+        self._in_background(asyncio.to_thread(trash.empty, self._trash), "trash")
+
+    def _read_record(self, name: str) -> Record | None:
+        if not _SHA1.match(name):
+            return None
+        try:
+            return msgspec.json.decode((self._dir / f"{name}.json").read_bytes(), type=Record)
+        except (OSError, msgspec.MsgspecError):
+            return None
+
+    def _throw_away(self, name: str) -> None:
+        (self._dir / f"{name}.json").unlink(missing_ok=True)
+        trash.throw_away(self._dir / name, self._trash)
+
+    async def close(self) -> None:
+        for making in self._making.values():
+            making.cancel()
+        await asyncio.gather(*self._making.values(), *self._background, return_exceptions=True)
+
+    def _in_background(self, work: object, name: str) -> None:
+        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[call-overload]
+        task.set_name(name)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    def known(self, sha1: str) -> Layer | None:
+        return self._known.get(sha1)
+
+    @contextmanager
+    def use(self, sha1: str) -> Iterator[None]:
+        """While it is in use a layer is not evicted."""
+        self._users[sha1] += 1
+        try:
+            yield
+        finally:
+            self._users[sha1] -= 1
+
+    async def ensure(self, sha1: str, url: str | None, limit_bytes: int) -> Layer:
+        """The layer of a droplet; fetched and unpacked once however many ask. LayerError, TransferError, ArchiveError."""
+        if not _SHA1.match(sha1):
+            raise LayerError(f"sha1: expected 40 hexadecimal digits, got {sha1[:50]!r}")
+        if (found := self._known.get(sha1)) is not None:
+            return found
+        making = self._making.get(sha1)
+        if making is None:
+            if url is None:
+                raise LayerError("executableUri: expected a URL, got null")
+            making = asyncio.create_task(self._make(sha1, url, limit_bytes), name=f"layer-{sha1[:8]}")
+            self._making[sha1] = making
+            making.add_done_callback(lambda done: self._made(sha1, done))
+        with self.use(sha1):
+            try:
+                # one waiter's end is not the others': but the last one takes the work along
+                return await asyncio.shield(making)
+            except asyncio.CancelledError:
+                if self._users[sha1] <= 1:
+                    making.cancel()
+                raise
+
+    def _made(self, sha1: str, done: asyncio.Task[Layer]) -> None:
+        self._making.pop(sha1, None)
+        if not done.cancelled():
+            done.exception()  # seen by those who waited, if any
+
+    async def _make(self, sha1: str, url: str, limit_bytes: int) -> Layer:
+        new = self._new_path()
+        bounds = Bounds(total_bytes=limit_bytes)
+        try:
+            async with self._unpacker.feeding_tar(new, bounds) as feeding:
+                got = await self._transfers.download(
+                    url, feeding.feed, limit_bytes=limit_bytes + _HEADER_ROOM_BYTES
+                )
+                unpacked = await feeding.finish() if got.sha1 == sha1 else None
+            if unpacked is None:
+                raise LayerError(f"Error downloading: SHA1 mismatch (it is {got.sha1})")
+            return self._publish(new, sha1, unpacked)
+        except BaseException:
+            trash.throw_away(new, self._trash)
+            self._in_background(asyncio.to_thread(trash.empty, self._trash), "trash")
+            raise
+
+    def _new_path(self) -> Path:
+        return self._dir / f".new-{os.urandom(8).hex()}"
+
+    def _publish(self, new: Path, sha1: str, unpacked: Unpacked) -> Layer:
+        """The record first: a tree without one is not taken for whole."""
+        layer = Layer(sha1, self._dir / sha1, unpacked.bytes)
+        record = Record(unpacked.bytes, unpacked.files, self._boot_id)
+        self._write_record(sha1, record)
+        new.rename(layer.path)
+        self._known[sha1] = layer
+        self._in_background(self._sync(sha1, record), f"sync-{sha1[:8]}")
+        return layer
+
+    def _write_record(self, sha1: str, record: Record) -> None:
+        path = self._dir / f"{sha1}.json"
+        beside = self._dir / f".new-{sha1}.json"
+        beside.write_bytes(msgspec.json.encode(record))
+        beside.rename(path)
+
+    async def _sync(self, sha1: str, record: Record) -> None:
+        await asyncio.to_thread(_sync_file_system, self._dir)
+        if sha1 in self._known:
+            self._write_record(sha1, msgspec.structs.replace(record, synced=True))
+
+    async def adopt(self, tree: Path, sha1: str, size_bytes: int, files: int) -> Layer:
+        """A tree that staging has made of the very droplet (pack.py). One that is known already stays."""
+        if (found := self._known.get(sha1)) is not None:
+            trash.throw_away(tree, self._trash)
+            return found
+        unpacked = Unpacked(files, size_bytes)
+        return self._publish(tree, sha1, unpacked)
+
+    async def import_zip(self, archive: Path, target: Path, bounds: Bounds) -> Unpacked:
+        """An app package or a buildpack, through the same jail. ``target`` must not exist; on an error it does not."""
+        try:
+            return await self._unpacker.unpack_zip(archive, target, bounds)
+        except BaseException:
+            trash.throw_away(target, self._trash)
+            raise
+
+    async def sweep(self, keep: Collection[str]) -> tuple[str, ...]:
+        """Evicts what nobody uses and nobody wants kept; returns what went."""
+        gone = tuple(
+            sha1
+            for sha1 in self._known
+            if not self._users[sha1] and sha1 not in keep and sha1 not in self._making
+        )
+        for sha1 in gone:
+            del self._known[sha1]
+            self._throw_away(sha1)
+        if gone:
+            await asyncio.to_thread(trash.empty, self._trash)
+        return gone

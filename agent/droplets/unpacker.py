@@ -1,0 +1,122 @@
+"""The agent's end of a worker (unpack.py): starts it, feeds it, hears what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from agent.droplets.archive import ArchiveError, Bounds
+
+REPLY_BYTES = 1 << 16
+
+
+class JailError(RuntimeError):
+    """The worker could not be shut in, or died without a word: the host's fault, not the archive's."""
+
+
+class Unpacked:
+    def __init__(self, files: int, size_bytes: int) -> None:
+        self.files = files
+        self.bytes = size_bytes
+
+
+class Feeding:
+    """A worker that takes its archive piece by piece."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    async def feed(self, data: bytes) -> None:
+        """Waits while the worker is behind. One that has given up is not an error here: `finish` says why."""
+        stdin = self._process.stdin
+        assert stdin is not None
+        try:
+            stdin.write(data)
+            await stdin.drain()
+        except (BrokenPipeError, ConnectionResetError):
+            return
+
+    async def finish(self) -> Unpacked:
+        """The end of the archive; ArchiveError: it was refused. JailError: the worker broke."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        stdin.close()
+        return _heard(await stdout.read(REPLY_BYTES), await self._process.wait())
+
+    async def abort(self) -> None:
+        """Idempotent."""
+        if self._process.returncode is None:
+            self._process.kill()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        await self._process.wait()
+
+
+def _heard(said: bytes, status: int) -> Unpacked:
+    try:
+        words = json.loads(said)
+    except ValueError:
+        raise JailError(f"the unpacking worker ended with {status} and said nothing") from None
+    if "error" in words:
+        raise JailError(words["error"]) if words.get("jail") else ArchiveError(words["error"])
+    return Unpacked(words["files"], words["bytes"])
+
+
+class Unpacker:
+    def __init__(self, *, low_water_bytes: int) -> None:
+        self._low_water_bytes = low_water_bytes
+
+    async def _start(self, kind: str, target: Path, bounds: Bounds, stdin: int) -> asyncio.subprocess.Process:
+        bounds = replace(bounds, low_water_bytes=self._low_water_bytes)
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-I",
+            "-m",
+            "agent.droplets.unpack",
+            kind,
+            str(target),
+            json.dumps(asdict(bounds)),
+            stdin=stdin,
+            stdout=asyncio.subprocess.PIPE,
+            env={"LANG": "C.UTF-8", "PATH": "/usr/bin:/bin"},
+            cwd="/",
+        )
+
+    @asynccontextmanager
+    async def feeding_tar(self, target: Path, bounds: Bounds) -> AsyncIterator[Feeding]:
+        """A worker that unpacks a tar (gzip or plain) into ``target``; gone at the end of the block, come what may."""
+        make_root(target)
+        feeding = Feeding(await self._start("tar", target, bounds, asyncio.subprocess.PIPE))
+        try:
+            yield feeding
+        finally:
+            await feeding.abort()
+
+    async def unpack_zip(self, archive: Path, target: Path, bounds: Bounds) -> Unpacked:
+        """A zip into ``target``. ArchiveError, JailError."""
+        make_root(target)
+        fd = os.open(archive, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            process = await self._start("zip", target, bounds, fd)
+        finally:
+            os.close(fd)
+        try:
+            assert process.stdout is not None
+            return _heard(await process.stdout.read(REPLY_BYTES), await process.wait())
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+
+def make_root(target: Path) -> None:
+    """The directory that a tree goes into: vcap's plain number, and a mode that no archive can change."""
+    target.mkdir(mode=0o755)
+    os.chown(target, 2000, 2000)
