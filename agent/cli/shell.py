@@ -43,7 +43,8 @@ def command(instance: str, argv: tuple[str, ...], root: bool, config: Path | Non
     }
     for key, value in environment.items():
         words += ["--env", f"{key}={value}"]
-    words += ["--", *(argv or ("/bin/bash", "-l"))]
+    command_words = argv[1:] if argv[:1] == ("--",) else argv
+    words += ["--", *(command_words or ("/bin/bash", "-l"))]
     try:
         os.execv(program, words)  # noqa: S606
     except OSError as error:
