@@ -72,7 +72,9 @@ async def garrison_subjects(depot: Depot, stack: Path) -> tuple[dict[str, Subjec
 async def measure(base: Path, stack: Path) -> dict[str, Figure]:
     found = peers.present()
     settings = DepotSettings(
-        depot_dir=base / "depot", templates_dir=base / "templates", cgroup_parent=f"garrison-bench-{os.getpid()}"
+        depot_dir=base / "depot",
+        templates_dir=base / "templates",
+        cgroup_parent=f"garrison-bench-{os.getpid()}",
     )
     depot = await Depot.open(settings, log=structlog.get_logger())
     figures: dict[str, Figure] = {}

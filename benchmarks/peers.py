@@ -38,7 +38,9 @@ def present() -> dict[str, Peer]:
     for program in PACKAGES:
         if shutil.which(program):
             done = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
-            found[program] = Peer(program, done.stdout.splitlines()[0].removeprefix(f"{program} version ").strip())
+            found[program] = Peer(
+                program, done.stdout.splitlines()[0].removeprefix(f"{program} version ").strip()
+            )
     return found
 
 
@@ -55,7 +57,12 @@ def make_bundle(directory: Path, rootfs: Path, argv: list[str]) -> None:
 
 def run(argv: list[str], cwd: Path | None = None) -> None:
     subprocess.run(
-        argv, cwd=cwd, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        argv,
+        cwd=cwd,
+        check=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
 
 

@@ -1,8 +1,9 @@
 """The jail of the unpacking worker. Three walls: its vocabulary (writer.py), this, and the seccomp filter below.
 
-Runs in the worker, single-threaded, before anything of the archive is read: namespaces of its own; a host id that exists
-nowhere else, mapped onto vcap's number on disk by an idmapped clone of the target directory (nosuid, nodev, noexec, nosymfollow); chroot into that
-clone; no capabilities; memory bounded; a filter that knows the calls of a writing Python and nothing else.
+Runs in the worker, single-threaded, before anything of the archive is read: namespaces of its own; a host id that
+exists nowhere else, mapped onto vcap's number on disk by an idmapped clone of the target directory (nosuid, nodev,
+noexec, nosymfollow); chroot into that clone; no capabilities; memory bounded; a filter that knows the calls of a
+writing Python and nothing else.
 """
 
 from __future__ import annotations
