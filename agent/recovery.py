@@ -1,4 +1,4 @@
-"""A new agent takes up what the former one left; and samples of what runs."""
+"""A new agent takes up what the former one left."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from agent.snapshot import SavedInstance, load_instance
 from container import Container, Depot, UnknownHandle
 
 
-def _container_of(instance: Instance, depot: Depot) -> Container | None:
+def container_of(instance: Instance, depot: Depot) -> Container | None:
     try:
         return depot.find(instance.handle) if instance.handle else None
     except UnknownHandle:
@@ -33,7 +33,7 @@ def take_over(
     for one in saved:
         instance = load_instance(one)
         registry.add(instance)
-        container = _container_of(instance, depot)
+        container = container_of(instance, depot)
         log.info(
             "instance_resumed", instance=instance.id, was=one.state.value, container=container is not None
         )
@@ -70,22 +70,3 @@ def _lost(instance: Instance, saved: SavedInstance, keeper: Keeper) -> None:
         instance.exit = Exit(-1, "unknown")
     keeper.happen(instance, Event.START)
     keeper.happen(instance, Event.FAILED)
-
-
-async def sample(instance: Instance, depot: Depot, seen: dict[Instance, tuple[float, int]], log: Log) -> None:
-    """CPU as a fraction of one core between two samples; memory and disk as they are (dea-bus.md 2.11)."""
-    container = _container_of(instance, depot)
-    if container is None:
-        return
-    try:
-        info = await container.info()
-    except OSError as e:
-        log.warning("sample_failed", instance=instance.id, error=str(e))
-        return
-    now = time.monotonic()
-    before = seen.get(instance)
-    if before is not None and now > before[0]:
-        instance.cpu_fraction = max(0.0, (info.cpu_ns - before[1]) / 1e9 / (now - before[0]))
-    seen[instance] = (now, info.cpu_ns)
-    instance.memory_bytes = info.memory_bytes
-    instance.disk_bytes = instance.layer_bytes + info.disk_bytes

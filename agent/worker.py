@@ -29,10 +29,11 @@ from agent.droplets.layers import Layers
 from agent.droplets.transfer import Transfers
 from agent.droplets.unpacker import Unpacker
 from agent.http.control import Control
-from agent.instances.instance import Instance, State
+from agent.instances.instance import ROUTED, Instance, State
 from agent.instances.keeper import Keeper
 from agent.instances.life import Home, live
 from agent.instances.registry import Registry
+from agent.instances.stats import sample
 from agent.logs import Log
 from agent.resources import MIB, host_memory_mb
 from agent.staging.buildpacks import AdminBuildpacks, own_buildpacks
@@ -326,12 +327,11 @@ class Worker:
                 self._bus.say(route)
 
     async def _sample_for_ever(self) -> None:
-        seen: dict[Instance, tuple[float, int]] = {}
         while True:
             await asyncio.sleep(self._settings.intervals.stats)
-            for instance in self._registry.in_states(frozenset({State.RUNNING, State.EVACUATING})):
-                await recovery.sample(instance, self._depot, seen, self._log)
-            seen = {one: kept for one, kept in seen.items() if self._registry.find(one.id) is one}
+            for instance in self._registry.in_states(ROUTED):
+                if (container := recovery.container_of(instance, self._depot)) is not None:
+                    await sample(instance, container, self._log)
 
     async def _reap_for_ever(self) -> None:
         while True:

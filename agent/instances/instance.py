@@ -139,6 +139,7 @@ class Instance:
     memory_bytes: int = 0
     disk_bytes: int = 0
     layer_bytes: int = 0
+    cpu_seen: tuple[float, int] | None = None  # monotonic seconds, cumulative nanoseconds
 
     def __repr__(self) -> str:
         return f"<Instance {self.id[:8]} {self.app}/{self.index} {self.state}>"

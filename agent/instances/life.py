@@ -24,6 +24,7 @@ from agent.instances.environment import HOME, app_environment, start_argv
 from agent.instances.health import wait_accepting
 from agent.instances.instance import Event, Exit, Instance, State
 from agent.instances.limits import MIB, bind_mounts, cpu_shares, egress_rules, rootfs_of
+from agent.instances.stats import sample
 from agent.logs import Log
 from container import (
     Container,
@@ -177,6 +178,7 @@ async def _course(instance: Instance, home: Home, held: AsyncExitStack, log: Log
             log.info(
                 "instance_running", after_s=round(time.monotonic() - began, 3), port=_host_port(instance)
             )
+            await sample(instance, container, log)
             home.happen(instance, Event.HEALTHY)
     status = await job.wait()
     return _exit_of(container, status)
