@@ -1,0 +1,136 @@
+"""What an app finds in its environment (dea-bus.md 2.8), and the limits made from a message (2.7)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from agent.bus.messages import EgressMessage, Service, StartMessage, decode
+from agent.config import InstanceSettings, ResourceSettings
+from agent.instances.environment import (
+    app_environment,
+    database_url,
+    merge,
+    staging_environment,
+    vcap_services,
+)
+from agent.instances.limits import cpu_shares, egress_rules
+from agent.resources import Capacity, Claim, Short, make_capacity
+from container import PortRange, Protocol, SpecError
+
+pytestmark = pytest.mark.unit
+MESSAGE = decode(
+    StartMessage, (Path(__file__).resolve().parents[1] / "fixtures" / "dea.start.json").read_bytes()
+)
+
+
+def environment() -> dict[str, str]:
+    words = app_environment(
+        MESSAGE,
+        instance_id="i1",
+        version="v1",
+        started_at_s=1484142500.0,
+        local_ip="10.0.0.1",
+        host_port=61001,
+        container_port=61001,
+    )
+    return dict(word.split("=", 1) for word in words)
+
+
+def test_the_variables_of_an_instance() -> None:
+    """Each name of the table, with its value."""
+    found = environment()
+    application = json.loads(found["VCAP_APPLICATION"])
+    assert application["instance_index"] == 0
+    assert application["started_at"] == "2017-01-11 13:48:20 +0000"
+    assert application["space_name"], "what the controller said is kept"
+    assert found["MEMORY_LIMIT"] == "512m"
+    assert found["DATABASE_URL"].startswith("mysql2://")
+    assert found["HOME"] == "/home/vcap/app"
+    assert found["PORT"] == found["VCAP_APP_PORT"] == found["CF_INSTANCE_PORT"] == "61001"
+    assert found["CF_INSTANCE_ADDR"] == "10.0.0.1:61001"
+    assert json.loads(found["CF_INSTANCE_PORTS"]) == [{"external": 61001, "internal": 61001}]
+
+
+def test_user_variables_are_data() -> None:
+    """No shell looks at them: quotes, dollars and empty values come through."""
+    found = environment()
+    assert found["GREETING"] == 'hello "world"'
+    assert found["LOG_DIR"] == "$HOME/logs"
+    assert found["EMPTY"] == ""
+
+
+def test_the_later_of_two_names_wins() -> None:
+    """User over system."""
+    assert merge([("A", "1"), ("B", "2"), ("A", "3")]) == ("A=3", "B=2")
+
+
+def test_services_keep_only_what_is_there() -> None:
+    """Null and false values are left out, other keys dropped."""
+    services = vcap_services(MESSAGE.services)
+    assert set(services) == {"p-mysql", "user-provided"}
+    assert set(services["p-mysql"][0]) == {"name", "label", "tags", "plan", "credentials"}
+
+
+def test_database_url_is_empty_without_a_relational_service() -> None:
+    """Services but none relational: the empty string; no services: no variable."""
+    assert database_url([Service("n", "l", {"uri": "redis://x"})]) == ""
+    assert database_url([]) is None
+
+
+def test_a_staging_gets_its_time_as_the_text_of_a_float() -> None:
+    """STAGING_TIMEOUT is "900.0"."""
+    words = staging_environment(MESSAGE, environment=("A=b",), services=(), memory_mb=1024, timeout_s=900)
+    assert "STAGING_TIMEOUT=900.0" in words
+    assert "A=b" in words
+    assert not any(word.startswith("CF_INSTANCE") for word in words)
+
+
+@pytest.mark.parametrize(("memory_mb", "shares"), [(4, 1), (64, 8), (2048, 256), (99999, 256)])
+def test_cpu_shares_follow_memory_within_limits(memory_mb: int, shares: int) -> None:
+    """floor(memory / 8), clamped."""
+    assert cpu_shares(memory_mb, InstanceSettings()) == shares
+
+
+def test_egress_rules_keep_order_with_logged_ones_last() -> None:
+    """Ports become ranges; type and code count for icmp only."""
+    rules = egress_rules(
+        [
+            EgressMessage("tcp", "10.0.0.0/8", "80,1000-2000", log=True),
+            EgressMessage("udp", "1.1.1.1", "53", type=3),
+            EgressMessage("icmp", "0.0.0.0/0", type=8, code=0),
+            EgressMessage("all", "9.9.9.9-9.9.9.12"),
+        ]
+    )
+    assert [rule.protocol for rule in rules] == [Protocol.UDP, Protocol.ICMP, Protocol.ALL, Protocol.TCP]
+    assert rules[-1].ports == (PortRange(80, 80), PortRange(1000, 2000))
+    assert rules[0].icmp_type is None
+    assert (rules[1].icmp_type, rules[1].icmp_code) == (8, 0)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [EgressMessage("sctp", "1.1.1.1"), EgressMessage("tcp", "x"), EgressMessage("tcp", "1.1.1.1", "a-b")],
+)
+def test_a_rule_that_makes_no_sense_fails_the_start(rule: EgressMessage) -> None:
+    """With the field's name, for the log."""
+    with pytest.raises(SpecError):
+        egress_rules([rule])
+
+
+def test_what_fits_exactly_fits_and_disk_is_named_first() -> None:
+    """dea-bus.md 4: remaining >= request."""
+    left = Capacity(100, 100)
+    assert left.lacks(Claim(100, 100)) is None
+    assert left.lacks(Claim(101, 101)) is Short.DISK
+    assert left.lacks(Claim(101, 100)) is Short.MEMORY
+    assert left.left([Claim(150, 0)]).memory_mb == -50, "never clamped"
+
+
+def test_capacity_follows_the_host_unless_configured() -> None:
+    """Never the 16 TiB of the original."""
+    assert make_capacity(ResourceSettings(), 10_000, 50_000) == Capacity(9000, 48_976)
+    configured = ResourceSettings(memory_mb=2048, memory_overcommit_factor=2, disk_mb=100)
+    assert make_capacity(configured, 1, 1) == Capacity(4096, 100)
