@@ -149,6 +149,7 @@ class Settings(_Section, frozen=True):
 
     base_dir: Path
     index: Annotated[int, Meta(ge=0)] = 0
+    cgroup_parent: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]+$")] = "garrison"
     nats: NatsSettings = field(default_factory=NatsSettings)
     stacks: tuple[StackSettings, ...] = ()
     domain: str = "localhost"

@@ -79,6 +79,7 @@ def depot_settings(settings: Settings) -> DepotSettings:
     return DepotSettings(
         depot_dir=base / "depot",
         templates_dir=base / "templates",
+        cgroup_parent=settings.cgroup_parent,
         pool_network=network.pool_network,
         release_delay_s=network.release_delay,
         mtu=network.mtu,
