@@ -14,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,15 +22,16 @@ import structlog
 
 from benchmarks import peers
 from benchmarks.measure import Figure, Subject, interleave
-from container import ContainerSpec, Depot, DepotSettings, JobSpec, Limits, User
+from container import Container, ContainerSpec, Depot, DepotSettings, JobSpec, Limits, User
 
 RESULTS = Path(__file__).parent / "results" / "latest.json"
 TRUE = JobSpec(argv=("/bin/true",), user=User.ROOT, cwd="/")
+WHOLE, CROWD = "create + run + destroy", "40 create + run at once"
 #: figure, Garrison's subject, the peer's subject that it is held against, the ratio that must be reached
 RATIOS = (
     ("create, complete, against `crun run true`", "create", "crun run", 0.8),
-    ("create + run(true) + destroy, against `crun run true`", "whole", "crun run", None),
-    ("create + run(true) + destroy, against `bwrap --unshare-all true`", "whole", "bwrap", None),
+    ("create + run(true) + destroy, against `crun run true`", WHOLE, "crun run", None),
+    ("create + run(true) + destroy, against `bwrap --unshare-all true`", WHOLE, "bwrap", None),
     ("run(true) in a live container, against `crun exec true`", "run", "crun exec", 0.25),
 )
 
@@ -46,94 +48,91 @@ def private_host() -> None:
         subprocess.run(["umount", str(unified)], check=True)
 
 
-async def garrison_subjects(depot: Depot, stack: Path) -> tuple[dict[str, Subject], list[str]]:
-    spec = ContainerSpec(layers=(stack,), limits=Limits(64 << 20, 128, 128, 64 << 20))
-    live = await depot.create(spec)
+def garrison_subjects(depot: Depot, spec: ContainerSpec, live: Container) -> dict[str, Subject]:
+    """``live`` is a container that is there all the time."""
     made: list[str] = []
 
     async def create() -> None:
         made.append((await depot.create(spec)).handle)
 
-    async def run() -> None:
-        status = (await live.run(TRUE)).status
-        assert status.code == 0, status
+    async def create_and_run() -> None:
+        container = await depot.create(spec)
+        made.append(container.handle)
+        await run_true(container)
+
+    async def forty() -> None:
+        await asyncio.gather(*(create_and_run() for _ in range(40)))
+
+    async def destroy() -> None:
+        await asyncio.gather(*(depot.destroy(handle) for handle in made))
+        made.clear()
 
     async def whole() -> None:
-        container = await depot.create(spec)
-        await container.run(TRUE)
-        await depot.destroy(container.handle)
+        await create_and_run()
+        await destroy()
+
+    async def run() -> None:
+        await run_true(live)
 
     async def info() -> None:
         await live.info()
 
-    return {"create": create, "run": run, "whole": whole, "info": info}, made
+    return {
+        "create": Subject(create, destroy),
+        WHOLE: Subject(whole),
+        "run": Subject(run),
+        "info": Subject(info),
+        CROWD: Subject(forty, destroy),
+    }
+
+
+async def run_true(container: Container) -> None:
+    status = (await container.run(TRUE)).status
+    assert status.code == 0, status
+
+
+def peer(argv: list[str], cwd: Path | None = None) -> Subject:
+    async def action() -> None:
+        await asyncio.to_thread(peers.run, argv, cwd)
+
+    return Subject(action)
+
+
+def peer_subjects(base: Path, stack: Path, held: ExitStack) -> dict[str, Subject]:
+    """Those of the peers that are installed."""
+    found = peers.present()
+    subjects = {}
+    if "crun" in found:
+        peers.make_bundle(base / "true", stack, ["/bin/true"])
+        peers.make_bundle(base / "sleep", stack, ["/bin/sleep", "3600"])
+        live = f"bench-live-{os.getpid()}"
+        held.enter_context(peers.crun_container(base / "sleep", live))
+        subjects["crun run"] = peer(["crun", "run", f"bench-{os.getpid()}"], base / "true")
+        subjects["crun exec"] = peer(["crun", "exec", live, "/bin/true"])
+    if "bwrap" in found:
+        subjects["bwrap"] = peer(["bwrap", "--unshare-all", "--ro-bind", str(stack), "/", "/bin/true"])
+    return subjects
 
 
 async def measure(base: Path, stack: Path) -> dict[str, Figure]:
-    found = peers.present()
     settings = DepotSettings(
         depot_dir=base / "depot",
         templates_dir=base / "templates",
         cgroup_parent=f"garrison-bench-{os.getpid()}",
+        release_delay_s=0,
     )
+    spec = ContainerSpec(layers=(stack,), limits=Limits(64 << 20, 128, 128, 64 << 20))
     depot = await Depot.open(settings, log=structlog.get_logger())
-    figures: dict[str, Figure] = {}
     try:
-        subjects, made = await garrison_subjects(depot, stack)
-        if "crun" in found:
-            peers.make_bundle(base / "true", stack, ["/bin/true"])
-            peers.make_bundle(base / "sleep", stack, ["/bin/sleep", "3600"])
-
-            async def crun_run() -> None:
-                await asyncio.to_thread(peers.run, ["crun", "run", f"bench-{os.getpid()}"], base / "true")
-
-            subjects["crun run"] = crun_run
-            with peers.crun_container(base / "sleep", f"bench-live-{os.getpid()}") as execute:
-
-                async def crun_exec() -> None:
-                    await asyncio.to_thread(execute)
-
-                figures |= await interleave({"run": subjects.pop("run"), "crun exec": crun_exec})
-        if "bwrap" in found:
-            argv = ["bwrap", "--unshare-all", "--ro-bind", str(stack), "/", "/bin/true"]
-
-            async def bwrap() -> None:
-                await asyncio.to_thread(peers.run, argv)
-
-            subjects["bwrap"] = bwrap
-        figures |= await interleave(subjects)
-        for handle in made:
-            await depot.destroy(handle)
-        figures |= {"40 at once": await forty_at_once(depot, stack)}
+        with ExitStack() as held:
+            subjects = garrison_subjects(depot, spec, await depot.create(spec))
+            crowd = {CROWD: subjects.pop(CROWD)}  # alone: its noise would fall on the others
+            figures = await interleave({**subjects, **peer_subjects(base, stack, held)})
+            return figures | await interleave(crowd)
     finally:
         for handle in depot.handles():
             await depot.destroy(handle)
         await depot.close(remove_tables=True)
-    return figures
-
-
-async def forty_at_once(depot: Depot, stack: Path) -> Figure:
-    """Wall time of 40 create+run(true) started together."""
-    spec = ContainerSpec(layers=(stack,), limits=Limits(64 << 20, 128, 128, 64 << 20))
-
-    async def one() -> str:
-        container = await depot.create(spec)
-        await container.run(TRUE)
-        return container.handle
-
-    handles: list[str] = []
-
-    async def batch() -> None:
-        handles.extend(await asyncio.gather(*(one() for _ in range(40))))
-
-    figure = Figure(0, 0, 0)
-    for _ in range(3):
-        figure = (await interleave({"batch": batch}, runs=1))["batch"] if not handles else figure
-        for handle in handles:
-            await depot.destroy(handle)
-        handles.clear()
-        break
-    return figure
 
 
 def report(figures: dict[str, Figure], versions: dict[str, str]) -> dict[str, object]:

@@ -7,9 +7,21 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-Subject = Callable[[], Awaitable[None]]
+Action = Callable[[], Awaitable[None]]
 WARM_UPS = 3
 RUNS = 30
+
+
+async def nothing() -> None:
+    return
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is timed, and what takes it back afterwards, untimed."""
+
+    action: Action
+    undo: Action = nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +45,8 @@ async def interleave(subjects: Mapping[str, Subject], runs: int = RUNS) -> dict[
     for turn in range(WARM_UPS + runs):
         for name, subject in subjects.items():
             start = time.perf_counter()
-            await subject()
+            await subject.action()
             if turn >= WARM_UPS:
                 samples[name].append((time.perf_counter() - start) * 1000)
+            await subject.undo()
     return {name: summarise(values) for name, values in samples.items()}
