@@ -11,9 +11,16 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-AppId = str
-Count = Annotated[int, Meta(ge=0)]
-Megabytes = Annotated[int, Meta(ge=0)]
+AppId = Annotated[str, Meta(max_length=255)]
+#: Peers in Go drop a whole heartbeat for one number that fits no int; nothing of a host is as large.
+_MOST = (1 << 31) - 1
+Count = Annotated[int, Meta(ge=0, le=_MOST)]
+Megabytes = Annotated[int, Meta(ge=0, le=_MOST)]
+Seconds = Annotated[int, Meta(ge=0, le=_MOST)]
+#: Said again in every heartbeat, which must stay within the server's largest message.
+Label = Annotated[str, Meta(max_length=255)]
+#: An id that a sender gives becomes the name of a directory.
+GivenId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{0,64}\Z")]
 
 
 class MessageError(ValueError):
@@ -55,24 +62,24 @@ class Service(Struct, frozen=True):
 class StartMessage(Struct, frozen=True):
     """`dea.<id>.start`."""
 
-    droplet: AppId | int
-    version: str
+    droplet: AppId | Count
+    version: Label
     name: str
     index: Count
     limits: AppLimits
     services: tuple[Service, ...]
-    cc_partition: str
+    cc_partition: Label
     uris: tuple[str, ...] | None = ()
     sha1: str | None = None
     executableUri: str | None = None
     env: tuple[str, ...] | None = ()
     stack: str | None = None
     start_command: str | None = None
-    health_check_timeout: int | None = None
+    health_check_timeout: Seconds | None = None
     vcap_application: dict[str, Any] | None = None
     egress_network_rules: tuple[EgressMessage, ...] | None = ()
-    instance_id: str | None = None
-    private_instance_id: str | None = None
+    instance_id: GivenId | None = None
+    private_instance_id: GivenId | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.droplet, str):
@@ -92,7 +99,7 @@ STATE_NAMES = frozenset(
 class Filter(Struct, frozen=True):
     """Who is meant (dea-bus.md 1.5). An empty list is no filter; an unknown state name refuses the message."""
 
-    droplet: AppId | int
+    droplet: AppId | Count
     version: str | None = None
     instances: tuple[str, ...] | None = ()
     instance_ids: tuple[str, ...] | None = ()
@@ -133,9 +140,9 @@ class FindMessage(Filter, frozen=True):
 class UpdateMessage(Struct, frozen=True):
     """`dea.update`. Without version or uris these stay (peers-on-the-bus.md 4)."""
 
-    droplet: AppId | int
+    droplet: AppId | Count
     uris: tuple[str, ...] | None = None
-    version: str | None = None
+    version: Label | None = None
 
     @property
     def app(self) -> AppId:
@@ -392,8 +399,7 @@ def decode(kind: type[T], payload: bytes) -> T:
         if kind is StopMessage:
             keys = msgspec.json.decode(payload)
             found = msgspec.convert(keys, kind)
-            if isinstance(keys, dict) and set(keys) == {"droplet"}:
-                msgspec.structs.force_setattr(found, "only_app", True)
+            msgspec.structs.force_setattr(found, "only_app", set(keys) == {"droplet"})
             return found
         return msgspec.json.decode(payload, type=kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as e:
