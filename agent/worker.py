@@ -14,7 +14,7 @@ import signal
 import socket
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,8 @@ from agent.instances.stats import sample
 from agent.logs import Log
 from agent.resources import MIB, host_memory_mb
 from agent.staging.buildpacks import AdminBuildpacks, own_buildpacks
-from agent.staging.registry import StagingRegistry
-from agent.staging.task import StagingTask, Workshop
+from agent.staging.registry import RESTARTED, StagingRegistry
+from agent.staging.task import Workshop
 from container import Depot, DepotSettings
 
 EVACUATION_PERIOD_S = 5.0
@@ -171,6 +171,8 @@ class Worker:
         unpacker = Unpacker(low_water_bytes=settings.resources.low_water_mb * MIB)
         self._layers = Layers(base / "layers", base / "trash", self._transfers, unpacker)
         await self._layers.open()
+        for left in (base / "staging").iterdir():  # by an agent that was killed
+            self._layers.throw_away(left)
         self._keeper = Keeper(
             settings,
             self._registry,
@@ -239,10 +241,7 @@ class Worker:
     def _take_over(self) -> None:
         """What a former agent left: instances with their containers, stagings that nobody will finish."""
         for saved in self._memory.stagings:
-            self._bus.tell(
-                m.StagingRefused(saved.task_id, "Error staging: the agent was restarted"),
-                reply_to=saved.reply_to,
-            )
+            self._bus.tell(m.StagingRefused(saved.task_id, RESTARTED), reply_to=saved.reply_to)
         recovery.take_over(
             self._memory.instances, self._depot, self._registry, self._keeper, self._begin_life, self._log
         )
@@ -281,10 +280,8 @@ class Worker:
         self._lives[instance] = task
         task.add_done_callback(lambda _: self._lives.pop(instance, None))
 
-    def _begin_staging(self, task: StagingTask) -> None:
-        run = self._group.create_task(
-            self._stagings.run(task), name=f"staging-life-{task.message.task_id[:8]}"
-        )
+    def _begin_staging(self, task_id: str, life: Coroutine[None, None, None]) -> None:
+        run = self._group.create_task(life, name=f"staging-life-{task_id[:8]}")
         self._staging_runs.add(run)
         run.add_done_callback(self._staging_runs.discard)
 

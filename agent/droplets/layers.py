@@ -72,6 +72,7 @@ class Layers:
         self._users: Counter[str] = Counter()
         self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         self._background: set[asyncio.Task[None]] = set()
+        self._emptying = asyncio.Lock()
 
     async def open(self) -> None:
         """What is whole is known again; what is not goes to the trash."""
@@ -87,7 +88,7 @@ class Layers:
                 self._throw_away(path.name)
             else:
                 self._known[path.name] = Layer(path.name, path, record.bytes)
-        self._in_background(asyncio.to_thread(trash.empty, self._trash), "trash")
+        self._in_background(self._empty_trash(), "trash")
 
     def _read_record(self, name: str) -> Record | None:
         if not _SHA1.match(name):
@@ -111,6 +112,10 @@ class Layers:
         task.set_name(name)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+    async def _empty_trash(self) -> None:
+        async with self._emptying:  # two of them would take entries away from under each other
+            await asyncio.to_thread(trash.empty, self._trash)
 
     def known(self, sha1: str) -> Layer | None:
         return self._known.get(sha1)
@@ -164,9 +169,13 @@ class Layers:
                 raise LayerError(f"Error downloading: SHA1 mismatch (it is {got.sha1})")
             return self._publish(new, sha1, unpacked)
         except BaseException:
-            trash.throw_away(new, self._trash)
-            self._in_background(asyncio.to_thread(trash.empty, self._trash), "trash")
+            self.throw_away(new)
             raise
+
+    def throw_away(self, path: Path) -> None:
+        """Any file or tree on the layers' file system: out of sight at once, removed in the background."""
+        trash.throw_away(path, self._trash)
+        self._in_background(self._empty_trash(), "trash")
 
     def _new_path(self) -> Path:
         return self._dir / f".new-{os.urandom(8).hex()}"
@@ -195,7 +204,7 @@ class Layers:
     async def adopt(self, tree: Path, sha1: str, size_bytes: int, files: int) -> Layer:
         """A tree that staging has made of the very droplet (pack.py). One that is known already stays."""
         if (found := self._known.get(sha1)) is not None:
-            trash.throw_away(tree, self._trash)
+            self.throw_away(tree)
             return found
         unpacked = Unpacked(files, size_bytes)
         return self._publish(tree, sha1, unpacked)
@@ -205,7 +214,7 @@ class Layers:
         try:
             return await self._unpacker.unpack_zip(archive, target, bounds)
         except BaseException:
-            trash.throw_away(target, self._trash)
+            self.throw_away(target)
             raise
 
     async def sweep(self, keep: Collection[str]) -> tuple[str, ...]:
@@ -219,5 +228,5 @@ class Layers:
             del self._known[sha1]
             self._throw_away(sha1)
         if gone:
-            await asyncio.to_thread(trash.empty, self._trash)
+            await self._empty_trash()
         return gone

@@ -6,11 +6,13 @@ Admin buildpacks come as zips by key and URL; each is kept by its key. Order is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import yaml
@@ -19,6 +21,7 @@ from agent.bus.messages import AdminBuildpack
 from agent.droplets.archive import ArchiveError, Bounds
 from agent.droplets.layers import Layers
 from agent.droplets.transfer import TransferError, Transfers
+from agent.droplets.unpacker import JailError
 
 ATTEMPTS = 3
 BUILDPACK_BYTES = 2 << 30
@@ -52,7 +55,7 @@ def own_buildpacks(directory: Path, order: Sequence[str]) -> tuple[Buildpack, ..
 
 
 class AdminBuildpacks:
-    """One download a key, however many stagings ask for it."""
+    """One download a key, however many stagings ask for it; what is here is never waited for."""
 
     def __init__(self, directory: Path, transfers: Transfers, layers: Layers) -> None:
         self._dir = directory
@@ -61,38 +64,55 @@ class AdminBuildpacks:
         self._lock = asyncio.Lock()
 
     async def fetch(self, wanted: Sequence[AdminBuildpack]) -> tuple[Buildpack, ...]:
-        """Those of the message, in its order. One that cannot be had after three tries is left out, and said."""
+        """Those of the message, in its order. StagingFailed: one cannot be had."""
         found = []
-        async with self._lock:
-            self._dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-            for one in wanted:
-                path = self._dir / hashlib.sha256(one.key.encode()).hexdigest()[:32]
-                if not path.exists():
-                    await self._fetch_one(one, path)
-                found.append(Buildpack(one.key, one.key, path))
+        for one in wanted:
+            if not is_url(one.url):
+                continue  # the original drops them (dea-bus.md 3.1)
+            path = self._dir / hashlib.sha256(one.key.encode()).hexdigest()[:32]
+            if not path.exists():
+                async with self._lock:
+                    if not path.exists():
+                        await self._fetch_one(one, path)
+            found.append(Buildpack(one.key, one.key, path))
         return tuple(found)
 
     async def _fetch_one(self, one: AdminBuildpack, path: Path) -> None:
-        archive = path.with_suffix(".zip")
+        archive, new = path.with_suffix(".zip"), path.with_suffix(".new")
+        archive.unlink(missing_ok=True)
+        self._layers.throw_away(new)  # an agent that was killed may have left it
         try:
-            for attempt in range(1, ATTEMPTS + 1):
-                try:
-                    await self._transfers.download_file(one.url, archive, limit_bytes=BUILDPACK_BYTES)
-                    break
-                except TransferError as e:
-                    if attempt == ATTEMPTS:
-                        raise StagingFailed(
-                            "Error staging: buildpack cannot be fetched", "StagingError", str(e)
-                        ) from e
-            new = path.with_suffix(".new")
+            await self._download(one, archive)
             await self._layers.import_zip(archive, new, Bounds(total_bytes=BUILDPACK_BYTES))
             new.rename(path)
-        except ArchiveError as e:
+        except TransferError as e:
             raise StagingFailed(
-                "Error staging: buildpack is no zip", "StagingError", f"{one.key}: {e}"
+                "Error staging: buildpack cannot be fetched", "StagingError", f"{one.key}: {e}"
+            ) from e
+        except ArchiveError as e:
+            raise StagingFailed("Error staging: buildpack refused", "StagingError", f"{one.key}: {e}") from e
+        except (JailError, OSError) as e:
+            raise StagingFailed(
+                "Error staging: buildpack cannot be stored", "StagingError", f"{one.key}: {e}"
             ) from e
         finally:
             archive.unlink(missing_ok=True)
+
+    async def _download(self, one: AdminBuildpack, archive: Path) -> None:
+        """Tried again at once: a Cloud Controller behind a load balancer answers from another one."""
+        for _ in range(ATTEMPTS - 1):
+            with contextlib.suppress(TransferError):
+                await self._transfers.download_file(one.url, archive, limit_bytes=BUILDPACK_BYTES)
+                return
+        await self._transfers.download_file(one.url, archive, limit_bytes=BUILDPACK_BYTES)
+
+
+def is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 def choose(available: Sequence[Buildpack], key: str | None) -> tuple[Buildpack, ...]:
@@ -116,10 +136,14 @@ class Release(msgspec.Struct, frozen=True):
 def parse_release(text: bytes) -> Release:
     try:
         return msgspec.convert(yaml.load(text, Loader=yaml.CSafeLoader) or {}, Release)
-    except (yaml.YAMLError, msgspec.ValidationError, UnicodeDecodeError) as e:
-        raise StagingFailed(
-            "Script exited with status 1", "BuildpackReleaseFailed", f"Release info failed: {e}"
-        ) from e
+    except (yaml.YAMLError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as e:
+        raise release_failed(str(e)) from e
+
+
+def release_failed(why: str) -> StagingFailed:
+    return StagingFailed(
+        "Script exited with status 1", "BuildpackReleaseFailed", f"Release info failed: {why}"
+    )
 
 
 def parse_procfile(text: bytes) -> dict[str, str]:
@@ -127,7 +151,7 @@ def parse_procfile(text: bytes) -> dict[str, str]:
     try:
         found: Any = yaml.load(text, Loader=yaml.CSafeLoader)
         return msgspec.convert(found or {}, dict[str, str], strict=False)
-    except (yaml.YAMLError, msgspec.ValidationError, UnicodeDecodeError) as e:
+    except (yaml.YAMLError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as e:
         raise StagingFailed("Script exited with status 1", "StagingError", f"Procfile is no map: {e}") from e
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from msgspec import structs
 
 from agent.bus import messages as m
 from agent.bus.connection import Bus
@@ -15,6 +19,16 @@ from agent.staging.task import Staged, StagingTask, Workshop
 
 STOPPED = "Error staging: task stopped"
 RESTARTED = "Error staging: the agent was restarted"
+ENDED_KEPT = 4  # so that who asks for the output of a quick staging still gets it
+
+
+@dataclass(eq=False)
+class _Run:
+    """``over``: its last reply is told, so nothing more is said and its room is free."""
+
+    task: StagingTask
+    work: asyncio.Task[None] | None = None
+    over: bool = False
 
 
 class StagingRegistry:
@@ -25,7 +39,7 @@ class StagingRegistry:
         shop: Workshop,
         bus: Bus,
         *,
-        begin: Callable[[StagingTask], None],
+        begin: Callable[[str, Coroutine[None, None, None]], None],
         start: Callable[[m.StartMessage], None],
         lacks: Callable[[Claim], Short | None],
         changed: Callable[[], None],
@@ -36,29 +50,29 @@ class StagingRegistry:
         self._start = start
         self._lacks = lacks
         self._changed = changed
-        self._tasks: dict[str, StagingTask] = {}
-        self._stopping: set[str] = set()
-        self._runs: dict[str, asyncio.Task[None]] = {}
+        self._runs: list[_Run] = []
+        self._ended: deque[StagingTask] = deque(maxlen=ENDED_KEPT)
+
+    def _under_way(self) -> tuple[_Run, ...]:
+        return tuple(run for run in self._runs if not run.over)
 
     def claims(self) -> tuple[Claim, ...]:
-        return tuple(Claim(task.memory_mb, task.disk_mb) for task in self._tasks.values())
+        return tuple(Claim(run.task.memory_mb, run.task.disk_mb) for run in self._under_way())
 
     def saved(self) -> tuple[SavedStaging, ...]:
-        return tuple(
-            SavedStaging(task.message.task_id, task.message.app_id, task.reply_to)
-            for task in self._tasks.values()
-        )
+        tasks = (run.task for run in self._under_way())
+        return tuple(SavedStaging(t.message.task_id, t.message.app_id, t.reply_to) for t in tasks)
 
     def find(self, task_id: str) -> StagingTask | None:
-        return self._tasks.get(task_id)
+        """The newest of that id: under way, or ended just now."""
+        tasks = (*self._ended, *(run.task for run in self._runs))
+        return next((one for one in reversed(tasks) if one.message.task_id == task_id), None)
 
     def __len__(self) -> int:
-        return len(self._tasks)
+        return len(self._under_way())
 
     def stage(self, message: m.StagingStart, reply_to: str) -> None:
         """In wire order, without waiting: refused at once, or begun."""
-        if "/" in message.task_id or message.task_id in ("", ".", ".."):
-            raise m.MessageError(f"task_id: {message.task_id!r} is no name")
         start = m.convert(m.StartMessage, message.start_message) if message.start_message else None
         task = StagingTask(message, reply_to, start, self._shop)
         short = self._lacks(Claim(task.memory_mb, task.disk_mb))
@@ -67,83 +81,83 @@ class StagingRegistry:
             error = f"Not enough {short.value} resources available"
             self._bus.tell(m.StagingRefused(message.task_id, error), reply_to=reply_to)
             return
-        self._tasks[message.task_id] = task
+        run = _Run(task)
+        self._runs.append(run)
         task.log.info("staging_begun", stack=message.stack, memory_mb=task.memory_mb)
         self._changed()
-        self._begin(task)
+        self._begin(task.message.task_id, self._live(run))
 
     def stop_app(self, app_id: str) -> None:
-        for task in [one for one in self._tasks.values() if one.message.app_id == app_id]:
-            self.stop_one(task)
-
-    def stop_one(self, task: StagingTask) -> None:
-        task_id = task.message.task_id
-        if task_id in self._stopping:
-            return
-        self._stopping.add(task_id)
-        task.log.info("staging_stopped")
-        self._bus.tell(m.StagingRefused(task_id, STOPPED), reply_to=task.reply_to)
-        if (run := self._runs.get(task_id)) is not None:
-            run.cancel()
+        for run in self._under_way():
+            if run.task.message.app_id == app_id:
+                self._stop(run)
 
     def stop_all(self) -> None:
-        for task in tuple(self._tasks.values()):
-            self.stop_one(task)
+        for run in self._under_way():
+            self._stop(run)
 
-    async def run(self, task: StagingTask) -> None:
+    def _stop(self, run: _Run) -> None:
+        run.task.log.info("staging_stopped")
+        self._tell_last(run, m.StagingRefused(run.task.message.task_id, STOPPED))
+        if run.work is not None:
+            run.work.cancel()
+
+    async def _live(self, run: _Run) -> None:
         """The life of a task. Never cancelled itself: a stop cancels the work below it."""
-        task_id = task.message.task_id
-        work = asyncio.create_task(self._work(task), name=f"staging-{task_id[:8]}")
-        self._runs[task_id] = work
-        if task_id in self._stopping:
-            work.cancel()
+        task = run.task
         try:
-            await asyncio.wait({work})
-            if not work.cancelled() and (error := work.exception()) is not None:
+            if run.over:
+                return
+            run.work = asyncio.create_task(self._work(run), name=f"staging-{task.message.task_id[:8]}")
+            await asyncio.wait({run.work})
+            if not run.work.cancelled() and (error := run.work.exception()) is not None:
                 task.log.error("staging_broke", error=repr(error), exc_info=error)
                 self._tell_failure(
-                    task, StagingFailed("Error staging: internal error", "StagingError", repr(error))
+                    run, StagingFailed("Error staging: internal error", "StagingError", repr(error))
                 )
         finally:
-            task.output.close()
-            del self._runs[task_id]
-            self._stopping.discard(task_id)
-            if self._tasks.get(task_id) is task:
-                del self._tasks[task_id]
+            self._runs.remove(run)
+            self._ended.append(task)
             self._changed()
 
-    async def _work(self, task: StagingTask) -> None:
+    async def _work(self, run: _Run) -> None:
+        task = run.task
         async with AsyncExitStack() as held:
             try:
                 container = await task.set_up(held)
             except StagingFailed as e:
                 self._bus.tell(m.StagingReply1(task.message.task_id, None, str(e)), reply_to=task.reply_to)
-                self._tell_failure(task, e)
+                self._tell_failure(run, e)
                 return
             self._bus.tell(m.StagingReply1(task.message.task_id), reply_to=task.reply_to)
             try:
                 staged = await task.stage(container)
             except StagingFailed as e:
-                self._tell_failure(task, e)
+                self._tell_failure(run, e)
                 return
-        self._tell_success(task, staged)
+        self._tell_staged(run, staged)
 
-    def _tell_failure(self, task: StagingTask, failed: StagingFailed) -> None:
+    def _tell_last(self, run: _Run, reply: m.StagingReply) -> None:
+        """The second reply, or what replaces it; whatever comes after it is not said."""
+        if run.over:
+            return
+        run.over = True
+        run.task.output.close()
+        self._bus.tell(reply, reply_to=run.task.reply_to)
+        self._changed()
+
+    def _tell_failure(self, run: _Run, failed: StagingFailed) -> None:
+        task = run.task
         task.log.warning("staging_failed", error=str(failed), said=task.output.tail(2000))
-        if failed.kind is None:
-            reply = m.StagingReply2(task.message.task_id, task.message.app_id, error=failed.error)
-        else:
+        reply = m.StagingReply2(task.message.task_id, task.message.app_id, error=failed.error)
+        if failed.kind is not None:
             info = m.ErrorInfo(failed.kind, failed.message or failed.error)
-            reply = m.StagingReply2(
-                task.message.task_id, task.message.app_id, error=failed.error, error_info=info
-            )
-        self._bus.tell(reply, reply_to=task.reply_to)
+            reply = structs.replace(reply, error_info=info)
+        self._tell_last(run, reply)
 
-    def _tell_success(self, task: StagingTask, staged: Staged) -> None:
-        outcome, message = staged.outcome, task.message
-        task.log.info(
-            "staging_done", sha1=staged.sha1, bytes=staged.size_bytes, buildpack=outcome.detected_name
-        )
+    def _tell_staged(self, run: _Run, staged: Staged) -> None:
+        """The container is gone by now, so index 0 can have its room."""
+        task, outcome, message = run.task, staged.outcome, run.task.message
         reply = m.StagingReply2(
             message.task_id,
             message.app_id,
@@ -153,9 +167,13 @@ class StagingRegistry:
             outcome.start_command,
             outcome.processes,
         )
-        self._bus.tell(reply, reply_to=task.reply_to)
-        # Its own reservation goes first, so that the app can have the room.
-        if self._tasks.get(message.task_id) is task:
-            del self._tasks[message.task_id]
+        if staged.upload_error is not None:  # the checksum is told all the same (dea-bus.md 3.4)
+            task.log.warning("droplet_not_uploaded", sha1=staged.sha1, error=staged.upload_error)
+            self._tell_last(run, structs.replace(reply, error=staged.upload_error))
+            return
+        task.log.info(
+            "staging_done", sha1=staged.sha1, bytes=staged.size_bytes, buildpack=outcome.detected_name
+        )
+        self._tell_last(run, reply)
         if task.start is not None:
             self._start(m.with_sha1(task.start, staged.sha1))

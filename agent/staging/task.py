@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
-import shutil
+import secrets
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from agent.droplets.archive import ArchiveError, Bounds
 from agent.droplets.layers import Layers
 from agent.droplets.pack import Packed, pack
 from agent.droplets.transfer import TransferError, Transfers
-from agent.droplets.unpacker import Unpacker
+from agent.droplets.unpacker import JailError, Unpacker
 from agent.instances.environment import HOME, staging_environment
 from agent.instances.limits import MIB, egress_rules, rootfs_of
 from agent.logs import Log
@@ -42,7 +42,6 @@ from container import (
     NotAFile,
     Output,
     Past,
-    RunResult,
     SpecError,
     WshdError,
     WshdGone,
@@ -73,9 +72,12 @@ class Workshop:
 
 @dataclass(frozen=True, slots=True)
 class Staged:
+    """``upload_error``: the droplet was made, but could not be handed over."""
+
     outcome: Outcome
     sha1: str
     size_bytes: int
+    upload_error: str | None = None
 
 
 class StagingTask:
@@ -87,7 +89,7 @@ class StagingTask:
         self.start = start
         self.output = StagingLog()
         self._shop = shop
-        self._dir = shop.work_dir / message.task_id
+        self._dir = shop.work_dir / secrets.token_hex(8)
         self.log = shop.log.bind(task=message.task_id, app=message.app_id)
         limits = start.limits if start is not None else None
         settings = shop.settings.staging
@@ -108,8 +110,8 @@ class StagingTask:
         stack = next((one for one in shop.settings.stacks if one.name == self.message.stack), None)
         if stack is None:
             raise StagingFailed(f"Error staging: Stack {self.message.stack} does not exist")
-        self._dir.mkdir(mode=0o755, parents=True)
-        held.callback(shutil.rmtree, self._dir, ignore_errors=True)
+        self._dir.mkdir(mode=0o755)
+        held.callback(shop.layers.throw_away, self._dir)
         home = await self._fetch_package()
         admin = await shop.admin.fetch(self.message.admin_buildpacks or ())
         self._candidates = (*admin, *shop.own)
@@ -131,7 +133,7 @@ class StagingTask:
             home.mkdir(mode=0o755)
             os.chown(home, 2000, 2000)
             await self._shop.layers.import_zip(archive, home / "app", Bounds(total_bytes=limit_bytes))
-        except (TransferError, ArchiveError, OSError) as e:
+        except (TransferError, ArchiveError, JailError, OSError) as e:
             raise StagingFailed(f"Error staging: {e}") from e
         archive.unlink()
         return home
@@ -157,18 +159,20 @@ class StagingTask:
     # -- in the container --------------------------------------------------------------------------------------
 
     async def stage(self, container: Container) -> Staged:
-        """Detect, compile, release, pack, upload. StagingFailed, or TimeoutError past the configured duration."""
+        """Detect, compile, release, pack, upload. StagingFailed: also past the configured duration."""
         try:
             async with asyncio.timeout(self._shop.settings.staging.max_staging_duration):
                 outcome = await self._build(container)
         except TimeoutError:
-            raise StagingFailed("Staging in container timed out", "StagingTimeExpired", "") from None
+            raise StagingFailed("Staging in container timed out") from None
+        except (WshdError, WshdGone, FilesError, OSError) as e:
+            raise StagingFailed("Error staging: the container failed", "StagingError", str(e)) from e
         packed = await self._pack(container)
         self.output.say(f"-----> Uploading droplet ({_size(packed.bytes)})")
         try:
             await self._shop.transfers.upload(self.message.upload_uri, self._droplet, "droplet.tgz")
         except TransferError as e:
-            raise StagingFailed(str(e)) from e
+            return Staged(outcome, packed.sha1, packed.bytes, str(e))
         await self._store_cache(container)
         return Staged(outcome, packed.sha1, packed.bytes)
 
@@ -199,16 +203,8 @@ class StagingTask:
             raise StagingFailed(
                 "Script exited with status 1", "BuildpackCompileFailed", "Buildpack compilation step failed"
             )
-        released = await self._run(container, f"{chosen.inside(number)}/bin/release", APP)
-        if not released.status.ok:
-            raise StagingFailed(
-                "Script exited with status 1",
-                "BuildpackReleaseFailed",
-                f"Release info failed: {released.stderr[-400:].decode(errors='replace').strip()}",
-            )
-        outcome = bp.decide(
-            chosen, name, self._command(), await self._procfile(container), bp.parse_release(released.stdout)
-        )
+        release = await self._release(container, f"{chosen.inside(number)}/bin/release")
+        outcome = bp.decide(chosen, name, self._command(), await self._procfile(container), release)
         await container.write_files(FileEntry(f"{HOME}/staging_info.yml", outcome.staging_info()))
         return outcome
 
@@ -223,7 +219,11 @@ class StagingTask:
             number = self._candidates.index(one)
             if key is not None:
                 return number, one, one.name
-            said = await self._run(container, f"{one.inside(number)}/bin/detect", APP)
+            try:
+                said = await container.run(self._job(f"{one.inside(number)}/bin/detect", APP))
+            except WshdError as e:  # one that cannot be run says no
+                tried.append(f"{one.name} ({e})")
+                continue
             if said.status.ok:
                 return number, one, said.stdout.decode(errors="replace").strip() or one.name
             why = (said.stdout or said.stderr)[-200:].decode(errors="replace").strip()
@@ -241,14 +241,17 @@ class StagingTask:
         except (FileNotFoundError, NotAFile):
             return None
 
-    async def _run(self, container: Container, *argv: str) -> RunResult:
+    async def _release(self, container: Container, program: str) -> bp.Release:
         try:
-            return await container.run(self._job(*argv))
-        except WshdError as e:  # no such program: a buildpack without it says no
-            raise StagingFailed("Script exited with status 1", "StagingError", f"{argv[0]}: {e}") from e
+            said = await container.run(self._job(program, APP))
+        except WshdError as e:
+            raise bp.release_failed(str(e)) from e
+        if not said.status.ok:
+            raise bp.release_failed(said.stderr[-400:].decode(errors="replace").strip())
+        return bp.parse_release(said.stdout)
 
     async def _must(self, container: Container, *argv: str) -> None:
-        result = await self._run(container, *argv)
+        result = await container.run(self._job(*argv))
         if not result.status.ok:
             raise StagingFailed(
                 f"Error staging: {argv[0]} failed", "StagingError", result.stderr.decode(errors="replace")
