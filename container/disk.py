@@ -3,7 +3,8 @@
 The image is a sparse copy of a template (one per inode limit, made once by mkfs.ext4, no journal: after a host
 crash an upper is thrown away anyhow). It is formatted far larger than any limit; what a limit leaves over is taken
 up by a preallocated ballast file beside the uppers, so that the limit can change both ways while the container runs. The
-loop device goes with its last mount (autoclear). House.md, "Disk limit"; figures in libraries.md 12.
+template is all ballast: a new disk cuts its share off (1 ms), where preallocating the rest took 13. The loop device goes
+with its last mount (autoclear). House.md, "Disk limit"; figures in libraries.md 12.
 """
 
 from __future__ import annotations
@@ -143,7 +144,7 @@ class Disk:
         return DiskUsage(max(0, used - base_bytes), max(0, seen.f_files - seen.f_ffree - base_inodes))
 
     def _base(self) -> tuple[int, int]:
-        """What an empty image counts as used, noted at create."""
+        """What an empty image counts as used, noted in the template."""
         if self._empty is None:
             words = (self.path / ".base").read_text().split()
             self._empty = int(words[0]), int(words[1])
@@ -167,10 +168,11 @@ class Disk:
             free = seen.f_bavail * seen.f_frsize + self._ballast_bytes()
             wanted = max(0, free - max(0, limit_bytes - self.usage().bytes))
             wanted -= wanted % seen.f_frsize
-            os.ftruncate(fd, min(wanted, os.fstat(fd).st_size))
-            while wanted > 0:
+            size = os.fstat(fd).st_size  # all of it is allocated
+            os.ftruncate(fd, min(wanted, size))
+            while wanted > size:
                 try:
-                    os.posix_fallocate(fd, 0, wanted)
+                    os.posix_fallocate(fd, size, wanted - size)
                     return
                 except OSError as e:
                     if e.errno != errno.ENOSPC:
@@ -215,10 +217,6 @@ class Disks:
             with _loop_device(image) as device:
                 _mount(device, mount_point)
             disk = Disk(image, mount_point)
-            seen = os.statvfs(mount_point)
-            (mount_point / ".base").write_text("")
-            base = (seen.f_blocks - seen.f_bfree) * seen.f_frsize + seen.f_frsize
-            (mount_point / ".base").write_text(f"{base} {seen.f_files - seen.f_ffree + 2}\n")
             disk.resize(limit_bytes)
         except BaseException:
             _unmount(mount_point)
@@ -231,7 +229,7 @@ class Disks:
         return Disk(image, mount_point)
 
     async def _template(self, size_bytes: int, inodes: int) -> Path:
-        path = self._templates_dir / f"ext4-{size_bytes // MIB}m-{inodes}i.img"
+        path = self._templates_dir / f"ext4-{size_bytes // MIB}m-{inodes}i-ballast.img"
         async with self._making:
             if not path.exists():
                 await asyncio.to_thread(self._make_template, path, size_bytes, inodes)
@@ -248,12 +246,13 @@ class Disks:
             done = subprocess.run(argv, capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 raise DiskError(f"mkfs.ext4 for {inodes} inodes: {done.stderr.strip() or done.returncode}")
-            self._remove_lost_and_found(new)
+            self._fill(new)
             new.rename(path)
         finally:
             new.unlink(missing_ok=True)
 
-    def _remove_lost_and_found(self, image: Path) -> None:
+    def _fill(self, image: Path) -> None:
+        """What every disk begins with: no lost+found, what an empty one counts as used, and ballast to the brim."""
         point = image.with_suffix(".mount")
         point.mkdir(exist_ok=True)
         try:
@@ -261,6 +260,10 @@ class Disks:
                 _mount(device, point)
             try:
                 (point / "lost+found").rmdir()
+                seen = os.statvfs(point)
+                base = (seen.f_blocks - seen.f_bfree) * seen.f_frsize + seen.f_frsize
+                (point / ".base").write_text(f"{base} {seen.f_files - seen.f_ffree + 2}\n")
+                Disk(image, point).resize(0)
             finally:
                 _unmount(point)
         finally:
