@@ -109,6 +109,10 @@ class Keeper:
         if self.evacuating:
             self._log.info("start_ignored_evacuating", app=message.app, index=message.index)
             return
+        if message.instance_id and self._registry.find(message.instance_id) is not None:
+            # the older one would run on with nobody to stop it
+            self._log.warning("start_ignored_id_in_use", app=message.app, instance=message.instance_id)
+            return
         instance = Instance(
             id=message.instance_id or new_id(),
             private_id=message.private_instance_id or secrets.token_hex(32),

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import yaml
 
+from agent import plain_yaml
 from agent.config import Settings
 from agent.droplets.archive import ArchiveError
 from agent.droplets.layers import Layer, LayerError, Layers
@@ -37,12 +37,12 @@ from container import (
     JobSpec,
     Limits,
     NoLease,
-    NotAFile,
     Output,
     Past,
     PortMapping,
     SpecError,
     UnknownHandle,
+    WrongState,
     WshdError,
     WshdGone,
 )
@@ -53,7 +53,7 @@ FAILED = "failed to start"
 EXITED = "app instance exited"
 OUT_OF_MEMORY = "out of memory"
 STAGING_INFO = f"{HOME}/staging_info.yml"
-STAGING_INFO_BYTES = 1 << 20
+STAGING_INFO_BYTES = 64 << 10
 JOB_ID = "app"
 
 
@@ -99,11 +99,19 @@ async def live(instance: Instance, home: Home) -> None:
             task.cancel()
         await asyncio.gather(course, stop, return_exceptions=True)
         if not home.detached.is_set():
-            await held.aclose()
+            await _give_back(held, log)
     if home.detached.is_set():
         return
     if instance.state is State.STOPPING:
         home.happen(instance, Event.GONE)
+
+
+async def _give_back(held: AsyncExitStack, log: Log) -> None:
+    """What cannot be given back costs nobody else: the next agent's recovery finds and removes it."""
+    try:
+        await held.aclose()
+    except Exception as e:  # the outermost frame of a life: it costs this instance only
+        log.exception("instance_not_removed_whole", error=repr(e))
 
 
 async def _stop(instance: Instance, home: Home, log: Log) -> None:
@@ -114,7 +122,7 @@ async def _stop(instance: Instance, home: Home, log: Log) -> None:
         grace_s = min(home.settings.instance.stop_grace_s, home.deadline_s())
         try:
             await container.stop(grace_s)
-        except (WshdError, WshdGone, OSError) as e:
+        except (WshdError, WshdGone, WrongState, OSError) as e:
             log.warning("instance_stop_failed_killing", error=str(e))
     log.info("instance_stopped", after_s=round(time.monotonic() - started, 3))
 
@@ -140,7 +148,10 @@ async def _conclude(instance: Instance, home: Home, course: asyncio.Task[Exit], 
         description=instance.exit.description,
     )
     if instance.job is not None:
-        await keep_output(instance.job, home.settings.base_dir / "crashes" / instance.id)
+        try:
+            await keep_output(instance.job, home.settings.base_dir / "crashes" / instance.id)
+        except OSError as e:  # the host's disk may be full; an exit is told all the same
+            log.warning("crash_output_not_kept", error=str(e))
     home.happen(instance, event)
 
 
@@ -169,11 +180,11 @@ async def _course(instance: Instance, home: Home, held: AsyncExitStack, log: Log
         job = instance.job
     else:
         await home.wait_room(instance).wait()
-        async with home.starts:
+        async with home.starts:  # not longer: an app may take minutes to open its port
             home.happen(instance, Event.START)
             began = time.monotonic()
             container, job = await _start(instance, home, held, log)
-            await _until_healthy(instance, home, job, log)
+        await _until_healthy(instance, home, job, log)
         if instance.healthy:
             log.info(
                 "instance_running", after_s=round(time.monotonic() - began, 3), port=_host_port(instance)
@@ -181,14 +192,26 @@ async def _course(instance: Instance, home: Home, held: AsyncExitStack, log: Log
             await sample(instance, container, log)
             home.happen(instance, Event.HEALTHY)
     status = await job.wait()
-    return _exit_of(container, status)
+    return exit_of(status, out_of_memory=await _ran_out_of_memory(container))
 
 
-def _exit_of(container: Container, status: ExitStatus) -> Exit:
-    description = OUT_OF_MEMORY if any("memory" in event for event in container.events.kinds) else EXITED
+async def _ran_out_of_memory(container: Container) -> bool:
+    """The kernel counts a kill before it kills; the event of it may come after the exit."""
+    if OUT_OF_MEMORY in container.events.kinds:
+        return True
+    try:
+        return (await container.info()).oom_kills > 0
+    except OSError:
+        return False
+
+
+def exit_of(status: ExitStatus, *, out_of_memory: bool) -> Exit:
+    """What the bus is told (dea-bus.md 2.5). A shell in between gives the KILL of its child as 137. Pure."""
     if status.lost:
         return Exit(-1, "unknown")
-    return Exit(status.bus_status, description, status.signal)
+    if out_of_memory:
+        return Exit(255 if status.code == 137 else status.bus_status, OUT_OF_MEMORY, status.signal)
+    return Exit(status.bus_status, EXITED, status.signal)
 
 
 def _host_port(instance: Instance) -> int | None:
@@ -312,12 +335,16 @@ async def start_command(instance: Instance, container: Container) -> str:
     if instance.message.start_command:
         return instance.message.start_command
     try:
-        text = await container.read_file(STAGING_INFO, STAGING_INFO_BYTES)
-    except (FileNotFoundError, NotAFile):
+        text = await container.read_file(STAGING_INFO, STAGING_INFO_BYTES + 1)
+    except FileNotFoundError:
         return "./startup"
+    except OSError as e:  # a directory, a link in a circle: it is there, and gives no command
+        raise StartFailed(NO_COMMAND, f"staging_info.yml: {e.strerror}") from e
+    if len(text) > STAGING_INFO_BYTES:
+        raise StartFailed(NO_COMMAND, f"staging_info.yml: more than {STAGING_INFO_BYTES} bytes")
     try:
-        info = msgspec.convert(yaml.load(text, Loader=yaml.CSafeLoader) or {}, StagingInfo)
-    except (yaml.YAMLError, msgspec.ValidationError, UnicodeDecodeError) as e:
+        info = plain_yaml.load(text, StagingInfo)
+    except plain_yaml.YamlError as e:
         raise StartFailed(NO_COMMAND, f"staging_info.yml: {e}") from e
     if not info.start_command:
         raise StartFailed(NO_COMMAND, "neither the message nor staging_info.yml has one")

@@ -11,12 +11,12 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 import yaml
 
+from agent import plain_yaml
 from agent.bus.messages import AdminBuildpack
 from agent.droplets.archive import ArchiveError, Bounds
 from agent.droplets.layers import Layers
@@ -135,8 +135,8 @@ class Release(msgspec.Struct, frozen=True):
 
 def parse_release(text: bytes) -> Release:
     try:
-        return msgspec.convert(yaml.load(text, Loader=yaml.CSafeLoader) or {}, Release)
-    except (yaml.YAMLError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as e:
+        return plain_yaml.load(text, Release)
+    except plain_yaml.YamlError as e:
         raise release_failed(str(e)) from e
 
 
@@ -149,9 +149,8 @@ def release_failed(why: str) -> StagingFailed:
 def parse_procfile(text: bytes) -> dict[str, str]:
     """A YAML map of process types; anything else is an error of the app's."""
     try:
-        found: Any = yaml.load(text, Loader=yaml.CSafeLoader)
-        return msgspec.convert(found or {}, dict[str, str], strict=False)
-    except (yaml.YAMLError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as e:
+        return plain_yaml.load(text, dict[str, str])
+    except plain_yaml.YamlError as e:
         raise StagingFailed("Script exited with status 1", "StagingError", f"Procfile is no map: {e}") from e
 
 

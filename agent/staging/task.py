@@ -48,7 +48,7 @@ from container import (
 )
 
 APP, CACHE = f"{HOME}/app", "/tmp/cache"  # noqa: S108  (inside the container)
-PROCFILE_BYTES = 1 << 20
+PROCFILE_BYTES = 64 << 10
 COMPILE_OUTPUT_BYTES = 10 << 20
 TAR = ("tar", "--format=gnu", "--sort=name", "--numeric-owner", "--owner=0", "--group=0", "-b", "512")
 DROPLET_MEMBERS = ("./app", "./logs", "./tmp", "./staging_info.yml")

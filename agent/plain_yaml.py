@@ -1,0 +1,46 @@
+"""YAML that strangers wrote: a droplet's staging_info.yml, a Procfile, what a buildpack prints.
+
+Plain data only: no tags that make objects, no merge keys (nested, a page of them becomes billions of entries), and
+one error for whatever the parser or a scalar's conversion objects to. How much is read is the caller's to bound.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+import yaml
+
+T = TypeVar("T")
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+class YamlError(ValueError):
+    """The text is not what was expected; says where and why, and repeats nothing of it."""
+
+
+class _Loader(yaml.CSafeLoader):
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        for key, _ in node.value:
+            if key.tag == _MERGE:
+                raise yaml.constructor.ConstructorError(
+                    problem="merge keys are not taken", problem_mark=key.start_mark
+                )
+
+
+def load(text: bytes, kind: type[T]) -> T:
+    """The document as ``kind``; an empty one as an empty mapping. YamlError."""
+    try:
+        return msgspec.convert(yaml.load(text, Loader=_Loader) or {}, kind)  # noqa: S506  (a safe one, made narrower)
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark is not None else ""
+        raise YamlError(f"{where}{getattr(e, 'problem', None) or 'no YAML'}") from e
+    except msgspec.ValidationError as e:
+        raise YamlError(str(e)) from e
+    except (
+        ValueError,
+        OverflowError,
+        RecursionError,
+    ) as e:  # a date of month 13, a number without end, depth
+        raise YamlError(f"{type(e).__name__}: a value that cannot be taken") from e
