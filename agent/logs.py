@@ -16,7 +16,8 @@ import structlog
 from agent.config import LoggingSettings
 
 _SECRET_KEYS = re.compile(r"pass(word)?$|secret|token|credential|nkey|authorization|\bseed\b", re.IGNORECASE)
-_URL_USER = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/@\s]+@", re.IGNORECASE)
+#: Up to the last @: a password may hold one, or a slash that nobody has encoded.
+_URL_USER = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s\"'<>]*@", re.IGNORECASE)
 MASK = "***"
 
 Log = structlog.typing.FilteringBoundLogger
@@ -39,6 +40,14 @@ def _mask_event(_: Any, __: str, event: structlog.typing.EventDict) -> structlog
     return event
 
 
+def _one_line(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """For a terminal: an app's name must not draw there, nor make a line of its own. JSON escapes by itself."""
+    for key, value in event.items():
+        if isinstance(value, str) and key != "exception" and not value.isprintable():
+            event[key] = value.encode("unicode_escape").decode()
+    return event
+
+
 def _json(_: Any, __: str, event: structlog.typing.EventDict) -> bytes:
     return msgspec.json.encode(event, enc_hook=str)
 
@@ -51,13 +60,16 @@ def configure(settings: LoggingSettings) -> Log:
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        # before masking, and never with the frames' variables, which hold whole messages
+        structlog.processors.format_exc_info,
+        _mask_event,
     ]
     factory: Any
     if console:
-        shared += [_mask_event, structlog.dev.ConsoleRenderer()]
+        shared += [_one_line, structlog.dev.ConsoleRenderer()]
         factory = structlog.PrintLoggerFactory(sys.stderr)
     else:
-        shared += [structlog.processors.format_exc_info, _mask_event, _json]
+        shared += [_json]
         factory = structlog.BytesLoggerFactory(cast(BinaryIO, stream))
     structlog.configure(
         processors=shared,
