@@ -33,6 +33,7 @@ def enter() -> None:
     if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise HostUnfit("cannot become a subreaper")
     run("mount", "--make-rprivate", "/")
+    _let_go_of_images()
     _own_sysfs()
     run("ip", "link", "set", "lo", "up")
     # A host has an address of its own beside loopback, and a way out (192.0.2.0/24 is for documentation, RFC 5737).
@@ -48,6 +49,14 @@ def run(*argv: str) -> str:
     if done.returncode != 0:
         raise HostUnfit(f"{' '.join(argv)}: {done.stderr.strip()}")
     return done.stdout
+
+
+def _let_go_of_images() -> None:
+    """Disk images of containers that run on this machine now came along: our copy of a mount would keep them in use."""
+    for line in _mounts():
+        _, point, *_, source, _ = line.split(" ")
+        if source.startswith("/dev/loop"):
+            run("umount", "--lazy", point)
 
 
 def _own_sysfs() -> None:

@@ -1,0 +1,398 @@
+"""The agent as a whole, driven from outside: a real nats-server, a real agent process, a blob store, a peer on the bus.
+
+    async with open_host(base_dir, listener, {}) as host:
+        await host.start_agent()
+        app = host.make_app("shop")
+        await host.start(app)
+        await host.wait_state(app, "RUNNING")
+
+The test process is in a test host (conftest.py), so are its children: bus, files and apps are reached over its loopback and its
+own address. At the end the agent gets TERM and must leave by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import json
+import os
+import signal
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import testhost
+from driver_apps import Droplet, make_droplet
+from driver_files import FileServer
+from driver_peer import Peer, Said, Word
+
+from agent.dev import children
+
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+FIXTURE_APP = "7c0a4c0e-2f5d-4b0a-9a1e-3f8f3c5f9b21"
+LOCAL_IP = "192.0.2.1"  # the test host's, see testhost.enter
+STACK = "debian"
+
+
+def stack_dir() -> Path:
+    cache = os.environ.get("GARRISON_CACHE") or Path.home() / ".cache" / "garrison"
+    return Path(cache) / "stacks" / STACK
+
+
+def fixture(name: str) -> Any:
+    return json.loads((FIXTURES / name).read_text())
+
+
+def set_path(body: Any, dotted: str, value: Any) -> None:
+    """`limits.mem` names a field of a field."""
+    *path, last = dotted.split(".")
+    for part in path:
+        body = body[part]
+    body[last] = value
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections key by key, everything else replaced."""
+    found = {**base}
+    for key, value in changes.items():
+        old = found.get(key)
+        found[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """What a controller knows of an app. ``path``: where its droplet is served."""
+
+    name: str
+    id: str
+    versions: tuple[str, str]
+    uris: tuple[str, ...]
+    droplet: Droplet
+    path: str
+
+    @property
+    def v1(self) -> str:
+        return self.versions[0]
+
+    @property
+    def v2(self) -> str:
+        return self.versions[1]
+
+
+class AgentProcess:
+    """One life of the agent. ``hold``: run held_agent.py instead, which stops at a phase of each start."""
+
+    def __init__(self, process: asyncio.subprocess.Process, log_path: Path) -> None:
+        self._process = process
+        self._log_path = log_path
+        self._log_from = log_path.stat().st_size if log_path.exists() else 0
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.returncode is None
+
+    def log(self, event: str | None = None, **fields: Any) -> list[dict[str, Any]]:
+        """Lines of this life's log, or those of one event with these fields."""
+        if not self._log_path.exists():
+            return []
+        with self._log_path.open("rb") as file:
+            file.seek(self._log_from)
+            lines = [json.loads(line) for line in file if line.endswith(b"\n")]
+        return [
+            line
+            for line in lines
+            if (event is None or line["event"] == event)
+            and all(line.get(key) == value for key, value in fields.items())
+        ]
+
+    async def wait_log(self, event: str, *, within_s: float = 20.0, **fields: Any) -> dict[str, Any]:
+        """The first line of an event with these fields."""
+        await poll(lambda: self.log(event, **fields), within_s)
+        found = self.log(event, **fields)
+        assert found, f"no {event} {fields} within {within_s} s:\n{self.log_text()}"
+        return found[0]
+
+    def log_text(self, lines: int = 40) -> str:
+        return "\n".join(json.dumps(line) for line in self.log()[-lines:])
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    async def wait_exited(self, within_s: float = 40.0) -> int:
+        """Its exit status. An agent that does not end is killed, and the test fails."""
+        try:
+            async with asyncio.timeout(within_s):
+                return await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+            raise AssertionError(f"the agent did not end within {within_s} s:\n{self.log_text()}") from None
+
+
+async def poll(look: Callable[[], Any], within_s: float) -> Any:
+    """What ``look`` finds as soon as it finds something, looked at every 20 ms; else what it says at the end."""
+    deadline = time.monotonic() + within_s
+    while not (found := look()) and time.monotonic() < deadline:
+        await asyncio.sleep(0.02)  # files and processes of others tell nobody when they change
+    return found
+
+
+@dataclass
+class Host:
+    """See the module. Made by `open_host`."""
+
+    dir: Path
+    listener: bytes
+    settings: dict[str, Any]
+    bus_port: int
+    peer: Peer
+    files: FileServer
+    agent: AgentProcess | None = None
+    dea: str = ""
+    _questions: int = 0
+    _apps: list[App] = field(default_factory=list)
+
+    # -- the agent ---------------------------------------------------------------------------------------------
+
+    @property
+    def base_dir(self) -> Path:
+        return Path(self.settings["base_dir"])
+
+    @property
+    def hold_flag(self) -> Path:
+        """There while a held agent holds; removing it lets the start go on."""
+        return self.dir / "held"
+
+    @property
+    def running(self) -> AgentProcess:
+        assert self.agent is not None, "the agent has not been started"
+        return self.agent
+
+    async def start_agent(self, *, hold: str | None = None) -> AgentProcess:
+        """Until it has advertised itself; its id is then known. ``hold``: a phase of held_agent.py."""
+        config = self.dir / "config.yml"
+        config.write_text(json.dumps(self.settings))
+        since = self.peer.mark
+        program = (
+            ["-m", "agent"]
+            if hold is None
+            else [str(Path(__file__).with_name("held_agent.py")), hold, str(self.hold_flag)]
+        )
+        with (self.dir / "agent.out").open("ab") as out:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, *program, "run", "--config", str(config), stdout=out, stderr=out
+            )
+        self.agent = AgentProcess(process, Path(self.settings["logging"]["file"]))
+        advert = await self._first_advert(since)
+        self.dea = advert.body["id"]
+        await self.agent.wait_log("agent_started")
+        return self.agent
+
+    async def _first_advert(self, since: int) -> Said:
+        advert = asyncio.ensure_future(self.peer.wait_for("dea.advertise", since=since, within_s=30))
+        exited = asyncio.ensure_future(self.running._process.wait())
+        try:
+            await asyncio.wait({advert, exited}, return_when=asyncio.FIRST_COMPLETED)
+            if advert.done():
+                return advert.result()
+            said = (self.dir / "agent.out").read_text(errors="replace")
+            raise AssertionError(f"the agent ended at once:\n{said}\n{self.running.log_text()}")
+        finally:
+            for task in (advert, exited):
+                task.cancel()
+            await asyncio.gather(advert, exited, return_exceptions=True)
+
+    async def stop_agent(self, number: signal.Signals = signal.SIGTERM, within_s: float = 40.0) -> int:
+        """Signal it and wait for its end; its exit status."""
+        self.running.signal(number)
+        return await self.running.wait_exited(within_s)
+
+    async def control(self, method: str, path: str) -> Any:
+        """A request to the control socket."""
+        connector = aiohttp.UnixConnector(str(self.base_dir / "agent.sock"))
+        async with aiohttp.ClientSession(connector=connector) as session:
+            async with session.request(method, f"http://agent{path}") as answer:
+                return await answer.json()
+
+    async def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = await self.control("GET", "/v1/status")
+        return found
+
+    # -- apps --------------------------------------------------------------------------------------------------
+
+    def make_app(
+        self, name: str, *, uris: tuple[str, ...] | None = None, droplet: Droplet | None = None
+    ) -> App:
+        """An app with an id, two versions, a route and a droplet that is served."""
+        app_id = str(uuid.uuid4())
+        app = App(
+            name,
+            app_id,
+            (str(uuid.uuid4()), str(uuid.uuid4())),
+            (f"{name.lower()}.example.com",) if uris is None else uris,
+            droplet or make_droplet(self.listener, app_id),
+            f"/droplets/{app_id}",
+        )
+        self.files.put(app.path, app.droplet.data)
+        self._apps.append(app)
+        return app
+
+    def start_message(self, app: App, index: int = 0, **changes: Any) -> dict[str, Any]:
+        """As the Cloud Controller sends it; ``changes`` replace fields (`limits={"mem": 16}` only that one)."""
+        return merged(self.of_app(fixture("dea.start.json"), app), {"index": index, **changes})
+
+    def of_app(self, body: dict[str, Any], app: App) -> dict[str, Any]:
+        """A start message of the fixtures, made one of ``app`` on this host."""
+        body = json.loads(json.dumps(body).replace(FIXTURE_APP, app.id))
+        uris = list(app.uris)
+        body |= {
+            "droplet": app.id,
+            "name": app.name,
+            "version": app.v1,
+            "stack": STACK,
+            "uris": uris,
+            "sha1": app.droplet.sha1,
+            "executableUri": self.files.url(app.path),
+        }
+        body["vcap_application"] |= {"application_name": app.name, "application_uris": uris, "uris": uris}
+        return body
+
+    async def start(self, app: App, index: int = 0, **changes: Any) -> None:
+        await self.peer.burst([self.start_word(app, index, **changes)])
+
+    def start_word(self, app: App, index: int = 0, **changes: Any) -> Word:
+        return Word.of(f"dea.{self.dea}.start", self.start_message(app, index, **changes))
+
+    async def stop(self, app: App, **filters: Any) -> None:
+        await self.peer.say("dea.stop", {"droplet": app.id, **filters})
+
+    async def run(self, app: App, index: int = 0, **changes: Any) -> dict[str, Any]:
+        """Start it and wait until it runs; what find.droplet then tells of it."""
+        await self.start(app, index, **changes)
+        return await self.wait_state(app, "RUNNING", index=index)
+
+    # -- asking ------------------------------------------------------------------------------------------------
+
+    async def find(self, app: App, **filters: Any) -> list[dict[str, Any]]:
+        """All answers to one question. Silence is an answer too: of it one second is taken for sure."""
+        self._questions += 1
+        inbox = f"question.{self._questions}"
+        since = self.peer.mark
+        await self.peer.say("dea.find.droplet", {"droplet": app.id, **filters}, inbox)
+        await self.peer.until(lambda: self.peer.on(inbox, since), 1.0)
+        # All answers of an agent are written in one turn: what is not there now does not come.
+        await self.peer.flush()
+        return [one.body for one in self.peer.on(inbox, since)]
+
+    async def wait_state(
+        self, app: App, state: str, *, index: int | None = None, within_s: float = 30.0, **filters: Any
+    ) -> dict[str, Any]:
+        """Until find.droplet tells of an instance in this state; its answer."""
+        deadline = time.monotonic() + within_s
+        while True:
+            found = await self.find(app, include_stats=True, **filters)
+            for one in found:
+                if one["state"] == state and index in (None, one["index"]):
+                    return one
+            if time.monotonic() > deadline:
+                told = [(one["index"], one["state"]) for one in found]
+                raise AssertionError(
+                    f"{app.name}: no {state} within {within_s} s but {told}:\n{self.running.log_text()}"
+                )
+            await asyncio.sleep(0.05)
+
+    async def wait_gone(self, app: App, within_s: float = 30.0) -> None:
+        """Until no instance of it answers."""
+        deadline = time.monotonic() + within_s
+        while found := await self.find(app):
+            assert time.monotonic() < deadline, (
+                f"{app.name}: still {found} after {within_s} s:\n{self.running.log_text()}"
+            )
+
+    async def ask_app(self, port: int, line: str = "GET / HTTP/1.0") -> str:
+        """One line to an app at its published port; what it answers until it closes ("" if it just ends)."""
+        reader, writer = await asyncio.open_connection(LOCAL_IP, port)
+        try:
+            writer.write(line.encode() + b"\r\n\r\n")
+            with contextlib.suppress(ConnectionError):
+                return (await asyncio.wait_for(reader.read(), 10)).decode()
+            return ""
+        finally:
+            writer.close()
+
+    async def environment_of(self, port: int) -> dict[str, str]:
+        """What the app finds in its environment."""
+        _, _, text = (await self.ask_app(port)).partition("\r\n\r\n")
+        return dict(line.partition("=")[::2] for line in text.splitlines())
+
+    # -- what is left ------------------------------------------------------------------------------------------
+
+    def picture(self) -> testhost.Picture:
+        return testhost.take_picture()
+
+    async def left_since(self, before: testhost.Picture, within_s: float = 15.0) -> list[str]:
+        """What is not as before, containers of the depot included; empty as soon as all is."""
+
+        def differences() -> list[str]:
+            depot = self.base_dir / "depot"
+            containers = [f"depot: {path.name}" for path in depot.iterdir()] if depot.exists() else []
+            return containers + testhost.wait_same(before, 0)
+
+        deadline = time.monotonic() + within_s
+        while (left := differences()) and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        return left
+
+
+DEFAULTS: Mapping[str, Any] = {
+    "index": 0,
+    "local_ip": LOCAL_IP,
+    "intervals": {"heartbeat": 3, "advertise": 1, "router_register_in_seconds": 20, "stats": 1},
+    "resources": {"memory_mb": 4096, "disk_mb": 16384, "low_water_mb": 64},
+    "instance": {"stop_grace_s": 2},
+    "staging": {"memory_limit_mb": 256, "disk_limit_mb": 512, "max_staging_duration": 60},
+}
+
+
+@contextlib.asynccontextmanager
+async def open_host(base_dir: Path, listener: bytes, settings: Mapping[str, Any]) -> AsyncIterator[Host]:
+    """Bus, blob store and peer; the agent is started by the test. ``settings`` go over `DEFAULTS`."""
+    async with contextlib.AsyncExitStack() as undo:
+        password = "p"
+        server, port = await children.start_nats(base_dir, 0, password)
+        undo.push_async_callback(children.stop, server, 5)
+        files = FileServer()
+        await files.open()
+        undo.push_async_callback(files.close)
+        peer = await Peer.open(port, "garrison", password)
+        undo.push_async_callback(peer.close)
+        given = {
+            "base_dir": str(base_dir / "agent"),
+            "cgroup_parent": f"garrison-test-{os.getpid()}",
+            "nats": {"servers": [f"nats://garrison:{password}@127.0.0.1:{port}"]},
+            "stacks": [{"name": STACK, "package_path": str(stack_dir())}],
+            "logging": {"level": "debug", "format": "json", "file": str(base_dir / "agent.log")},
+        }
+        everything = merged(merged(copy.deepcopy(dict(DEFAULTS)), given), settings)
+        host = Host(base_dir, listener, everything, port, peer, files)
+        undo.push_async_callback(_end, host)
+        yield host
+
+
+async def _end(host: Host) -> None:
+    """The agent ends as in production; nothing that it was told to hold may keep it."""
+    host.hold_flag.unlink(missing_ok=True)
+    if host.agent is not None and host.agent.is_running:
+        status = await host.stop_agent()
+        assert status == 0, f"the agent ended with {status}:\n{host.agent.log_text()}"

@@ -1,0 +1,26 @@
+"""A start message to RUNNING, a stop to nothing: the shortest whole way through the agent."""
+
+from __future__ import annotations
+
+import pytest
+from driver import LOCAL_IP, Host
+
+pytestmark = pytest.mark.bus
+
+
+async def test_an_app_runs_and_is_reached_at_the_port_that_its_route_names(host: Host) -> None:
+    """What the router is told must lead to the app."""
+    app = host.make_app("shop")
+    before = host.picture()
+
+    running = await host.run(app)
+    route = (await host.peer.wait_for("router.register", lambda body: body["app"] == app.id)).body
+    environment = await host.environment_of(route["port"])
+
+    assert route["host"] == LOCAL_IP
+    assert environment["CF_INSTANCE_PORT"] == environment["PORT"] == str(route["port"])
+    assert running["stats"]["port"] == route["port"]
+
+    await host.stop(app)
+    await host.wait_gone(app)
+    assert await host.left_since(before) == []
