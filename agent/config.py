@@ -144,6 +144,11 @@ class ConcurrencySettings(_Section, frozen=True):
     concurrent: Positive = 8
 
 
+class DownloadSettings(_Section, frozen=True):
+    concurrent: Positive = 8
+    stall_s: Seconds = 30.0
+
+
 class Settings(_Section, frozen=True):
     """The whole file. Section names are the keys."""
 
@@ -170,7 +175,7 @@ class Settings(_Section, frozen=True):
     logging: LoggingSettings = field(default_factory=LoggingSettings)
     shutdown: ShutdownSettings = field(default_factory=ShutdownSettings)
     starts: ConcurrencySettings = field(default_factory=ConcurrencySettings)
-    downloads: ConcurrencySettings = field(default_factory=ConcurrencySettings)
+    downloads: DownloadSettings = field(default_factory=DownloadSettings)
 
     @property
     def control_socket(self) -> Path:

@@ -167,7 +167,7 @@ class Worker:
         self._depot = await Depot.open(depot_settings(settings), log=log)
         recovered = await self._depot.recover()
         log.info("depot_recovered", found=len(recovered.found), removed=len(recovered.removed))
-        self._transfers = Transfers(settings.downloads.concurrent)
+        self._transfers = Transfers(settings.downloads.concurrent, stall_s=settings.downloads.stall_s)
         unpacker = Unpacker(low_water_bytes=settings.resources.low_water_mb * MIB)
         self._layers = Layers(base / "layers", base / "trash", self._transfers, unpacker)
         await self._layers.open()

@@ -40,11 +40,11 @@ def _split(url: str) -> tuple[URL, aiohttp.BasicAuth | None]:
         parsed = URL(url)
         if parsed.scheme not in ("http", "https") or not parsed.host:
             raise ValueError("expected http or https")
+        auth = None
+        if parsed.user is not None:
+            auth = aiohttp.BasicAuth(parsed.user, parsed.password or "", "utf-8")
     except (ValueError, TypeError) as e:
         raise TransferError(f"Error downloading: not a URL ({e})") from None
-    auth = None
-    if parsed.user is not None:
-        auth = aiohttp.BasicAuth(parsed.user, parsed.password or "")
     return parsed.with_user(None), auth
 
 

@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,12 @@ class Control:
                 web.post("/v1/detach", self._post_detach),
             ]
         )
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
+        self._runner = web.AppRunner(
+            app,
+            access_log=None,
+            shutdown_timeout=0.5,
+            handler_cancellation=True,  # a client that has gone would else be followed until its app ends
+        )
         await self._runner.setup()
         path.unlink(missing_ok=True)
         # a socket's path ends at 107 bytes, a base_dir may be longer
@@ -161,7 +166,7 @@ class Control:
                     )
 
         with contextlib.suppress(ConnectionResetError):
-            await asyncio.gather(*(tell(one) for one in instances))
+            await _all_or_none(tell(one) for one in instances)
             await response.write_eof()
         return response
 
@@ -199,6 +204,16 @@ class Control:
         self._log.info("detach_asked")
         self._detach()
         return web.json_response({})
+
+
+async def _all_or_none(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Together; the first that fails ends the others, and its error is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for work in works:
+                group.create_task(work, name="control-follow")
+    except BaseExceptionGroup as failed:
+        raise failed.exceptions[0] from None
 
 
 async def _begin_lines(request: web.Request) -> web.StreamResponse:
