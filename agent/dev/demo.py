@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from agent.dev.traces import Traces, look
+from agent.dev.traces import adopt_orphans, look, settled
 
 APP = Path(__file__).resolve().parents[2] / "examples" / "hello-flask"
 READY_S = 120.0
@@ -37,16 +37,17 @@ def main() -> int:
     if os.geteuid() != 0:
         print("demo: containers need root", file=sys.stderr)
         return 2
-    before = look()
+    adopt_orphans()
     state = Path(tempfile.mkdtemp(prefix="garrison-demo-"))
+    before = look(state)
     try:
         with _garrison_up(state) as port:
             _main_job(state, port)
         _step("nothing is left")
-        left = _settled(before)
+        left = settled(state, before, GONE_S)
         if left:
             raise DemoFailed("left behind:\n  " + "\n  ".join(left))
-        print("  containers, mounts, links, rules, cgroups, loop devices, processes: as before")
+        print("  mounts, links, firewall rules, cgroups, loop devices, processes: as before")
     except (DemoFailed, subprocess.SubprocessError, OSError) as error:
         print(f"demo: FAILED: {error}", file=sys.stderr)
         for name in ("agent.log", "dev.log"):
@@ -147,16 +148,6 @@ def _stop(process: subprocess.Popen[bytes]) -> int:
         process.kill()
         process.wait()
         raise DemoFailed(f"garrison up did not stop within {STOP_S:.0f} s") from None
-
-
-def _settled(before: Traces) -> list[str]:
-    """What is there now and was not before; the kernel takes some back a moment after the last process."""
-    deadline = time.monotonic() + GONE_S
-    while True:
-        left = look().beyond(before)
-        if not left or time.monotonic() > deadline:
-            return left
-        time.sleep(0.1)
 
 
 def _command(state: Path, *words: str) -> list[str]:

@@ -1,20 +1,26 @@
-"""What containers leave on a host, looked at from outside: for `make demo` and the end-to-end tests.
+"""What a `garrison up` leaves on a host, looked at from outside: for `make demo` and the end-to-end tests.
 
-It asks the kernel, not Garrison: what Garrison forgot would be missing in its own lists.
+It asks the kernel, not Garrison: what Garrison forgot would be missing in its own lists. Only what can be this `up`'s is
+looked at, since other agents may come and go on the same host meanwhile; who asks first calls `adopt_orphans`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
-import re
 import subprocess
+import time
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
-# Base tables and an empty parent group are the host's set-up, not a container's trace.
-OURS_IN_MOUNTS = re.compile(r"garrison|/depot/")
+from agent.dev.up import cgroup_parent
+
+PR_SET_CHILD_SUBREAPER = 36
+POLL_S = 0.1
+TABLE = "garrison"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,80 +30,92 @@ class Traces:
     cgroups: frozenset[str]
     loop_devices: frozenset[str]
     firewall: frozenset[str]
+    firewall_of_others: frozenset[str]
     processes: frozenset[str]
 
     def beyond(self, before: Traces) -> list[str]:
-        """`kind: what` for each thing that was not there before."""
+        """`kind: what` for each thing that was not there before, and for each foreign rule that was."""
         new = []
         for field in fields(self):
             for item in sorted(getattr(self, field.name) - getattr(before, field.name)):
                 new.append(f"{field.name}: {item}")
-        return new
+        gone = before.firewall_of_others - self.firewall_of_others
+        return new + [f"firewall_of_others, gone: {item}" for item in sorted(gone)]
 
 
-def look() -> Traces:
+def adopt_orphans() -> None:
+    """From now on a process that loses its parent below us becomes our child, where `look` finds it."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def look(state_dir: Path) -> Traces:
+    rules = _ruleset()
     return Traces(
-        mounts=frozenset(_mounts()),
+        mounts=frozenset(_mounts(state_dir)),
         links=frozenset(path.name for path in Path("/sys/class/net").iterdir() if path.name.startswith("w-")),
-        cgroups=frozenset(_cgroups()),
-        loop_devices=frozenset(_loop_devices()),
-        firewall=frozenset(_firewall()),
-        processes=frozenset(_processes()),
+        cgroups=frozenset(_cgroups(cgroup_parent(state_dir))),
+        loop_devices=frozenset(_loop_devices(state_dir)),
+        firewall=frozenset(text for text, ours in rules if ours),
+        firewall_of_others=frozenset(text for text, ours in rules if not ours),
+        processes=frozenset(_descendants(os.getpid())),
     )
 
 
-def _mounts() -> list[str]:
-    points = [line.split(" ")[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    return [point for point in points if OURS_IN_MOUNTS.search(point)]
+def settled(state_dir: Path, before: Traces, timeout_s: float) -> list[str]:
+    """What is there now and was not before; the kernel takes some back a moment after the last process."""
+    deadline = time.monotonic() + timeout_s
+    while (left := look(state_dir).beyond(before)) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    return left
 
 
-def _cgroups() -> list[str]:
-    """Groups below a parent of ours, in every hierarchy."""
-    found = []
-    for parent in {*Path("/sys/fs/cgroup").glob("garrison*"), *Path("/sys/fs/cgroup").glob("*/garrison*")}:
-        found += [str(path) for path in parent.rglob("*") if path.is_dir()]
-    return found
+def _mounts(state_dir: Path) -> list[str]:
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [line.split(" ")[4] for line in lines if str(state_dir) in line]
 
 
-def _loop_devices() -> list[str]:
+def _cgroups(parent: str) -> list[str]:
+    """The parent and all below it, in every hierarchy."""
+    tops = (*Path("/sys/fs/cgroup").glob(parent), *Path("/sys/fs/cgroup").glob(f"*/{parent}"))
+    return [str(path) for top in tops for path in (top, *top.rglob("*")) if path.is_dir()]
+
+
+def _loop_devices(state_dir: Path) -> list[str]:
     files = []
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         with contextlib.suppress(OSError):  # detached just now
             files.append(f"{backing.parts[3]} {backing.read_text().strip()}")
-    return files
+    return [text for text in files if str(state_dir) in text]
 
 
-def _firewall() -> list[str]:
-    """Elements and rules of our tables that name a container's link: `w-...`, or a published port's map."""
-    done = subprocess.run(["nft", "-j", "list", "ruleset"], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        return []
-    found = []
-    for item in json.loads(done.stdout).get("nftables", []):
+def _ruleset() -> list[tuple[str, bool]]:
+    """Each table, chain, set, map and rule without its counters, and whether it is in a table of ours."""
+    asked = subprocess.run(
+        ["nft", "--stateless", "-j", "list", "ruleset"], capture_output=True, text=True, check=True
+    )
+    items = []
+    for item in json.loads(asked.stdout)["nftables"]:
         kind, body = next(iter(item.items()))
-        if isinstance(body, dict) and body.get("table") == "garrison":
-            for element in body.get("elem", []):
-                if kind in ("map", "set") and re.search(r"w-[0-9a-v]{5}|10\.254\.|-0\b", json.dumps(element)):
-                    found.append(f"{kind} {body['name']}: {json.dumps(element)}")
-    return found
+        if kind != "metainfo":
+            ours = TABLE in (body.get("table"), body["name"] if kind == "table" else None)
+            items.append((json.dumps({kind: _without_handle(body)}, sort_keys=True), ours))
+    return items
 
 
-def _processes() -> list[str]:
-    """Of us (by the program's name or its command line), but not this one or its parents."""
-    mine = set()
-    pid = os.getpid()
-    while pid > 1:
-        mine.add(pid)
-        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        if int(folder.name) in mine:
-            continue
+def _without_handle(body: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in body.items() if key != "handle"}
+
+
+def _descendants(top: int) -> list[str]:
+    """Every process below `top`, ended ones that wait to be reaped left out."""
+    found: list[str] = []
+    todo = [top]
+    while todo:
+        pid = todo.pop()
         with contextlib.suppress(OSError):  # ended meanwhile
-            words = (
-                (folder / "cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
-            )
-            name = (folder / "comm").read_text().strip()
-            if name in ("wshd", "nats-server") or " -m agent run" in words or " -m agent up" in words:
-                found.append(f"{folder.name} {words[:120]}")
+            for children in Path(f"/proc/{pid}/task").glob("*/children"):
+                todo += map(int, children.read_text().split())
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ")
+            if words and pid != top:  # a zombie has none
+                found.append(f"{pid} {words[:120].decode(errors='replace')}")
     return found

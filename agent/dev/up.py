@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import secrets
@@ -216,12 +217,18 @@ async def _http(api: Api) -> AsyncIterator[int]:
         await runner.cleanup()
 
 
+def cgroup_parent(state_dir: Path) -> str:
+    """One for each state directory, so that it and another agent on this host leave each other's alone."""
+    return f"garrison-{hashlib.sha256(bytes(state_dir)).hexdigest()[:8]}"
+
+
 def _write_config(options: Options, servers: tuple[str, ...]) -> Path:
     """Short intervals, since a person waits; everything else is the agent's default."""
     base_dir = options.state_dir / "agent"
     base_dir.mkdir(exist_ok=True, mode=0o700)
     settings: dict[str, Any] = {
         "base_dir": str(base_dir),
+        "cgroup_parent": cgroup_parent(options.state_dir),
         "nats": {"servers": list(servers)},
         "stacks": [{"name": "debian", "package_path": str(options.stacks_dir / "debian")}],
         "domain": "localhost",

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from agent.dev.traces import look
+from agent.dev.traces import adopt_orphans, look, settled
 
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,8 +91,9 @@ class Platform:
 
 @pytest.fixture(scope="session")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    adopt_orphans()
     state = tmp_path_factory.mktemp("up")
-    before = look()
+    before = look(state)
     command = [
         sys.executable,
         "-m",
@@ -118,8 +119,6 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=60)
     assert process.returncode == 0, said
-    deadline = time.monotonic() + 15
-    while (left := look().beyond(before)) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    left = settled(state, before, 15)
     assert not left, f"left behind: {left}"
     shutil.rmtree(state)
