@@ -6,8 +6,10 @@ told with its key path and line, all of it at once; a misspelt key gets the near
 
 from __future__ import annotations
 
+import copy
 import difflib
 import ipaddress
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +44,8 @@ class ConfigErrors(Exception):
         self.errors = errors
 
 
-class _Section(Struct, frozen=True, forbid_unknown_fields=True):
-    pass
+class _Section(Struct, frozen=True):
+    """Unknown keys are `_unknown`'s affair, which has the nearest name for each."""
 
 
 class TlsSettings(_Section, frozen=True):
@@ -206,13 +208,12 @@ def _read(path: Path) -> tuple[Settings | None, list[ConfigError]]:
     if not isinstance(values, dict):
         return None, [ConfigError("", "expected a mapping of sections")]
     lines = dict(_lines(node, ""))
-    errors = list(_unknown(Settings, values, ""))
-    settings = None
-    if not errors:
-        settings, errors = _convert(values)
+    settings, errors = _convert(values)
+    errors = [*_unknown(Settings, values, ""), *errors]
     if settings is not None:
-        errors = list(_sensible(settings))
-    return settings, [ConfigError(e.key_path, e.message, _line(lines, e.key_path)) for e in errors]
+        errors += _sensible(settings)
+    placed = [ConfigError(e.key_path, e.message, _line(lines, e.key_path)) for e in errors]
+    return settings, sorted(placed, key=lambda e: e.line)
 
 
 def _line(lines: dict[str, int], key_path: str) -> int:
@@ -258,20 +259,46 @@ def _unknown(section: type[Struct], values: dict[Any, Any], path: str) -> Iterat
 
 
 def _convert(values: dict[str, Any]) -> tuple[Settings | None, list[ConfigError]]:
-    try:
-        return msgspec.convert(values, Settings, dec_hook=_path), []
-    except msgspec.ValidationError as e:
-        message, _, where = str(e).partition(" - at `$")
-        key_path = where.rstrip("`").lstrip(".")
-        found: Any = values
-        for part in key_path.replace("[", ".[").split("."):
-            try:
-                found = found[int(part[1:-1])] if part.startswith("[") else found[part]
-            except (KeyError, IndexError, TypeError, ValueError):
-                found = None
-                break
-        shown = f", got {found!r}" if found is not None and not isinstance(found, dict | list) else ""
-        return None, [ConfigError(key_path, message.replace("`", "") + shown)]
+    """msgspec names one wrong value; the others show once that one is taken out."""
+    errors: list[ConfigError] = []
+    left = copy.deepcopy(values)
+    while True:
+        try:
+            settings = msgspec.convert(left, Settings, dec_hook=_path)
+        except msgspec.ValidationError as e:
+            error, parts = _first_wrong(str(e), left)
+            errors.append(error)
+            if not parts or not _take_out(left, parts):
+                return None, errors
+        else:
+            return (None if errors else settings), errors
+
+
+def _first_wrong(text: str, values: Any) -> tuple[ConfigError, tuple[str | int, ...]]:
+    """What msgspec says, in our words: `intervals.heartbeat: expected float, got '10s'`."""
+    message, _, where = text.partition(" - at `$")
+    message = message.replace("`", "")
+    key_path = where.rstrip("`").lstrip(".")
+    parts = tuple(int(word) if word.isdigit() else word for word in re.findall(r"[^.\[\]]+", key_path))
+    found: Any = values
+    for part in parts:
+        found = found[part]
+    if message.startswith("Expected"):
+        message = f"expected{message.removeprefix('Expected').partition(', got ')[0]}, got {found!r}"
+    elif parts and not isinstance(found, dict | list):
+        message += f", got {found!r}"
+    return ConfigError(key_path, message), parts
+
+
+def _take_out(values: Any, parts: tuple[str | int, ...]) -> bool:
+    """False: it was needed, or its place in a list matters."""
+    *above, last = parts
+    for part in above:
+        values = values[part]
+    if isinstance(values, list) or "base_dir" in parts:
+        return False
+    del values[last]
+    return True
 
 
 def _path(kind: type, value: Any) -> Any:

@@ -40,7 +40,12 @@ def test_sections_are_merged_key_by_key(tmp_path: Path) -> None:
             3,
             "did you mean resources.memory_mb?",
         ),
-        ("base_dir: /b\nintervals:\n  heartbeat: 10s\n", "intervals.heartbeat", 3, "10s"),
+        (
+            "base_dir: /b\nintervals:\n  heartbeat: 10s\n",
+            "intervals.heartbeat",
+            3,
+            "expected float, got '10s'",
+        ),
         ("base_dir: /b\nintervals: {heartbeat: 0}\n", "intervals.heartbeat", 2, "> 0"),
         ("base_dir: b\n", "base_dir", 1, "absolute"),
         ("index: 0\n", "", 0, "base_dir"),
@@ -70,3 +75,17 @@ def test_everything_unknown_is_told_at_once(tmp_path: Path) -> None:
     """An operator mends a file once, not key by key."""
     errors = check(written(tmp_path, "base_dir: /b\nxx: 1\nnats: {serverz: []}\n"))
     assert [one.key_path for one in errors] == ["xx", "nats.serverz"]
+
+
+def test_every_wrong_value_is_told_at_once(tmp_path: Path) -> None:
+    """Also beside unknown keys, and in the order of the file."""
+    text = (
+        "base_dir: /b\nintervals:\n  heartbeat: 10s\n  stats: -1\nresources: {memory_mbb: 1, memory_mb: x}\n"
+    )
+    errors = check(written(tmp_path, text))
+    assert [(one.key_path, one.line) for one in errors] == [
+        ("intervals.heartbeat", 3),
+        ("intervals.stats", 4),
+        ("resources.memory_mbb", 5),
+        ("resources.memory_mb", 5),
+    ]
