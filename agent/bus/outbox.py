@@ -13,8 +13,6 @@ from pathlib import Path
 
 import msgspec
 
-LIMIT = 10_000
-
 
 class Kept(msgspec.Struct, frozen=True):
     """``listener``: must reach somebody, not only the server (droplet.exited)."""
@@ -31,40 +29,56 @@ class Entry:
 
 
 class Outbox:
+    """What is in memory is what there is to tell; the files are for the next agent. ``damaged``: what could not be read
+    at the start, and stays beside as `*.damaged`."""
+
     def __init__(self, directory: Path) -> None:
         self._dir = directory
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._entries: dict[int, Kept] = {}
+        self._entries: dict[int, Entry] = {}
         self.damaged: list[str] = []
+        for half_written in directory.glob("*.new"):
+            half_written.unlink()
         for path in sorted(directory.glob("*.event")):
             try:
-                self._entries[int(path.stem)] = msgspec.msgpack.decode(path.read_bytes(), type=Kept)
-            except (msgspec.MsgspecError, ValueError) as e:
+                number = int(path.stem)
+                self._entries[number] = Entry(number, msgspec.msgpack.decode(path.read_bytes(), type=Kept))
+            except (msgspec.MsgspecError, ValueError, OSError) as e:
                 path.rename(path.with_suffix(".damaged"))
                 self.damaged.append(f"{path.name}: {e}")
         self._next = max(self._entries, default=0) + 1
 
-    def put(self, kept: Kept) -> Entry:
-        entry = Entry(self._next, kept)
+    def add(self, kept: Kept) -> Entry:
+        """In memory; `write` makes it last."""
+        entry = self._entries[self._next] = Entry(self._next, kept)
         self._next += 1
-        path = self._path(entry.number)
-        new = path.with_suffix(".new")
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(fd, msgspec.msgpack.encode(kept))
-            os.fdatasync(fd)
-        finally:
-            os.close(fd)
-        new.rename(path)
-        self._entries[entry.number] = kept
-        if len(self._entries) > LIMIT:  # a bus that is away for days: the oldest are of no use to anybody
-            self.remove(next(iter(self._entries)))
         return entry
 
+    def write(self, entry: Entry) -> None:
+        """OSError: the disk does not take it (full, say); no half of it stays, and the entry is told all the same."""
+        path = self._path(entry.number)
+        new = path.with_suffix(".new")
+        try:
+            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with os.fdopen(fd, "wb", buffering=0) as file:
+                left = memoryview(msgspec.msgpack.encode(entry.kept))
+                while left:
+                    left = left[file.write(left) :]
+                os.fdatasync(file)
+            new.rename(path)
+        except OSError:
+            new.unlink(missing_ok=True)
+            raise
+
     def remove(self, number: int) -> None:
-        """Idempotent."""
+        """Idempotent. OSError: the file stays, so the next agent tells it once more."""
         if self._entries.pop(number, None) is not None:
             self._path(number).unlink(missing_ok=True)
+
+    def set_aside(self, number: int) -> None:
+        """What no server takes: out of the way, and left for a person to read. OSError as above."""
+        if self._entries.pop(number, None) is not None and (path := self._path(number)).exists():
+            path.rename(path.with_suffix(".damaged"))
 
     def _path(self, number: int) -> Path:
         return self._dir / f"{number:012d}.event"
@@ -73,4 +87,4 @@ class Outbox:
         return len(self._entries)
 
     def __iter__(self) -> Iterator[Entry]:
-        return iter([Entry(number, kept) for number, kept in self._entries.items()])
+        return iter(tuple(self._entries.values()))

@@ -2,165 +2,217 @@
 
 `Client.msg_class` is called by the parser once per message, in wire order, before any queue; the class made here
 hands commands over from there. It never raises: an exception would leave the client deaf (bus.md 1).
+
+A connection that failed once is thrown away. Two things of nats-py are private and touched all the same, each
+guarded by a test: `_process_msg`, so that a hostile header or reply subject costs its own message only, and the
+transport, because `close()` waits for a stalled server to take what is pending and leaks socket and tasks.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
 from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from agent.bus import credentials
 from agent.config import NatsSettings
 
 CONNECT_TIMEOUT_S = 3.0
-PENDING_BYTES = 64 << 20
-HandOver = Callable[[str, str, bytes], None]
+CLOSE_TIMEOUT_S = 0.5
+#: nats-py's own ways to go on; and bounds, without which a stalled server holds us for ever (bus.md 3 and 4).
+SWITCHED_OFF: dict[str, Any] = {
+    "allow_reconnect": False,
+    "max_reconnect_attempts": 1,
+    "reconnect_time_wait": 0.001,
+    "connect_timeout": 2,
+    "flush_timeout": 1,
+    "pending_size": 64 << 20,
+}
+SUBJECT_BYTES = 3900  # a server ends the connection at a control line of 4,096
+
+
+class Arrived(NamedTuple):
+    """A message as it was read. ``nobody``: the server's 503, what was sent with this inbox had no listener."""
+
+    subject: str
+    reply: str
+    payload: bytes
+    nobody: bool
+
+
+HandOver = Callable[[Arrived], None]
 
 
 class BusError(RuntimeError):
     """The connection did not do what was asked; a new one will."""
 
 
-def _message_class(hand_over: HandOver) -> type[Msg]:
+class Unsendable(ValueError):
+    """This message will not go over any connection; the next one may."""
+
+
+def _client_class(hand_over: HandOver, alarm: Callable[[str], None]) -> type[Client]:
     class HandedOver(Msg):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            with contextlib.suppress(
-                Exception
-            ):  # the law of this place; the alarm is the subscription's callback
-                hand_over(self.subject, self.reply, self.data)
+            with contextlib.suppress(Exception):  # the alarm is the subscription's callback
+                nobody = self.headers is not None and self.headers.get("Status") == "503"
+                hand_over(Arrived(self.subject, self.reply, self.data, nobody))
                 self.handed_over = True
 
-    return HandedOver
+    class OneConnection(Client):
+        msg_class = HandedOver
+
+        async def _process_msg(self, *args: Any, **kwargs: Any) -> None:
+            try:
+                await super()._process_msg(*args, **kwargs)
+            except Exception as e:  # what is no UTF-8 beside the payload ends the read loop otherwise
+                alarm(f"message dropped: {_said(e)}")
+
+    return OneConnection
 
 
 class Connection:
-    """A connection that lives until ``ended`` is set; then it is thrown away."""
+    """Lives until ``ended`` is set; then it is thrown away."""
 
-    def __init__(self, client: Client, ended: asyncio.Event) -> None:
-        self._client = client
-        self.ended = ended
+    def __init__(self, server: str, hand_over: HandOver, alarm: Callable[[str], None]) -> None:
+        self.server = server
+        self.ended = asyncio.Event()
+        self._alarm = alarm
+        self._client = _client_class(hand_over, alarm)()
+        self._is_open = False
+        self._why_not = ""
 
     @classmethod
     async def open(
         cls, settings: NatsSettings, server: str, name: str, hand_over: HandOver, alarm: Callable[[str], None]
     ) -> Connection:
         """Connects to one server. BusError: it did not work, with the reason."""
-        ended = asyncio.Event()
-        kind = type("GarrisonClient", (Client,), {"msg_class": _message_class(hand_over)})
-        client: Client = kind()
-
-        async def note_error(error: Exception) -> None:
-            alarm(str(error) or repr(error))
-
-        async def note_end() -> None:
-            ended.set()
-
-        options: dict[str, Any] = {
-            "servers": [server],
-            "name": name,
-            "allow_reconnect": False,
-            "max_reconnect_attempts": 1,
-            "reconnect_time_wait": 0.001,
-            "connect_timeout": 2,
-            "flush_timeout": 1,
-            "pending_size": PENDING_BYTES,
-            "error_cb": note_error,
-            "disconnected_cb": note_end,
-            "closed_cb": note_end,
-            **_credentials(settings),
-        }
+        address = credentials.address(server)
+        self = cls(address.url, hand_over, alarm)
         try:
+            options = credentials.options(settings, address)
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await client.connect(**options)
+                await self._client.connect(
+                    **options,
+                    **SWITCHED_OFF,
+                    name=name,
+                    error_cb=self._note_error,
+                    disconnected_cb=self._note_end,
+                    closed_cb=self._note_end,
+                )
         except Exception as e:  # nats-py raises a dozen kinds; each means: not this server, not now
-            await _close(client)
-            raise BusError(f"{type(e).__name__}: {e}") from e
-        return cls(client, ended)
+            await self.close()
+            raise BusError(self._why_not or _said(e)) from e
+        except BaseException:
+            await self.close()
+            raise
+        self._is_open = True
+        return self
 
-    @property
-    def server(self) -> str:
-        url = self._client.connected_url
-        return f"{url.hostname}:{url.port}" if url is not None else "?"
+    async def _note_error(self, error: Exception) -> None:
+        if not self._is_open:
+            self._why_not = _said(error)  # nats-py's own word for it is "no servers available"
+        elif not self.ended.is_set():
+            self._alarm(_said(error))
+            if isinstance(error, OSError | nats.errors.UnexpectedEOF):
+                self.ended.set()  # its closing may break on what is pending, and then tells nobody
+
+    async def _note_end(self) -> None:
+        self.ended.set()
 
     async def subscribe(self, subject: str, alarm: Callable[[str], None]) -> None:
+        """``alarm`` is told of a message that was not handed over. BusError: the connection is gone."""
+
         async def not_handed_over(message: Msg) -> None:
             if not getattr(message, "handed_over", False):
                 alarm(message.subject)
 
-        await self._client.subscribe(subject, cb=not_handed_over)
+        try:
+            await self._client.subscribe(subject, cb=not_handed_over)
+        except Exception as e:
+            raise BusError(f"subscribe to {subject}: {_said(e)}") from e
+        _honour_cancellation()
 
     async def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
+        """Unsendable: the fault is the message's. BusError: the connection's."""
+        if len(subject.encode()) + len(reply.encode()) > SUBJECT_BYTES:
+            raise Unsendable(f"a subject of more than {SUBJECT_BYTES} bytes")
         try:
             await self._client.publish(subject, payload, reply=reply)
-        except Exception as e:  # closed, too large, pending full: all the same to the caller
-            raise BusError(f"publish on {subject}: {type(e).__name__}: {e}") from e
+        except (nats.errors.MaxPayloadError, nats.errors.BadSubjectError) as e:
+            raise Unsendable(f"{len(payload)} bytes on {subject!r}: {_said(e)}") from e
+        except Exception as e:
+            raise BusError(f"publish on {subject}: {_said(e)}") from e
+        _honour_cancellation()
 
     def new_inbox(self) -> str:
         return self._client.new_inbox()
 
     async def barrier(self, timeout_s: float = 2.0) -> None:
-        """Returns when the server has everything published so far. BusError: not known."""
-        await self._raced(self._barrier(), timeout_s)
+        """Returns when the server has everything published so far. BusError: not known, and the connection is
+        closed: the PONG of a question that was given up would end nats-py's read loop (bus.md 3)."""
+        try:
+            await self._raced(self._barrier(), timeout_s)
+        except BaseException:
+            await self.close()
+            raise
 
     async def _barrier(self) -> None:
-        # publish then flush proves nothing: the PING overtakes what is still pending (bus.md 4)
+        # publish then flush proves nothing: the PING overtakes what is still pending. And flush() says that all
+        # is well once the read loop is dead; rtt() does not.
         while self._client.pending_data_size:  # noqa: ASYNC110  (nats-py tells nobody when it has written)
             await asyncio.sleep(0.001)
-        await self._client.flush(2)
+        await self._client.rtt(2)
 
     async def _raced(self, work: Awaitable[None], timeout_s: float) -> None:
         task = asyncio.ensure_future(work)
         end = asyncio.ensure_future(self.ended.wait())
         try:
             await asyncio.wait({task, end}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-            if self.ended.is_set() or not task.done():
-                raise BusError(
-                    "the connection ended" if self.ended.is_set() else f"no answer in {timeout_s} s"
-                )
+            if self.ended.is_set():
+                raise BusError("the connection ended")
+            if not task.done():
+                raise BusError(f"no answer in {timeout_s:g} s")
             if (error := task.exception()) is not None:
-                raise BusError(repr(error)) from error
+                raise BusError(_said(error)) from error
         finally:
             for one in (task, end):
                 one.cancel()
             await asyncio.gather(task, end, return_exceptions=True)
 
     async def close(self) -> None:
-        await _close(self._client)
+        """Throws away what has not left yet; where that matters `barrier` goes before. Never raises, at most half
+        a second."""
         self.ended.set()
+        _discard_pending(self._client)
+        task = asyncio.ensure_future(self._client.close())
+        try:
+            await asyncio.wait({task}, timeout=CLOSE_TIMEOUT_S)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
 
-async def _close(client: Client) -> None:
-    """At most half a second: close() may hang on a stalled server, and cancelling it works."""
-    task = asyncio.ensure_future(client.close())
-    await asyncio.wait({task}, timeout=0.5)
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+def _discard_pending(client: Client) -> None:
+    client._pending.clear()
+    client._pending_data_size = 0
+    writer: asyncio.StreamWriter | None = getattr(client._transport, "_io_writer", None)
+    if writer is not None:
+        writer.transport.abort()
 
 
-def _credentials(settings: NatsSettings) -> dict[str, Any]:
-    """Read anew for each connection: a rotated file counts at once."""
-    options: dict[str, Any] = {}
-    if settings.user is not None:
-        options["user"] = settings.user
-        options["password"] = settings.password or ""
-    if settings.credentials_file is not None:
-        options["user_credentials"] = str(settings.credentials_file)
-    if settings.nkey_seed_file is not None:
-        options["nkeys_seed"] = str(settings.nkey_seed_file)
-    if settings.tls is not None:
-        context = ssl.create_default_context(cafile=_text(settings.tls.ca_file))
-        if settings.tls.cert_file is not None:
-            context.load_cert_chain(str(settings.tls.cert_file), _text(settings.tls.key_file))
-        options["tls"] = context
-    return options
+def _honour_cancellation() -> None:
+    """nats-py swallows CancelledError where it flushes; a task that was cancelled meanwhile ends here."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
+def _said(error: BaseException) -> str:
+    return str(error) or type(error).__name__

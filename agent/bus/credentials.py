@@ -1,0 +1,79 @@
+"""Who we say we are to a server. Read anew for each connection, so that a rotated file counts at once.
+
+Files are read here, whole, and looked at before nats-py sees them: its own reader turns for ever on a credentials file
+without a JWT (one that is being written, say), and reads JWT and seed at two different moments.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from nats.aio.client import RawCredentials
+
+from agent.config import NatsSettings, TlsSettings
+
+_SCHEME = re.compile(r"(nats|tls|wss?)://(.*)", re.DOTALL)
+_CREDENTIALS_PARTS = ("-----BEGIN NATS USER JWT-----\n", "-----BEGIN USER NKEY SEED-----\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A configured server, its user information apart: no message about it can hold a password."""
+
+    url: str
+    user: str | None = None
+    password: str | None = None
+
+
+def address(server: str) -> Address:
+    scheme, rest = ("nats", server) if (known := _SCHEME.match(server)) is None else (known[1], known[2])
+    information, at, host = rest.rpartition("@")
+    url = f"{scheme}://{host}"
+    if not at:
+        return Address(url)
+    user, colon, password = information.partition(":")
+    return Address(url, unquote(user), unquote(password) if colon else None)
+
+
+def options(settings: NatsSettings, server: Address) -> dict[str, Any]:
+    """For nats-py's connect. OSError, ValueError: a file that is not what it should be."""
+    made: dict[str, Any] = {"servers": [server.url]}
+    if settings.user is not None:
+        made["user"], made["password"] = settings.user, settings.password or ""
+    elif server.password is not None:
+        made["user"], made["password"] = server.user, server.password
+    elif server.user is not None:
+        made["token"] = server.user
+    if settings.credentials_file is not None:
+        made["user_credentials"] = RawCredentials(_credentials(settings.credentials_file))
+    if settings.nkey_seed_file is not None:
+        made["nkeys_seed_str"] = settings.nkey_seed_file.read_text("ascii").strip()
+    if settings.tls is not None:
+        made["tls"] = _tls(settings.tls)
+    return made
+
+
+def _credentials(path: Path) -> str:
+    text = path.read_text("ascii")
+    for part in _CREDENTIALS_PARTS:
+        _, found, after = text.partition(part)
+        if not found or not after.partition("\n")[0]:
+            raise ValueError(f"{path}: expected a line after {part.strip()!r}, found none")
+    return text
+
+
+def _tls(settings: TlsSettings) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=_text(settings.ca_file))
+    if settings.cert_file is not None:
+        # a key with a passphrase is refused; without the argument OpenSSL would ask on the terminal
+        context.load_cert_chain(settings.cert_file, settings.key_file, password="")
+    return context
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

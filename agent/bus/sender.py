@@ -1,0 +1,191 @@
+"""What leaves, in the order in which it was said: events and words in one queue, one task that empties it.
+
+    event   in the outbox until the barrier behind it has passed; an exit until somebody listened, too
+    word    sent now or not at all
+
+An exit that nobody listens to waits aside and is asked about again; what is behind it goes on (bus.md 4).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from agent.bus.outbox import Entry, Kept, Outbox
+from agent.bus.wire import BusError, Connection, Unsendable
+from agent.logs import Log
+
+LISTENER_RETRY_S = 0.2
+LISTENER_PATIENCE_S = 60.0
+BATCH = 100  # events between two barriers: as many are repeated, at most, when the link dies
+LIMIT = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    subject: str
+    payload: bytes
+    reply: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unheard:
+    entry: Entry
+    since_s: float
+
+
+class Sender:
+    def __init__(self, outbox: Outbox, log: Log, *, listener_patience_s: float = LISTENER_PATIENCE_S) -> None:
+        self._outbox = outbox
+        self._log = log
+        self._patience_s = listener_patience_s
+        self._connection: Connection | None = None
+        self._inbox_prefix = ""
+        self._queue: deque[Entry | Word] = deque()
+        self._unheard: dict[int, Unheard] = {}
+        self._retry_at_s = 0.0
+        self._asked: dict[str, bool] = {}
+        """Inbox of an exit in flight: whether the server has said that nobody listens."""
+        self._wake = asyncio.Event()
+        self._settled = asyncio.Event()
+
+    # -- said --------------------------------------------------------------------------------------------------
+
+    def tell(self, kept: Kept) -> None:
+        entry = self._outbox.add(kept)
+        try:
+            self._outbox.write(entry)
+        except OSError as e:
+            self._log.error(
+                "outbox_not_written", subject=kept.subject, error=str(e), consequence="lost if the agent ends"
+            )
+        if len(self._outbox) > LIMIT:  # a bus that is away for days: the oldest are of no use to anybody
+            oldest = next(iter(self._outbox))
+            self._log.error("outbox_full_oldest_dropped", subject=oldest.kept.subject, limit=LIMIT)
+            self._drop(oldest.number)
+        self._put(entry)
+
+    def say(self, word: Word) -> None:
+        self._put(word)
+
+    def _put(self, one: Entry | Word) -> None:
+        self._settled.clear()
+        if self._connection is not None:  # without one, an event waits in the outbox and a word is over
+            self._queue.append(one)
+            self._wake.set()
+
+    @property
+    def waiting(self) -> frozenset[bytes]:
+        """The payloads of all events that are still to be told."""
+        return frozenset(entry.kept.payload for entry in self._outbox)
+
+    async def wait_settled(self) -> None:
+        """Until every event is told and every word has left."""
+        while self._outbox or self._queue:
+            self._settled.clear()
+            await self._settled.wait()
+
+    # -- the connection's life ---------------------------------------------------------------------------------
+
+    def connected(self, connection: Connection, inbox_prefix: str) -> None:
+        """All kept events go first, in their order."""
+        self._connection, self._inbox_prefix = connection, inbox_prefix
+        self._queue = deque(self._outbox)
+        self._unheard.clear()
+        self._wake.set()
+
+    def disconnected(self) -> None:
+        self._connection = None
+        self._queue.clear()
+        self._unheard.clear()
+        self._wake.set()
+
+    def note_nobody(self, inbox: str) -> None:
+        """From the hand-over, so before the PONG of the barrier behind it."""
+        if inbox in self._asked:
+            self._asked[inbox] = True
+
+    # -- sending -----------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """For a TaskGroup: for ever."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                until_retry_s = max(0.0, self._retry_at_s - time.monotonic())
+                async with asyncio.timeout(until_retry_s if self._unheard else None):
+                    await self._wake.wait()
+            self._wake.clear()
+            while (connection := self._connection) is not None and (batch := self._take_batch()):
+                try:
+                    await self._send(connection, batch)
+                except BusError as e:
+                    self._log.warning(
+                        "bus_send_failed", error=str(e), consequence="events stay in the outbox"
+                    )
+                    if self._connection is connection:
+                        self.disconnected()
+                    await connection.close()
+                finally:
+                    self._asked.clear()
+            if not self._queue and not self._outbox:
+                self._settled.set()
+
+    def _take_batch(self) -> list[Entry | Word]:
+        """The unheard are older than what is queued: they go first when it is their time, or when another exit leaves."""
+        batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
+        now_s = time.monotonic()
+        if self._unheard and (now_s >= self._retry_at_s or any(_wants_listener(one) for one in batch)):
+            batch[:0] = [unheard.entry for unheard in self._unheard.values()]
+            self._retry_at_s = now_s + LISTENER_RETRY_S
+        return batch
+
+    async def _send(self, connection: Connection, batch: list[Entry | Word]) -> None:
+        sent: list[tuple[Entry, str]] = []
+        for one in batch:
+            what, reply = (one, one.reply) if isinstance(one, Word) else (one.kept, "")
+            if isinstance(one, Entry) and _wants_listener(one):
+                reply = f"{self._inbox_prefix}.exit.{one.number}.{time.monotonic_ns()}"
+                self._asked[reply] = False
+            try:
+                await connection.publish(what.subject, what.payload, reply)
+            except Unsendable as e:
+                self._log.error("bus_message_unsendable", subject=what.subject, error=str(e))
+                if isinstance(one, Entry):
+                    self._drop(one.number, aside=True)
+                continue
+            if isinstance(one, Entry):
+                sent.append((one, reply))
+        if sent:
+            await connection.barrier()
+            for entry, inbox in sent:
+                self._settle(entry, nobody=self._asked.get(inbox, False))
+
+    def _settle(self, entry: Entry, *, nobody: bool) -> None:
+        """The server has it; for an exit, did it have a listener?"""
+        if nobody:
+            now_s = time.monotonic()
+            unheard = self._unheard.setdefault(entry.number, Unheard(entry, now_s))
+            if now_s - unheard.since_s < self._patience_s:
+                self._retry_at_s = now_s + LISTENER_RETRY_S
+                return
+            self._log.warning(
+                "bus_event_without_listener", subject=entry.kept.subject, tried_s=self._patience_s
+            )
+        self._drop(entry.number)
+
+    def _drop(self, number: int, *, aside: bool = False) -> None:
+        self._unheard.pop(number, None)
+        try:
+            if aside:
+                self._outbox.set_aside(number)
+            else:
+                self._outbox.remove(number)
+        except OSError as e:
+            self._log.error("outbox_not_removed", error=str(e), consequence="told again by the next agent")
+
+
+def _wants_listener(one: Entry | Word) -> bool:
+    return isinstance(one, Entry) and one.kept.listener
