@@ -169,7 +169,7 @@ class Worker:
         log.info("depot_recovered", found=len(recovered.found), removed=len(recovered.removed))
         self._transfers = Transfers(settings.downloads.concurrent, stall_s=settings.downloads.stall_s)
         unpacker = Unpacker(low_water_bytes=settings.resources.low_water_mb * MIB)
-        self._layers = Layers(base / "layers", base / "trash", self._transfers, unpacker)
+        self._layers = Layers(base / "layers", base / "trash", self._transfers, unpacker, self._log)
         await self._layers.open()
         for left in (base / "staging").iterdir():  # by an agent that was killed
             self._layers.throw_away(left)

@@ -27,6 +27,11 @@ class Bounds:
     ratio_from_bytes: int = 128 << 20
     low_water_bytes: int = 0
 
+    @property
+    def stream_bytes(self) -> int:
+        """A whole tar: headers and padding come on top of contents, about three blocks a member."""
+        return self.total_bytes + 3 * 512 * self.members
+
 
 class Kind(Enum):
     FILE = "file"

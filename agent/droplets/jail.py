@@ -13,6 +13,7 @@ import errno
 import os
 import platform
 import resource
+import signal
 import struct
 from pathlib import Path
 
@@ -28,7 +29,13 @@ _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _OPEN_TREE, _MOUNT_SETATTR = 428, 442
 _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC, _AT_EMPTY_PATH = 1, 0o2000000, 0x1000
 _ATTR_NOSUID, _ATTR_NODEV, _ATTR_NOEXEC, _ATTR_IDMAP, _ATTR_NOSYMFOLLOW = 0x2, 0x4, 0x8, 0x100000, 0x200000
-_PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP = 4, 24, 38, 22
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = (
+    1,
+    4,
+    22,
+    24,
+    38,
+)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 #: Allowed calls: (x86_64, aarch64). Whatever else a library tries is answered EPERM.
@@ -51,7 +58,6 @@ _ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "rt_sigreturn": (15, 139),
     "sigaltstack": (131, 132),
     "pread64": (17, 67),
-    "ioctl": (16, 29),
     "dup": (32, 23),
     "fcntl": (72, 25),
     "ftruncate": (77, 46),
@@ -155,7 +161,11 @@ def _clone_of(target: Path) -> int:
 
 
 def enter(target: Path) -> int:
-    """Shut the worker in ``target`` (owned by vcap's number). Returns a descriptor of the root. No way back."""
+    """Shut the worker in ``target`` (owned by vcap's number). Returns a descriptor of the root. No way back.
+
+    The worker dies with its parent: nothing may write into a tree that the next agent has thrown away.
+    """
+    parent = os.getppid()
     _check(_libc.unshare(_CLONE_NEWNS | _CLONE_NEWNET | _CLONE_NEWIPC | _CLONE_NEWUTS), "unshare")
     clone = _clone_of(target)
     os.setgroups([])
@@ -175,6 +185,10 @@ def enter(target: Path) -> int:
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
     os.umask(0)
     _drop_rights()
+    # prctl(2): forgotten at each change of ids, so only now; who is an orphan already gets no signal
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "parent death signal")
+    if os.getppid() != parent:
+        raise OSError(errno.ESRCH, os.strerror(errno.ESRCH), "the agent")
     _install(make_filter(platform.machine()))
     return root
 

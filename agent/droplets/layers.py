@@ -15,10 +15,11 @@ import ctypes
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -26,6 +27,7 @@ from agent.droplets import trash
 from agent.droplets.archive import Bounds
 from agent.droplets.transfer import Transfers
 from agent.droplets.unpacker import Unpacked, Unpacker
+from agent.logs import Log
 
 _SHA1 = re.compile(r"[0-9a-f]{40}\Z")
 #: A droplet is compressed; its download may be no larger than the tree it makes and its headers.
@@ -54,7 +56,9 @@ class Layer:
 def _sync_file_system(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _libc.syncfs(fd)
+        if _libc.syncfs(fd) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(path))
     finally:
         os.close(fd)
 
@@ -62,13 +66,17 @@ def _sync_file_system(path: Path) -> None:
 class Layers:
     """``open`` before anything else; ``close`` at the end."""
 
-    def __init__(self, layers_dir: Path, trash_dir: Path, transfers: Transfers, unpacker: Unpacker) -> None:
+    def __init__(
+        self, layers_dir: Path, trash_dir: Path, transfers: Transfers, unpacker: Unpacker, log: Log
+    ) -> None:
         self._dir = layers_dir
         self._trash = trash_dir
         self._transfers = transfers
         self._unpacker = unpacker
+        self._log = log
         self._known: dict[str, Layer] = {}
         self._making: dict[str, asyncio.Task[Layer]] = {}
+        self._abandoned: set[asyncio.Task[Layer]] = set()
         self._users: Counter[str] = Counter()
         self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         self._background: set[asyncio.Task[None]] = set()
@@ -78,6 +86,7 @@ class Layers:
         """What is whole is known again; what is not goes to the trash."""
         for directory in (self._dir, self._trash):
             directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        unsynced = {}
         for path in sorted(self._dir.iterdir()):
             if path.suffix == ".json":
                 if not path.with_suffix("").is_dir():
@@ -88,6 +97,10 @@ class Layers:
                 self._throw_away(path.name)
             else:
                 self._known[path.name] = Layer(path.name, path, record.bytes)
+                if not record.synced:  # an agent of this boot made it and ended before it could sync
+                    unsynced[path.name] = record
+        if unsynced:
+            self._in_background(self._sync(unsynced), "sync")
         self._in_background(self._empty_trash(), "trash")
 
     def _read_record(self, name: str) -> Record | None:
@@ -103,15 +116,22 @@ class Layers:
         trash.throw_away(self._dir / name, self._trash)
 
     async def close(self) -> None:
-        for making in self._making.values():
-            making.cancel()
-        await asyncio.gather(*self._making.values(), *self._background, return_exceptions=True)
+        making = [*self._making.values(), *self._abandoned]
+        for task in making:
+            task.cancel()
+        await asyncio.gather(*making, return_exceptions=True)
+        while self._background:  # what was being made has gone to the trash just now
+            await asyncio.gather(*self._background, return_exceptions=True)
 
-    def _in_background(self, work: object, name: str) -> None:
-        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[call-overload]
-        task.set_name(name)
+    def _in_background(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
         self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        task.add_done_callback(self._background_ended)
+
+    def _background_ended(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log.warning("layers_work_failed", work=task.get_name(), error=str(error))
 
     async def _empty_trash(self) -> None:
         async with self._emptying:  # two of them would take entries away from under each other
@@ -128,6 +148,8 @@ class Layers:
             yield
         finally:
             self._users[sha1] -= 1
+            if not self._users[sha1]:
+                del self._users[sha1]
 
     async def ensure(self, sha1: str, url: str | None, limit_bytes: int) -> Layer:
         """The layer of a droplet; fetched and unpacked once however many ask. LayerError, TransferError, ArchiveError."""
@@ -141,20 +163,29 @@ class Layers:
                 raise LayerError("executableUri: expected a URL, got null")
             making = asyncio.create_task(self._make(sha1, url, limit_bytes), name=f"layer-{sha1[:8]}")
             self._making[sha1] = making
-            making.add_done_callback(lambda done: self._made(sha1, done))
+            making.add_done_callback(lambda task: self._made(sha1, task))
         with self.use(sha1):
             try:
                 # one waiter's end is not the others': but the last one takes the work along
                 return await asyncio.shield(making)
             except asyncio.CancelledError:
                 if self._users[sha1] <= 1:
-                    making.cancel()
+                    self._abandon(sha1, making)
                 raise
 
-    def _made(self, sha1: str, done: asyncio.Task[Layer]) -> None:
-        self._making.pop(sha1, None)
-        if not done.cancelled():
-            done.exception()  # seen by those who waited, if any
+    def _abandon(self, sha1: str, making: asyncio.Task[Layer]) -> None:
+        """Who asks from now on starts anew, and does not wait for what is being taken down."""
+        if self._making.get(sha1) is making:
+            del self._making[sha1]
+            self._abandoned.add(making)
+        making.cancel()
+
+    def _made(self, sha1: str, task: asyncio.Task[Layer]) -> None:
+        self._abandoned.discard(task)
+        if self._making.get(sha1) is task:
+            del self._making[sha1]
+        if not task.cancelled():
+            task.exception()  # seen by those who waited, if any
 
     async def _make(self, sha1: str, url: str, limit_bytes: int) -> Layer:
         new = self._new_path()
@@ -181,13 +212,16 @@ class Layers:
         return self._dir / f".new-{os.urandom(8).hex()}"
 
     def _publish(self, new: Path, sha1: str, unpacked: Unpacked) -> Layer:
-        """The record first: a tree without one is not taken for whole."""
+        """The record first: a tree without one is not taken for whole. One that is known already stays."""
+        if (found := self._known.get(sha1)) is not None:
+            self.throw_away(new)
+            return found
         layer = Layer(sha1, self._dir / sha1, unpacked.bytes)
         record = Record(unpacked.bytes, unpacked.files, self._boot_id)
         self._write_record(sha1, record)
         new.rename(layer.path)
         self._known[sha1] = layer
-        self._in_background(self._sync(sha1, record), f"sync-{sha1[:8]}")
+        self._in_background(self._sync({sha1: record}), f"sync-{sha1[:8]}")
         return layer
 
     def _write_record(self, sha1: str, record: Record) -> None:
@@ -196,18 +230,16 @@ class Layers:
         beside.write_bytes(msgspec.json.encode(record))
         beside.rename(path)
 
-    async def _sync(self, sha1: str, record: Record) -> None:
+    async def _sync(self, records: Mapping[str, Record]) -> None:
+        """The mark needs no sync of its own: a layer that has lost it is fetched again, that is all."""
         await asyncio.to_thread(_sync_file_system, self._dir)
-        if sha1 in self._known:
-            self._write_record(sha1, msgspec.structs.replace(record, synced=True))
+        for sha1, record in records.items():
+            if sha1 in self._known:
+                self._write_record(sha1, msgspec.structs.replace(record, synced=True))
 
     async def adopt(self, tree: Path, sha1: str, size_bytes: int, files: int) -> Layer:
-        """A tree that staging has made of the very droplet (pack.py). One that is known already stays."""
-        if (found := self._known.get(sha1)) is not None:
-            self.throw_away(tree)
-            return found
-        unpacked = Unpacked(files, size_bytes)
-        return self._publish(tree, sha1, unpacked)
+        """A tree that staging has made of the very droplet (pack.py)."""
+        return self._publish(tree, sha1, Unpacked(files, size_bytes))
 
     async def import_zip(self, archive: Path, target: Path, bounds: Bounds) -> Unpacked:
         """An app package or a buildpack, through the same jail. ``target`` must not exist; on an error it does not."""
@@ -228,5 +260,5 @@ class Layers:
             del self._known[sha1]
             self._throw_away(sha1)
         if gone:
-            await self._empty_trash()
+            self._in_background(self._empty_trash(), "trash")
         return gone

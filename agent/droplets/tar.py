@@ -74,8 +74,8 @@ class ByteStream:
         while True:
             if self._inflate is None:
                 rest = self._source()
-                while rest and not rest.strip(b"\0"):
-                    rest = self._source()  # zeros behind the last member are padding
+                while rest and not (rest := rest.lstrip(b"\0")):
+                    rest = self._source()  # zeros behind a member are padding
                 if not rest:
                     return b""
                 if not rest.startswith(b"\x1f"):
@@ -98,8 +98,7 @@ class ByteStream:
         self._buffer, self._at = (self._inflated() if self._gzip else self._source()), 0
         self.bytes_out += len(self._buffer)
         bounds = self._bounds
-        # Headers and padding come on top of contents: about three blocks a member.
-        if self.bytes_out > bounds.total_bytes + 3 * BLOCK * bounds.members:
+        if self.bytes_out > bounds.stream_bytes:
             raise ArchiveError(f"more than {bounds.total_bytes} bytes")
         if self.bytes_out > bounds.ratio_from_bytes and self.bytes_out > bounds.ratio * self.bytes_in:
             raise ArchiveError(f"compressed more than {bounds.ratio} to 1")
@@ -118,7 +117,7 @@ class ByteStream:
         while len(out) < count:
             more = self.some(count - len(out))
             if not more:
-                raise ArchiveError("tar: truncated")
+                raise ArchiveError("tar: truncated, or no tar at all")
             out += more
         return out
 
@@ -133,10 +132,9 @@ def _number(field: bytes, what: str) -> int:
         value = int.from_bytes(field, "big", signed=False) & ~(0x80 << (8 * (len(field) - 1)))
         return value if field[0] == 0x80 else -1
     text = field.strip(b" \0")
-    try:
-        return int(text, 8) if text else 0
-    except ValueError as e:
-        raise ArchiveError(f"tar: {what} is no number: {shown(field)}") from e
+    if text.translate(None, b"01234567"):  # int() would take signs, blanks and underscores too
+        raise ArchiveError(f"tar: {what} is no number: {shown(field)}")
+    return int(text, 8) if text else 0
 
 
 def _checked(header: bytes) -> bytes:
@@ -177,7 +175,7 @@ def _pax_number(records: dict[bytes, bytes], key: bytes, default: int) -> int:
     if not text:
         return default
     whole = text.split(b".", 1)[0]
-    if not whole.lstrip(b"-").isdigit() or len(whole) > 20:
+    if not whole.removeprefix(b"-").isdigit() or len(whole) > 20:
         raise ArchiveError(f"tar: pax {key.decode('ascii')} is no number: {shown(text)}")
     return int(whole)
 

@@ -7,22 +7,25 @@ uploads by watching the bytes that were taken.
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
-import json
+import io
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 from yarl import URL
 
 CHUNK = 1 << 20
+ANSWER_BYTES = 1 << 20
 STALL_S = 30.0
 POLL_PERIOD_S = 1.0
 POLL_LIMIT_S = 300.0
-Sink = Callable[[bytes], Awaitable[None]]
+Sink = Callable[[bytes], Awaitable[Any]]
 
 
 class TransferError(RuntimeError):
@@ -35,31 +38,88 @@ class Downloaded:
     bytes: int
 
 
-def _split(url: str) -> tuple[URL, aiohttp.BasicAuth | None]:
+class _JobAddress(msgspec.Struct, frozen=True):
+    url: str
+
+
+class _Accepted(msgspec.Struct, frozen=True):
+    """The answer to an upload that the Cloud Controller works on afterwards."""
+
+    metadata: _JobAddress
+
+
+class _JobState(msgspec.Struct, frozen=True):
+    status: str
+
+
+class _Polled(msgspec.Struct, frozen=True):
+    entity: _JobState
+
+
+#: What decoding raises: beside msgspec's own, for bytes that are no UTF-8 and for nests of brackets.
+_UNDECODABLE = (msgspec.MsgspecError, ValueError, RecursionError)
+
+
+@dataclass(frozen=True, slots=True)
+class _Address:
+    """A URL without its credentials, and these apart."""
+
+    url: URL
+    auth: aiohttp.BasicAuth | None
+
+
+def _address(url: str, doing: str) -> _Address:
     try:
         parsed = URL(url)
         if parsed.scheme not in ("http", "https") or not parsed.host:
-            raise ValueError("expected http or https")
+            raise ValueError
         auth = None
         if parsed.user is not None:
-            auth = aiohttp.BasicAuth(parsed.user, parsed.password or "", "utf-8")
-    except (ValueError, TypeError) as e:
-        raise TransferError(f"Error downloading: not a URL ({e})") from None
-    return parsed.with_user(None), auth
+            auth = aiohttp.BasicAuth(parsed.user, parsed.password or "", encoding="utf-8")
+        return _Address(parsed.with_user(None), auth)
+    except (ValueError, TypeError):  # whose text would quote the credentials
+        raise TransferError(f"Error {doing}: not a URL of http or https") from None
+
+
+class _WatchedFile(io.FileIO):
+    """Remembers when it was last read."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.read_at = time.monotonic()
+
+    def readinto(self, buffer: Any) -> int | None:
+        self.read_at = time.monotonic()
+        return super().readinto(buffer)
 
 
 class Transfers:
-    """``concurrent``: how many at once, both ways together."""
+    """``concurrent``: how many at once, both ways together. ``stall_s``: how long nothing may come or go."""
 
-    def __init__(self, concurrent: int, *, stall_s: float = STALL_S) -> None:
+    def __init__(
+        self,
+        concurrent: int,
+        *,
+        stall_s: float = STALL_S,
+        poll_period_s: float = POLL_PERIOD_S,
+        poll_limit_s: float = POLL_LIMIT_S,
+    ) -> None:
         self._slots = asyncio.Semaphore(concurrent)
         self._stall_s = stall_s
+        self._poll_period_s = poll_period_s
+        self._poll_limit_s = poll_limit_s
         self._session: aiohttp.ClientSession | None = None
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._stall_s, sock_read=self._stall_s)
-            self._session = aiohttp.ClientSession(timeout=timeout, auto_decompress=False)
+            self._session = aiohttp.ClientSession(
+                timeout=timeout,
+                # the checksum is that of the file, not of what a proxy makes of it
+                headers={"Accept-Encoding": "identity"},
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
         return self._session
 
     async def close(self) -> None:
@@ -69,15 +129,17 @@ class Transfers:
 
     async def download(self, url: str, sink: Sink, *, limit_bytes: int) -> Downloaded:
         """Each piece goes to ``sink`` and into the checksum. TransferError."""
-        where, auth = _split(url)
+        where = _address(url, "downloading")
         digest, size = hashlib.sha1(usedforsecurity=False), 0
         try:
             async with (
                 self._slots,
-                self._open().get(where, auth=auth, allow_redirects=False) as response,
+                self._open().get(where.url, auth=where.auth, allow_redirects=False) as response,
             ):
                 if response.status != 200:
                     raise TransferError(f"Error downloading: HTTP status: {response.status}")
+                if (response.content_length or 0) > limit_bytes:
+                    raise TransferError(f"Error downloading: more than {limit_bytes} bytes")
                 async for piece in response.content.iter_chunked(CHUNK):
                     size += len(piece)
                     if size > limit_bytes:
@@ -92,8 +154,9 @@ class Transfers:
 
     async def download_file(self, url: str, path: Path, *, limit_bytes: int) -> Downloaded:
         """Into a file that must not exist; on an error it does not."""
+        file = path.open("xb")
         try:
-            with path.open("xb") as file:
+            with file:
 
                 async def sink(piece: bytes) -> None:
                     await asyncio.to_thread(file.write, piece)
@@ -104,88 +167,98 @@ class Transfers:
             raise
 
     async def upload(self, url: str, path: Path, filename: str) -> None:
-        """POST as the Cloud Controller takes it, then poll its job until that is finished. TransferError."""
-        where, auth = _split(url)
-        where = where.update_query({"async": "true"})
+        """POST as the Cloud Controller takes it, then poll its job until that is finished.
+
+        TransferError; OSError: the file cannot be read.
+        """
+        where = _address(url, "uploading")
         async with self._slots:
-            text = await self._post(where, auth, path, filename)
-            if "url" not in text:
-                return
-            try:
-                job = json.loads(text)
-                poll = str(job["metadata"]["url"])
-                status = str(job["entity"]["status"])
-            except (ValueError, KeyError, TypeError):
-                raise TransferError("Error uploading: (invalid json)") from None
-            await self._poll(poll, auth, status)
-
-    async def _post(self, where: URL, auth: aiohttp.BasicAuth | None, path: Path, filename: str) -> str:
-        seen = _Progress()
-        form = aiohttp.FormData()
-        form.add_field(
-            "upload[droplet]",
-            _pieces(path, seen),
-            filename=filename,
-            content_type="application/octet-stream",
-        )
-
-        async def post() -> tuple[int, str]:
-            async with self._open().post(where, data=form, auth=auth, allow_redirects=False) as response:
-                return response.status, await response.text(errors="replace")
-
-        work = asyncio.create_task(post(), name="upload")
+            answer = await self._post(where, path, filename)
+        if b"url" not in answer:
+            return
         try:
-            # sock_read does not see an upload that stalls
-            while not work.done():
-                await asyncio.wait({work}, timeout=1.0)
-                if not work.done() and time.monotonic() - seen.at > 2 * self._stall_s:
-                    raise TransferError("Error uploading: (Upload failed - status 0; error: stalled)")
-            status, text = work.result()
-        except (aiohttp.ClientError, TimeoutError) as e:
-            raise TransferError(f"Error uploading: (Upload failed - status 0; error: {_reason(e)})") from None
-        finally:
-            work.cancel()
-            await asyncio.gather(work, return_exceptions=True)
+            job = msgspec.json.decode(answer, type=_Accepted).metadata.url
+        except _UNDECODABLE:
+            raise TransferError("Error uploading: (invalid json)") from None
+        await self._poll(_job_address(job, where))
+
+    async def _post(self, where: _Address, path: Path, filename: str) -> bytes:
+        watched = _WatchedFile(path)
+        with io.BufferedReader(watched) as file:
+            # names as they are: quoted, no Cloud Controller would find the brackets
+            form = aiohttp.FormData(quote_fields=False)
+            form.add_field(
+                "upload[droplet]", file, filename=filename, content_type="application/octet-stream"
+            )
+            work = asyncio.create_task(self._answer_to(where, form), name="upload")
+            try:
+                # sock_read watches only once all is sent
+                while not work.done():
+                    left_s = watched.read_at + 2 * self._stall_s - time.monotonic()
+                    if left_s <= 0:
+                        raise TransferError("Error uploading: (Upload failed - status 0; error: stalled)")
+                    await asyncio.wait({work}, timeout=left_s)
+                status, answer = work.result()
+            except (aiohttp.ClientError, TimeoutError) as e:
+                raise TransferError(
+                    f"Error uploading: (Upload failed - status 0; error: {_reason(e)})"
+                ) from None
+            finally:
+                work.cancel()
+                await asyncio.gather(work, return_exceptions=True)
         if status >= 300:
             raise TransferError(f"Error uploading: (Upload failed - status {status})")
-        return text
+        return answer
 
-    async def _poll(self, url: str, auth: aiohttp.BasicAuth | None, status: str) -> None:
-        where, own = _split(url)
-        deadline = time.monotonic() + POLL_LIMIT_S
-        while status != "finished":
+    async def _answer_to(self, where: _Address, form: aiohttp.FormData) -> tuple[int, bytes]:
+        url = where.url.update_query({"async": "true"})
+        async with self._open().post(url, data=form, auth=where.auth, allow_redirects=False) as response:
+            return response.status, await _body(response)
+
+    async def _poll(self, where: _Address) -> None:
+        deadline = time.monotonic() + self._poll_limit_s
+        while (status := await self._status(where)) != "finished":
             if status == "failed":
                 raise TransferError("Error uploading: (Staging upload failed.)")
-            if time.monotonic() > deadline:
+            if time.monotonic() + self._poll_period_s > deadline:
                 raise TransferError("Error uploading: (Job took too long)")
-            status = await self._status(where, own or auth)
-            if status not in ("finished", "failed"):
-                await asyncio.sleep(POLL_PERIOD_S)
+            await asyncio.sleep(self._poll_period_s)
 
-    async def _status(self, where: URL, auth: aiohttp.BasicAuth | None) -> str:
+    async def _status(self, where: _Address) -> str | None:
+        """None: no answer in time, which is no reason to give up."""
         try:
-            async with self._open().get(where, auth=auth, allow_redirects=False) as response:
+            async with self._open().get(where.url, auth=where.auth, allow_redirects=False) as response:
                 if response.status >= 300:
                     raise TransferError(f"Error uploading: (Polling failed - status {response.status})")
-                answer: Any = json.loads(await response.text())
-                return str(answer["entity"]["status"])
-        except (ValueError, KeyError, TypeError):
+                return msgspec.json.decode(await _body(response), type=_Polled).entity.status
+        except TimeoutError:
+            return None
+        except aiohttp.ClientError as e:
+            if isinstance(e, OSError) and e.errno == errno.ETIMEDOUT:
+                return None
+            raise TransferError(
+                f"Error uploading: (Polling failed - status 0; error: {_reason(e)})"
+            ) from None
+        except _UNDECODABLE:
             raise TransferError("Error uploading: (polling invalid json)") from None
-        except (aiohttp.ClientError, TimeoutError) as e:
-            raise TransferError(f"Error uploading: (Polling failed - {_reason(e)})") from None
 
 
-class _Progress:
-    def __init__(self) -> None:
-        self.at = time.monotonic()
+def _job_address(url: str, upload: _Address) -> _Address:
+    """The upload's credentials go along to its own host only."""
+    found = _address(url, "uploading")
+    if found.auth is None and found.url.origin() == upload.url.origin():
+        return _Address(found.url, upload.auth)
+    return found
 
 
-async def _pieces(path: Path, seen: _Progress) -> AsyncIterator[bytes]:
-    with path.open("rb") as file:
-        while piece := await asyncio.to_thread(file.read, CHUNK):
-            seen.at = time.monotonic()
-            yield piece
-    seen.at = time.monotonic()
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    """An answer's text, cut off where no sensible one goes on."""
+    body = b""
+    async for piece in response.content.iter_any():
+        body += piece
+        if len(body) > ANSWER_BYTES:
+            break
+    return body
 
 
 def _reason(error: BaseException) -> str:

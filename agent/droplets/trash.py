@@ -1,4 +1,4 @@
-"""Removal aside: a rename now, the work later and slowly. Deep trees are no problem (an app may make thousands of levels)."""
+"""Removal aside: a rename now, the work later. Deep trees are no problem (an app may make thousands of levels)."""
 
 from __future__ import annotations
 
@@ -41,6 +41,12 @@ def remove_tree(path: Path) -> None:
 
 
 def empty(trash_dir: Path) -> None:
-    """Blocking; for a thread."""
+    """Blocking; for a thread, and one at a time. OSError: of the first tree that would not go; the others went."""
+    failed: OSError | None = None
     for entry in sorted(trash_dir.iterdir()):
-        remove_tree(entry)
+        try:
+            remove_tree(entry)
+        except OSError as e:
+            failed = failed or e
+    if failed is not None:
+        raise failed

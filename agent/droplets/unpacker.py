@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from agent.droplets.archive import ArchiveError, Bounds
@@ -20,10 +20,10 @@ class JailError(RuntimeError):
     """The worker could not be shut in, or died without a word: the host's fault, not the archive's."""
 
 
+@dataclass(frozen=True, slots=True)
 class Unpacked:
-    def __init__(self, files: int, size_bytes: int) -> None:
-        self.files = files
-        self.bytes = size_bytes
+    files: int
+    bytes: int
 
 
 class Feeding:
@@ -32,15 +32,18 @@ class Feeding:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
 
-    async def feed(self, data: bytes) -> None:
-        """Waits while the worker is behind. One that has given up is not an error here: `finish` says why."""
+    async def feed(self, data: bytes) -> bool:
+        """Waits while the worker is behind. False: it has given up, and `finish` will say why."""
         stdin = self._process.stdin
         assert stdin is not None
+        if stdin.is_closing():
+            return False
         try:
             stdin.write(data)
             await stdin.drain()
         except (BrokenPipeError, ConnectionResetError):
-            return
+            return False
+        return True
 
     async def finish(self) -> Unpacked:
         """The end of the archive; ArchiveError: it was refused. JailError: the worker broke."""

@@ -16,6 +16,8 @@ from agent.droplets.archive import ArchiveError, Bounds, Kind, Member, shown
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _LOW_WATER_EVERY = 8 << 20
+#: What an inode costs the disk besides its contents, roughly.
+_INODE_BYTES = 4096
 COPY = 256 << 10
 
 
@@ -42,6 +44,7 @@ class TreeWriter:
         self.files += 1
         if self.files > self._bounds.members:
             raise ArchiveError(f"more than {self._bounds.members} members")
+        self._check_low_water(_INODE_BYTES)
 
     def _open_directory(self, parts: tuple[bytes, ...], *, make: bool) -> int:
         """A descriptor of a directory, which lives until the next call; common beginnings stay open."""
@@ -130,7 +133,7 @@ class TreeWriter:
             self._directories[member.parts] = (member.mode, member.mtime_s)
 
     def add(self, member: Member, read: Callable[[int], bytes]) -> None:
-        """Write one member; whatever the kernel objects to is the archive's fault, but a full disk."""
+        """Write one member. ArchiveError: what the kernel objected to (that of a full disk says so)."""
         try:
             match member.kind:
                 case Kind.FILE:

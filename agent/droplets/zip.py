@@ -1,59 +1,88 @@
 """A zip reader: `zipfile` for the directory, our own rules for everything else.
 
 A zip's directory is at its end, so the file must lie on disk. Names are `orig_filename`, since zipfile cuts the
-other one at a NUL. Encrypted members, methods beside stored and deflated, a directory over 64 MiB: refused.
+other one at a NUL. Encrypted members, methods beside stored and deflated, sizes that are not true, a directory over 64 MiB: refused.
 """
 
 from __future__ import annotations
 
+import calendar
 import stat
-import time
+import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO, cast
 
 from agent.droplets.archive import ArchiveError, Bounds, Kind, Member, shown
 from agent.droplets.tar import CHUNK, make_member
 
 DIRECTORY_BYTES = 64 << 20
 _KINDS = {0: Kind.FILE, stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.DIRECTORY, stat.S_IFLNK: Kind.SYMLINK}
+_UTF8, _ENCRYPTED = 0x800, 0x1
 
 
-def _check_directory_size(file: BinaryIO) -> None:
-    """zipfile reads the directory whole, so its size is looked at first (APPNOTE 4.3.16)."""
-    end = file.seek(0, 2)
-    file.seek(max(0, end - (1 << 16) - 22))
-    tail = file.read()
-    at = tail.rfind(b"PK\5\6")
-    if at < 0 or len(tail) < at + 22:
-        raise ArchiveError("zip: no directory at the end: truncated, or no zip at all")
-    size = int.from_bytes(tail[at + 12 : at + 16], "little")
-    if size > DIRECTORY_BYTES:
-        raise ArchiveError(f"zip: a directory of {size} bytes, at most {DIRECTORY_BYTES} are taken")
+@contextmanager
+def _translated() -> Iterator[None]:
+    """What zipfile raises for a file that is not in order (found by mutation: also struct's and decoders' errors)."""
+    try:
+        yield
+    except ArchiveError:
+        raise
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        struct.error,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        ValueError,
+        OverflowError,
+        OSError,
+    ) as e:
+        raise ArchiveError(f"zip: {e}") from e
+
+
+class _Careful:
+    """The file as zipfile sees it. It reads a directory in one piece, however large that says it is (also in a
+    zip64 record), so the bound is here.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.size_bytes = file.seek(0, 2)
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, size: int = -1) -> bytes:
+        count = max(0, self.size_bytes - self._file.tell()) if size < 0 else size
+        if count > DIRECTORY_BYTES:
+            raise ArchiveError(f"zip: a directory of {count} bytes, at most {DIRECTORY_BYTES} are taken")
+        return self._file.read(size)
 
 
 class ZipReader:
     """Iterate for members; between two of them ``read`` gives the contents of the one before."""
 
     def __init__(self, file: BinaryIO, bounds: Bounds) -> None:
-        _check_directory_size(file)
         self._bounds = bounds
         self._current: zipfile.ZipExtFile | None = None
-        try:
-            self._zip = zipfile.ZipFile(file)
-        except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as e:
-            raise ArchiveError(f"zip: {e}") from e
-
-    def _translated(self, call: Callable[[], bytes]) -> bytes:
-        try:
-            return call()
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as e:
-            raise ArchiveError(f"zip: {e}") from e
+        self._name, self._left = b"", 0
+        with _translated():
+            careful = _Careful(file)
+            self._size_bytes = careful.size_bytes
+            self._zip = zipfile.ZipFile(cast(BinaryIO, careful))
 
     def read(self, limit: int) -> bytes:
-        current = self._current
-        return self._translated(lambda: current.read(min(limit, CHUNK))) if current else b""
+        """The next bytes of the current file; empty at its end, which must be where the directory said."""
+        if self._current is None:
+            return b""
+        with _translated():
+            data = self._current.read(min(limit, CHUNK))
+        self._left -= len(data)
+        if self._left < 0 or (not data and self._left):
+            raise ArchiveError(f"{shown(self._name)}: another size than its directory says")
+        return data
 
     def __iter__(self) -> Iterator[Member]:
         infos = self._zip.infolist()
@@ -62,23 +91,20 @@ class ZipReader:
         declared = sum(info.file_size for info in infos)
         if declared > self._bounds.total_bytes:
             raise ArchiveError(f"more than {self._bounds.total_bytes} bytes")
-        packed = sum(info.compress_size for info in infos)
-        if declared > self._bounds.ratio_from_bytes and declared > self._bounds.ratio * packed:
+        # against the file, not against the sum of the packed sizes: members may overlap
+        if declared > self._bounds.ratio_from_bytes and declared > self._bounds.ratio * self._size_bytes:
             raise ArchiveError(f"compressed more than {self._bounds.ratio} to 1")
         for info in infos:
             yield self._member(info)
 
-    def _open(self, info: zipfile.ZipInfo) -> zipfile.ZipExtFile:
-        try:
-            opened = self._zip.open(info)
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, OSError) as e:
-            raise ArchiveError(f"zip: {e}") from e
-        assert isinstance(opened, zipfile.ZipExtFile)
-        return opened
+    def _open(self, info: zipfile.ZipInfo, name: bytes) -> None:
+        with _translated():
+            self._current = cast(zipfile.ZipExtFile, self._zip.open(info))
+        self._name, self._left = name, info.file_size
 
     def _member(self, info: zipfile.ZipInfo) -> Member:
-        name = info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437", "surrogateescape")
-        if info.flag_bits & 0x1:
+        name = info.orig_filename.encode("utf-8" if info.flag_bits & _UTF8 else "cp437", "surrogateescape")
+        if info.flag_bits & _ENCRYPTED:
             raise ArchiveError(f"{shown(name)}: encrypted")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ArchiveError(f"{shown(name)}: compressed by method {info.compress_type}")
@@ -90,19 +116,27 @@ class ZipReader:
             kind = Kind.DIRECTORY
         if info.file_size and kind is Kind.DIRECTORY:
             raise ArchiveError(f"{shown(name)}: a directory with contents")
-        self._current = self._open(info) if kind is not Kind.DIRECTORY else None
-        target = b""
+        self._current, target = None, b""
+        if kind is not Kind.DIRECTORY:
+            self._open(info, name)
         if kind is Kind.SYMLINK:
-            target = self.read(CHUNK) if info.file_size < CHUNK else bytes(CHUNK)
-            self._current = None
+            target = self._target(name, info.file_size)
         mode = stat.S_IMODE(unix) or (0o755 if kind is Kind.DIRECTORY else 0o644)
         size = info.file_size if kind is Kind.FILE else 0
         return make_member(kind, name, mode=mode, mtime_s=_seconds(info), size_bytes=size, target=target)
+
+    def _target(self, name: bytes, size: int) -> bytes:
+        if size >= CHUNK:
+            raise ArchiveError(f"{shown(name)}: a link's text of {size} bytes")
+        target = self.read(CHUNK)
+        self.read(1)  # its end, and with it its checksum
+        self._current = None
+        return target
 
 
 def _seconds(info: zipfile.ZipInfo) -> int:
     """Zip times are local times of nobody knows where: read as UTC; impossible ones are the epoch."""
     try:
-        return int(time.mktime((*info.date_time, 0, 0, 0))) - time.timezone
+        return calendar.timegm((*info.date_time, 0, 0, 0))
     except (ValueError, OverflowError):
         return 0
