@@ -69,7 +69,6 @@ class DepotSettings:
     uid_first: int = 1_000_000_000
     uid_count: int = 16_384
     disk_limits: bool = True
-    external_address: str | None = None
     wshd_binary: Path | None = None
 
 
@@ -137,7 +136,6 @@ class Depot:
                     allow_host_access=settings.allow_host_access,
                     port_first=settings.port_first,
                     port_count=settings.port_count,
-                    external_address=settings.external_address,
                 ),
                 log,
             )

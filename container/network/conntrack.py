@@ -1,7 +1,7 @@
-"""Forget connections of an address or a published port, so that a new owner does not inherit them.
+"""Forget connections, so that the new owner of an address or a port does not inherit them.
 
-Raw ctnetlink with a filter (CTA_FILTER), 0.02 to 0.6 ms; a kernel that cannot filter a deletion says so by EINVAL or
-EOPNOTSUPP, and the caller is told. Blocking: runs in a thread, after the firewall elements are gone.
+Raw ctnetlink with a filter (CTA_FILTER): 0.02 to 0.6 ms, 20 to 29 at 100,000 entries. Only what is ours goes: connections
+of the container's address, and those to a port of the host's own. Blocking: runs in a thread, after the rules were changed.
 """
 
 from __future__ import annotations
@@ -9,55 +9,97 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from collections.abc import Iterator
 
-_DELETE = (1 << 8) | 2  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_DELETE
-_REQUEST_ACK = 1 | 4
-_NESTED = 0x8000
-_NLMSG_ERROR = 2
+from container.network.netlink import (
+    ACK,
+    DONE,
+    DUMP,
+    ERROR,
+    NESTED,
+    REQUEST,
+    attribute,
+    attributes,
+    message,
+    messages,
+)
+
 _NETLINK_NETFILTER = 12
+_GET, _DELETE = ((1 << 8) | number for number in (1, 2))  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_*
 _TUPLE_ORIG, _TUPLE_REPLY, _FILTER = 1, 2, 25
-_IP_SRC, _PROTO_NUM, _DST_PORT = 1 << 0, 1 << 3, 1 << 5
+_FILTER_IP_SRC, _FILTER_PROTO, _FILTER_DST_PORT = 1 << 0, 1 << 3, 1 << 5
+_IP, _PROTO = 1, 2  # parts of a tuple
+_IP_SRC, _IP_DST = 1, 2
+_PROTO_NUM, _PROTO_DST_PORT = 1, 3
+_FAMILY = struct.pack("=BBH", socket.AF_INET, 0, 0)  # nfgenmsg
+_ABSENT = -2  # ENOENT: there was none
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
-    return struct.pack("=HH", len(value) + 4, kind) + value + b"\0" * (-len(value) % 4)
+def _filtered(which: int, part: int, value: bytes, flags: int) -> bytes:
+    """A tuple of one part, and the filter that says how much of it counts."""
+    wanted = attribute(which | NESTED, attribute(part | NESTED, value))
+    by_side = (flags, 0) if which == _TUPLE_ORIG else (0, flags)
+    said = b"".join(attribute(side, struct.pack("=I", number)) for side, number in enumerate(by_side, 1))
+    return _FAMILY + wanted + attribute(_FILTER | NESTED, said)
 
 
-def _filter(original: int, reply: int) -> bytes:
-    flags = _attribute(1, struct.pack("=I", original)) + _attribute(2, struct.pack("=I", reply))
-    return _attribute(_FILTER | _NESTED, flags)
+def forget_address(address: str) -> None:
+    """Connections that it began, and those that were led to it. OSError: the kernel refused."""
+    source = attribute(_IP_SRC, socket.inet_aton(address))
+    with _open() as channel:
+        for which in (_TUPLE_ORIG, _TUPLE_REPLY):
+            _delete(channel, _filtered(which, _IP, source, _FILTER_IP_SRC))
 
 
-def _address_tuple(which: int, address: str) -> bytes:
-    ip = _attribute(1 | _NESTED, _attribute(1, socket.inet_aton(address)))
-    return _attribute(which | _NESTED, ip)
+def forget_host_port(protocol_number: int, port: int) -> None:
+    """Connections to this port of the host's own addresses, never those that pass through to another machine's.
+
+    Whoever spoke to a UDP port before it was published would else go on speaking to the host. OSError: the kernel refused.
+    """
+    said = attribute(_PROTO_NUM, bytes([protocol_number])) + attribute(
+        _PROTO_DST_PORT, struct.pack("!H", port)
+    )
+    wanted = _filtered(_TUPLE_ORIG, _PROTO, said, _FILTER_PROTO | _FILTER_DST_PORT)
+    with _open() as channel:
+        channel.send(message(_GET, REQUEST | DUMP, wanted))
+        for original in list(_originals(channel)):
+            if _is_own(socket.inet_ntoa(attributes(attributes(original)[_IP])[_IP_DST])):
+                _delete(channel, _FAMILY + attribute(_TUPLE_ORIG | NESTED, original))
 
 
-def _port_tuple(protocol: int, port: int) -> bytes:
-    proto = _attribute(1, bytes([protocol])) + _attribute(3, struct.pack("!H", port))
-    return _attribute(_TUPLE_ORIG | _NESTED, _attribute(2 | _NESTED, proto))
+def _open() -> socket.socket:
+    channel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+    channel.bind((0, 0))
+    return channel
 
 
-def _requests(address: str, ports: tuple[tuple[int, int], ...]) -> list[bytes]:
-    found = [
-        _address_tuple(_TUPLE_ORIG, address) + _filter(_IP_SRC, 0),
-        _address_tuple(_TUPLE_REPLY, address) + _filter(0, _IP_SRC),
-    ]
-    found += [_port_tuple(protocol, port) + _filter(_PROTO_NUM | _DST_PORT, 0) for protocol, port in ports]
-    return found
+def _delete(channel: socket.socket, body: bytes) -> None:
+    channel.send(message(_DELETE, REQUEST | ACK, body))
+    for kind, payload in messages(channel.recv(65536)):
+        _raise_for(kind, payload)
 
 
-def forget(address: str, ports: tuple[tuple[int, int], ...]) -> None:
-    """``ports``: (protocol number, host port). OSError: the kernel refused."""
-    with socket.socket(
-        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
-    ) as channel:
-        channel.bind((0, 0))
-        for sequence, attributes in enumerate(_requests(address, ports), 1):
-            body = struct.pack("=BBH", socket.AF_INET, 0, 0) + attributes
-            header = struct.pack("=IHHII", 16 + len(body), _DELETE, _REQUEST_ACK, sequence, 0)
-            channel.send(header + body)
-            answer = channel.recv(65536)
-            kind, error = struct.unpack_from("=4xH10xi", answer)
-            if kind == _NLMSG_ERROR and error not in (0, -2):  # ENOENT: there was none
-                raise OSError(-error, os.strerror(-error), f"conntrack of {address}")
+def _originals(channel: socket.socket) -> Iterator[bytes]:
+    """The original tuple of each entry of a dump."""
+    while True:
+        for kind, payload in messages(channel.recv(1 << 18)):
+            _raise_for(kind, payload)
+            if kind in (DONE, ERROR):
+                return
+            yield attributes(payload[len(_FAMILY) :])[_TUPLE_ORIG]
+
+
+def _raise_for(kind: int, payload: bytes) -> None:
+    error = struct.unpack_from("=i", payload)[0] if kind == ERROR else 0
+    if error not in (0, _ABSENT):
+        raise OSError(-error, f"conntrack: {os.strerror(-error)}")
+
+
+def _is_own(address: str) -> bool:
+    """Only an address of the host's own can be bound."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+        return True

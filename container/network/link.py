@@ -11,12 +11,12 @@ import contextlib
 import errno
 import hashlib
 import socket
-import struct
 from pathlib import Path
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from container.network.netlink import attributes, messages
 from container.network.rules import interface_of
 from container.pools import AddressLease
 
@@ -24,6 +24,8 @@ from container.pools import AddressLease
 #: dropped, unless our ingress chain has said otherwise. So a flushed firewall is a closed one (network.md 1).
 GATEWAY_MAC = "02:00:5e:00:53:fe"
 _RTMGRP_LINK = 1
+_DELLINK, _IFINFO_BYTES, _IFNAME = 17, 16, 3
+_NUD_PERMANENT = 0x80
 
 
 def mac_of(link_id: str, end: str) -> str:
@@ -74,7 +76,7 @@ class Links:
         await self._netlink.link("set", index=index, state="up")
         # permanent: the kernel's table is one for all namespaces and ends at 1,024 learned entries
         await self._netlink.neigh(
-            "replace", dst=lease.container_ip, lladdr=far_mac, ifindex=index, state=0x80
+            "replace", dst=lease.container_ip, lladdr=far_mac, ifindex=index, state=_NUD_PERMANENT
         )
         return interface
 
@@ -110,27 +112,30 @@ class DeathWatch:
     async def gone(self, interface: str) -> None:
         if not exists(interface):
             return
+        # The kernel takes the name away first and tells then: what is still there will be told of.
         done: asyncio.Future[None] = self._loop.create_future()
         self._waiting.setdefault(interface, []).append(done)
-        self._check()
         await done
 
     def _ready(self) -> None:
         try:
-            while self._socket.recv(1 << 16):
-                pass
+            while True:
+                for kind, payload in messages(self._socket.recv(1 << 16)):
+                    if kind == _DELLINK:
+                        name = attributes(payload[_IFINFO_BYTES:]).get(_IFNAME, b"")
+                        self._tell(name.rstrip(b"\0").decode(errors="replace"))
         except BlockingIOError:
-            pass
+            return
         except OSError as e:
-            if e.errno != errno.ENOBUFS:  # something was dropped: the look below does not depend on it
+            if e.errno != errno.ENOBUFS:
                 raise
-        self._check()
+        for interface in [name for name in self._waiting if not exists(name)]:  # something was dropped: look
+            self._tell(interface)
 
-    def _check(self) -> None:
-        for interface in [name for name in self._waiting if not exists(name)]:
-            for done in self._waiting.pop(interface):
-                if not done.done():
-                    done.set_result(None)
+    def _tell(self, interface: str) -> None:
+        for done in self._waiting.pop(interface, ()):
+            if not done.done():
+                done.set_result(None)
 
     def close(self) -> None:
         self._loop.remove_reader(self._socket)
@@ -139,27 +144,3 @@ class DeathWatch:
             for done in waiters:
                 done.cancel()
         self._waiting.clear()
-
-
-def netlink_messages(data: bytes) -> list[tuple[int, bytes]]:
-    """(type, payload) of each message in a datagram."""
-    found, at = [], 0
-    while at + 16 <= len(data):
-        length, kind = struct.unpack_from("=IH", data, at)
-        if length < 16 or at + length > len(data):
-            break
-        found.append((kind, data[at + 16 : at + length]))
-        at += (length + 3) & ~3
-    return found
-
-
-def attributes(data: bytes) -> dict[int, bytes]:
-    """Attributes of a message, by type; the last of a kind wins."""
-    found, at = {}, 0
-    while at + 4 <= len(data):
-        length, kind = struct.unpack_from("=HH", data, at)
-        if length < 4:
-            break
-        found[kind & 0x3FFF] = data[at + 4 : at + length]
-        at += (length + 3) & ~3
-    return found

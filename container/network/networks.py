@@ -1,27 +1,32 @@
-"""The network of all containers of a host: links, addresses' rules, published ports. The acting half of rules.py."""
+"""The network of all containers of a host: links, addresses' rules, published ports. The acting half of ruleset.py."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+import ipaddress
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final, TypeVar
 
-from container.aio import Background, Log
+from container.aio import Background, Log, finish
 from container.network import conntrack, rules
 from container.network.firewall import Firewall, FirewallError
 from container.network.firewall.nftables import Nftables
 from container.network.link import GATEWAY_MAC, DeathWatch, Links, exists
 from container.network.ports import HostPorts
-from container.network.rules import Chain, Member, Policy, interface_of, make_egress
+from container.network.rules import Member, Policy, interface_of, make_egress
+from container.network.ruleset import Ruleset
 from container.network.watch import RulesetWatch
 from container.plan import Ethernet
 from container.pools import AddressLease
 from container.spec import EgressRule, PortMapping, Protocol
 
-_PROTOCOL_NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17}
+T = TypeVar("T")
+Change = Callable[[Ruleset], str]
+_UDP: Final = 17
+_RETRY_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +38,6 @@ class NetworkSettings:
     allow_host_access: bool = False
     port_first: int = 0
     port_count: int = 0
-    external_address: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,120 +60,68 @@ class Restored:
 
 
 class Networks:
-    """Made by :meth:`open`. What the kernel has is always made from ``_members``."""
+    """Made by :meth:`open`. What the kernel has is always made from ``_held``."""
 
-    def __init__(self, settings: NetworkSettings, firewall: Firewall, links: Links, log: Log) -> None:
+    def __init__(
+        self, settings: NetworkSettings, firewall: Firewall, links: Links, ports: HostPorts, log: Log
+    ) -> None:
         self._settings = settings
-        self._policy = Policy(
-            settings.pool_network, settings.dns_servers, settings.allow_networks, settings.allow_host_access
-        )
+        pool = str(ipaddress.IPv4Network(settings.pool_network, strict=False))
+        self._policy = Policy(pool, settings.dns_servers, settings.allow_networks, settings.allow_host_access)
         self._firewall = firewall
         self._links = links
+        self._ports = ports
         self._log = log
-        self._members: dict[str, Member] = {}
-        self._chains: Counter[Chain] = Counter()
-        self._ports = HostPorts.of_host(settings.port_first, settings.port_count)
-        self._changing = asyncio.Lock()
+        self._held = Ruleset(self._policy)
+        self._waiting: list[tuple[Change, asyncio.Future[None]]] = []
+        self._committing = False
+        self._restoring = False
         self._background = Background(log)
         loop = asyncio.get_running_loop()
         self._deaths = DeathWatch(loop)
-        self._watch = RulesetWatch(loop, firewall.worker_id, self._on_foreign_change)
-        self._restoring = False
+        self._watch = RulesetWatch(loop, firewall.author, self._on_foreign_change)
 
     @classmethod
     async def open(cls, settings: NetworkSettings, log: Log) -> Networks:
-        """Sets up forwarding and, where our tables are missing, their base. Raises FirewallError."""
+        """Sets up forwarding and, where our tables are missing, their base. Raises FirewallError, NoPorts."""
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
-        networks = cls(settings, Nftables(), await Links.open(), log)
-        # Tables of a former manager stay until `restore` replaces them in one transaction: its containers have traffic.
+        ports = HostPorts.of_host(settings.port_first, settings.port_count)
+        networks = cls(settings, Nftables(), await Links.open(), ports, log)
         try:
-            await networks._firewall.apply(f"list chain inet {rules.TABLE} c_in\n")
-        except FirewallError:
-            await networks._firewall.apply(rules.base(networks._policy))
+            await networks._ensure_tables()
+        except BaseException:
+            await networks.close()
+            raise
         return networks
+
+    async def _ensure_tables(self) -> None:
+        """Those of a former manager stay until `restore` replaces them at once: its containers have traffic."""
+        try:
+            await self._firewall.apply(f"list chain inet {rules.TABLE} c_in\n")
+        except FirewallError:
+            await self._firewall.apply(rules.base(self._policy))
 
     def plan_for(self, link_id: str, lease: AddressLease) -> Ethernet:
         return Ethernet(lease.container_ip, 30, lease.host_ip, GATEWAY_MAC, self._settings.mtu)
 
+    # What callers do. A caller that goes away leaves nothing half done.
+
     async def attach(self, link_id: str, pid: int, lease: AddressLease, egress: Sequence[EgressRule]) -> Link:
         """The link and its rules. On an error neither is left."""
-        interface = interface_of(link_id)
-        await self._links.delete(interface) if exists(interface) else None
-        member = Member(interface, link_id, lease, make_egress(egress, self._policy))
-        try:
-            await self._links.add(link_id, pid, lease, self._settings.mtu)
-            async with self._changing:
-                await self._firewall.apply(self._new_chains(member.egress.chains) + rules.add_member(member))
-                self._members[link_id] = member
-                self._chains.update(member.egress.chains)
-        except BaseException:
-            await self._links.delete(interface)
-            raise
-        return Link(link_id, interface, lease)
-
-    def _new_chains(self, chains: Iterable[Chain]) -> str:
-        return "".join(rules.add_chain(chain) for chain in dict.fromkeys(chains) if not self._chains[chain])
-
-    def _drop_chains(self, chains: Iterable[Chain]) -> str:
-        """Counts down, and the text that removes those without users."""
-        text = ""
-        for chain in chains:
-            self._chains[chain] -= 1
-            if not self._chains[chain]:
-                del self._chains[chain]
-                text += rules.delete_chain(chain)
-        return text
+        return await self._unbroken(self._attach(link_id, pid, lease, egress), f"attach-{link_id}")
 
     async def publish(self, link: Link, mapping: PortMapping) -> PortMapping:
         """Reserves the host's port and leads it inside. PortTaken, NoPorts, FirewallError."""
-        resolved = self._ports.take(mapping)
-        try:
-            async with self._changing:
-                member = self._members[link.link_id]
-                await self._firewall.apply(rules.add_port(member, resolved))
-                self._members[link.link_id] = replace(member, ports=(*member.ports, resolved))
-        except BaseException:
-            self._ports.give_back(resolved)
-            raise
-        return resolved
+        return await self._unbroken(self._publish(link.link_id, mapping), f"publish-{link.link_id}")
 
     async def set_egress(self, link: Link, egress: Sequence[EgressRule]) -> None:
         """Replaces all egress rules of a container in one transaction."""
         new = make_egress(egress, self._policy)
-        async with self._changing:
-            member = self._members[link.link_id]
-            text = self._new_chains(new.chains)
-            text += rules.delete_egress(member, member.egress) + rules.add_egress(member, new)
-            self._chains.update(new.chains)
-            dropped = self._drop_chains(member.egress.chains)
-            try:
-                await self._firewall.apply(text + dropped)
-            except BaseException:
-                self._chains.update(member.egress.chains)
-                self._drop_chains(new.chains)
-                raise
-            self._members[link.link_id] = replace(member, egress=new)
+        await self._change(lambda held: held.set_egress(link.link_id, new))
 
     async def detach(self, link: Link) -> None:
         """Rules and ports back; the pair itself goes with its namespace (see :meth:`gone`). Idempotent."""
-        async with self._changing:
-            member = self._members.pop(link.link_id, None)
-            if member is None:
-                return
-            text = rules.delete_member(member) + self._drop_chains(member.egress.chains)
-            try:
-                await self._firewall.apply(text)
-            except FirewallError as e:
-                # somebody flushed our tables a moment ago: make them from what should be
-                self._log.warning("firewall_detach_failed_rebuilding", link=link.link_id, error=str(e))
-                await self._rebuild()
-        ports = tuple((_PROTOCOL_NUMBERS[one.protocol], one.host_port or 0) for one in member.ports)
-        try:
-            await asyncio.to_thread(conntrack.forget, member.lease.container_ip, ports)
-        except OSError as e:
-            self._log.warning("conntrack_not_flushed", link=link.link_id, error=str(e))
-        for mapping in member.ports:
-            self._ports.give_back(mapping)
+        await self._unbroken(self._detach(link.link_id), f"detach-{link.link_id}")
 
     async def gone(self, link: Link) -> None:
         """Until the kernel has taken the pair back: only then may its /30 rest."""
@@ -177,38 +129,154 @@ class Networks:
 
     async def restore(self, found: Sequence[Restored]) -> dict[str, Link]:
         """Takes up the links of a former manager and removes the rules of everything else, in one transaction."""
-        async with self._changing:
-            for one in found:
-                egress = make_egress(one.egress, self._policy)
-                self._members[one.link_id] = Member(
-                    interface_of(one.link_id), one.link_id, one.lease, egress, one.ports
-                )
-                self._chains.update(egress.chains)
-                for mapping in one.ports:
-                    if not self._ports.claim(mapping):
-                        self._log.warning(
-                            "host_port_taken_meanwhile", port=mapping.host_port, link=one.link_id
-                        )
-            await self._rebuild()
-        return {one.link_id: Link(one.link_id, interface_of(one.link_id), one.lease) for one in found}
+        members = [
+            Member(
+                interface_of(one.link_id),
+                one.link_id,
+                one.lease,
+                make_egress(one.egress, self._policy),
+                one.ports,
+            )
+            for one in found
+        ]
+        for member in members:
+            for mapping in member.ports:
+                if not self._ports.claim(mapping):
+                    self._log.warning(
+                        "host_port_taken_meanwhile", port=mapping.host_port, link=member.link_id
+                    )
 
-    async def _rebuild(self) -> None:
-        members = [member for member in self._members.values() if exists(member.interface)]
-        chains = dict.fromkeys(chain for member in members for chain in member.egress.chains)
-        text = rules.base(self._policy) + "".join(rules.add_chain(chain) for chain in chains)
-        await self._firewall.apply(text + "".join(rules.add_member(member) for member in members))
+        def take_up(held: Ruleset) -> str:
+            for member in members:
+                held.add(member)
+            return held.whole(_existing(held))
+
+        await self._change(take_up)
+        return {one.link_id: Link(one.link_id, interface_of(one.link_id), one.lease) for one in members}
+
+    # How it is done.
+
+    async def _unbroken(self, work: Coroutine[Any, Any, T], name: str) -> T:
+        return await finish(self._background.start(work, name=name, watched=True))
+
+    async def _attach(
+        self, link_id: str, pid: int, lease: AddressLease, egress: Sequence[EgressRule]
+    ) -> Link:
+        interface = interface_of(link_id)
+        member = Member(interface, link_id, lease, make_egress(egress, self._policy))
+        try:
+            await self._links.add(link_id, pid, lease, self._settings.mtu)
+            await self._change(lambda held: held.add(member))
+        except BaseException:
+            await self._links.delete(interface)
+            raise
+        return Link(link_id, interface, lease)
+
+    async def _publish(self, link_id: str, mapping: PortMapping) -> PortMapping:
+        resolved = self._ports.take(mapping)
+        assert resolved.host_port is not None
+        try:
+            await self._change(lambda held: held.publish(link_id, resolved))
+        except BaseException:
+            self._ports.give_back(resolved)
+            raise
+        if resolved.protocol is Protocol.UDP:
+            await self._forget(link_id, conntrack.forget_host_port, _UDP, resolved.host_port)
+        return resolved
+
+    async def _detach(self, link_id: str) -> None:
+        member = self._held.find(link_id)
+        if member is None:
+            return
+        await self._change(lambda held: held.remove(link_id))
+        await self._forget(link_id, conntrack.forget_address, member.lease.container_ip)
+        for mapping in member.ports:
+            self._ports.give_back(mapping)
+
+    async def _forget(self, link_id: str, what: Callable[..., None], *which: object) -> None:
+        try:
+            await asyncio.to_thread(what, *which)
+        except OSError as e:
+            self._log.warning("connections_not_forgotten", link=link_id, error=str(e))
+
+    # Changes: all that wait go in one transaction (forty cost little more than one).
+
+    async def _change(self, change: Change) -> None:
+        """FirewallError: refused, and nothing of it holds. One whose caller goes away is made nevertheless."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((change, done))
+        if not self._committing:
+            self._committing = True
+            self._background.start(self._commit_waiting(), name="firewall")
+        await asyncio.shield(done)
+
+    async def _commit_waiting(self) -> None:
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting, []
+                await self._commit(batch)
+        finally:
+            self._committing = False
+
+    async def _commit(self, batch: list[tuple[Change, asyncio.Future[None]]]) -> None:
+        trial = self._held.copy()
+        try:
+            await self._firewall.apply("".join(change(trial) for change, _ in batch))
+        except Exception as e:
+            if len(batch) == 1:
+                await self._commit_anew(*batch[0], because=e)
+                return
+            for one in batch:  # one of them is wrong, and only that one is to fail
+                await self._commit([one])
+            return
+        self._held = trial
+        for _, done in batch:
+            done.set_result(None)
+
+    async def _commit_anew(self, change: Change, done: asyncio.Future[None], because: Exception) -> None:
+        """Perhaps the kernel has not what it should, since others have just flushed it: then everything anew is accepted."""
+        trial = self._held.copy()
+        try:
+            change(trial)
+            await self._make_anew(trial)
+        except Exception:
+            done.set_exception(because)
+            return
+        self._log.warning("firewall_was_not_as_left", error=str(because), containers=len(trial))
+        self._held = trial
+        done.set_result(None)
+
+    async def _make_anew(self, held: Ruleset) -> None:
+        """An interface may go at any time, and some kernels refuse a chain for one that is not there."""
+        while True:
+            there = _existing(held)
+            try:
+                return await self._firewall.apply(held.whole(there))
+            except FirewallError:
+                if there == _existing(held):
+                    raise
 
     def _on_foreign_change(self, culprit: str) -> None:
-        self._log.warning("firewall_changed_by_others_restoring", by=culprit, containers=len(self._members))
+        self._log.warning("firewall_changed_by_others_restoring", by=culprit, containers=len(self._held))
         if not self._restoring:
             self._restoring = True
             self._background.start(self._restore_rules(), name="firewall-restore")
 
     async def _restore_rules(self) -> None:
-        async with self._changing:
-            self._restoring = False
-            await self._rebuild()
-        self._log.info("firewall_restored", containers=len(self._members))
+        """Until it is done: without our tables every container is cut off."""
+
+        def anew(held: Ruleset) -> str:
+            self._restoring = False  # what others change from here on is not in this text
+            return held.whole(_existing(held))
+
+        while True:
+            try:
+                await self._change(anew)
+                break
+            except FirewallError as e:
+                self._log.warning("firewall_not_restored_retrying", error=str(e), after_s=_RETRY_S)
+                await asyncio.sleep(_RETRY_S)
+        self._log.info("firewall_restored", containers=len(self._held))
 
     async def close(self, *, remove_tables: bool = False) -> None:
         self._watch.close()
@@ -220,3 +288,7 @@ class Networks:
         self._ports.close()
         await self._firewall.close()
         await self._links.close()
+
+
+def _existing(held: Ruleset) -> frozenset[str]:
+    return frozenset(interface for interface in held.interfaces if exists(interface))

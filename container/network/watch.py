@@ -1,7 +1,7 @@
 """Sees others change our tables (`nft flush ruleset`, a restart of a firewall service) and says who.
 
-The kernel tells of every transaction on nfnetlink group 7; its last message (NEWGEN) names the author. Our own changes come
-from the worker thread of nftables.py and are passed over.
+The kernel tells of every transaction on nfnetlink group 7: its objects one by one, and at the end (NEWGEN) its author. Whatever
+touches our tables counts, an added rule as well: it may open what is closed. Our own changes are known by their author's name.
 """
 
 from __future__ import annotations
@@ -12,25 +12,26 @@ import socket
 import struct
 from collections.abc import Callable
 
-from container.network.link import attributes, netlink_messages
+from container.network.netlink import attributes, messages
 from container.network.rules import TABLE
 
 _NETLINK_NETFILTER = 12
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _GROUP_NFTABLES = 7
-_NFTABLES = 10 << 8
-_DELTABLE, _DELCHAIN, _DELRULE, _NEWGEN = (_NFTABLES | number for number in (2, 5, 8, 15))
+_SUBSYSTEM, _NEWGEN = 10, 15
+_TABLE_NAME = 1  # of tables, chains, rules, sets and elements alike
+_GEN_PID, _GEN_NAME = 2, 3
 
 
 class RulesetWatch:
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, own_id: Callable[[], int], on_change: Callable[[str], None]
+        self, loop: asyncio.AbstractEventLoop, own_name: str, on_change: Callable[[str], None]
     ) -> None:
         """``on_change`` gets the culprit's name and pid, or why that is not known."""
         self._loop = loop
-        self._own_id = own_id
+        self._own_name = own_name.encode()
         self._on_change = on_change
-        self._dirty = False
+        self._touched = False
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
         )
@@ -43,8 +44,9 @@ class RulesetWatch:
     def _ready(self) -> None:
         try:
             while True:
-                for kind, payload in netlink_messages(self._socket.recv(1 << 18)):
-                    self._take(kind, payload)
+                for kind, payload in messages(self._socket.recv(1 << 18)):
+                    if kind >> 8 == _SUBSYSTEM:
+                        self._take(kind & 0xFF, attributes(payload[4:]))
         except BlockingIOError:
             return
         except OSError as e:
@@ -52,16 +54,15 @@ class RulesetWatch:
                 raise
             self._on_change("unknown: too many changes at once")
 
-    def _take(self, kind: int, payload: bytes) -> None:
-        found = attributes(payload[4:])
-        if kind in (_DELTABLE, _DELCHAIN, _DELRULE):
-            self._dirty |= found.get(1, b"").rstrip(b"\0") == TABLE.encode()
-        elif kind == _NEWGEN:
-            author = struct.unpack("!I", found[2])[0] if len(found.get(2, b"")) == 4 else 0
-            if self._dirty and author != self._own_id():
-                name = found.get(3, b"?").rstrip(b"\0").decode(errors="replace")
-                self._on_change(f"{name} (pid {author})")
-            self._dirty = False
+    def _take(self, kind: int, found: dict[int, bytes]) -> None:
+        if kind != _NEWGEN:
+            self._touched |= found.get(_TABLE_NAME, b"").rstrip(b"\0") == TABLE.encode()
+            return
+        name = found.get(_GEN_NAME, b"?").rstrip(b"\0")
+        if self._touched and name != self._own_name:
+            pid = struct.unpack("!I", found[_GEN_PID])[0] if len(found.get(_GEN_PID, b"")) == 4 else 0
+            self._on_change(f"{name.decode(errors='replace')} (pid {pid})")
+        self._touched = False
 
     def close(self) -> None:
         self._loop.remove_reader(self._socket)

@@ -10,12 +10,14 @@ class FirewallError(RuntimeError):
 
 
 class Firewall(Protocol):
-    """Applies whole transactions. Called from one event loop; calls may overlap and keep their order."""
+    """Applies whole transactions, one at a time: the next is asked for when the last has been answered."""
+
+    @property
+    def author(self) -> str:
+        """The name by which the kernel tells of our changes."""
 
     async def apply(self, text: str) -> None:
         """All of ``text`` or nothing. FirewallError: refused."""
 
-    def worker_id(self) -> int:
-        """Thread id that the kernel reports as the author of our changes; 0 before the first."""
-
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """The rules stay."""
