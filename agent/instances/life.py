@@ -238,6 +238,7 @@ async def _start(instance: Instance, home: Home, held: AsyncExitStack, log: Log)
         instance.job = await container.spawn(make_job(instance, settings, home.local_ip, command))
     except (WshdError, WshdGone, FilesError, SpecError) as e:
         raise StartFailed(FAILED, str(e)) from e
+    log.info("instance_spawned", handle=container.handle, port=_host_port(instance))
     return container, instance.job
 
 

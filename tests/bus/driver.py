@@ -285,12 +285,12 @@ class Host:
     # -- asking ------------------------------------------------------------------------------------------------
 
     async def find(self, app: App, **filters: Any) -> list[dict[str, Any]]:
-        """All answers to one question. Silence is an answer too: of it one second is taken for sure."""
+        """All answers to one question. Silence is an answer too: half a second of it is taken for one."""
         self._questions += 1
         inbox = f"question.{self._questions}"
         since = self.peer.mark
         await self.peer.say("dea.find.droplet", {"droplet": app.id, **filters}, inbox)
-        await self.peer.until(lambda: self.peer.on(inbox, since), 1.0)
+        await self.peer.until(lambda: self.peer.on(inbox, since), 0.5)
         # All answers of an agent are written in one turn: what is not there now does not come.
         await self.peer.flush()
         return [one.body for one in self.peer.on(inbox, since)]

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from agent.__main__ import main
+from agent.cli.app import main
 from agent.droplets.unpacker import Feeding
 from container import Container
 from container.network import Networks
@@ -38,19 +38,21 @@ def held(step: Step, flag: Path, *, after: bool = False) -> Step:
     return held_step
 
 
+#: Phase to the step that is held, and whether at its end.
+PHASES: Mapping[str, tuple[type, str, bool]] = {
+    "unpacking": (Feeding, "finish", False),  # the whole archive is with the worker
+    "creating": (Networks, "attach", False),  # in the middle of the ladder: pid 1 waits for its network
+    "spawned": (Container, "spawn", True),  # the app runs, nobody has looked at its port
+}
+
+
 def hold(phase: str, flag: Path) -> None:
-    match phase:
-        case "unpacking":  # the whole archive is with the worker
-            Feeding.finish = held(Feeding.finish, flag)  # type: ignore[method-assign]
-        case "creating":  # in the middle of the ladder: pid 1 waits for its network
-            Networks.attach = held(Networks.attach, flag)  # type: ignore[method-assign]
-        case "spawned":  # the app runs, nobody has looked at its port
-            Container.spawn = held(Container.spawn, flag, after=True)  # type: ignore[method-assign]
-        case _:
-            raise SystemExit(f"no phase {phase!r}")
+    kind, name, after = PHASES[phase]
+    setattr(kind, name, held(getattr(kind, name), flag, after=after))
 
 
 if __name__ == "__main__":
-    _, phase, flag, *sys.argv[1:] = sys.argv
+    _, phase, flag, *words = sys.argv
     hold(phase, Path(flag))
+    sys.argv[1:] = words
     sys.exit(main())

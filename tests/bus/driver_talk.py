@@ -1,0 +1,439 @@
+"""Plays a conversation of tests/fixtures/sequences against a real agent: one `Talk` a conversation and phase or variant."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import signal
+import time
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from driver import FIXTURES, STACK, App, Host, fixture, set_path
+from driver_apps import make_buildpack, make_package
+from driver_match import Unknown, fill, load, matches
+from driver_peer import Said, Word
+
+SEQUENCES = FIXTURES / "sequences"
+EXPECT_S, WAIT_S, END_S, NEVER_S = 10.0, 10.0, 15.0, 3.0
+#: Phases at which a start is held by held_agent.py; the others are made from outside.
+HELD = frozenset({"unpacking", "creating", "spawned"})
+_INSTANCE = re.compile(r"([A-Z])/(\d+)(?:\.(\d+))?$")
+
+
+def parts(text: str) -> tuple[str, int, int | None]:
+    """`A/0.2`: app A, index 0, the second instance seen of it."""
+    found = _INSTANCE.match(text)
+    assert found is not None, f"no instance: {text!r}"
+    return found[1], int(found[2]), int(found[3]) if found[3] else None
+
+
+@dataclass
+class _Count:
+    """`count`, of an expect: exactly that many until the end."""
+
+    subject: str
+    wanted: Any
+    count: int
+    since: int
+
+
+@dataclass
+class Talk:
+    """``turn`` is the phase or the variant that is played."""
+
+    name: str
+    turn: str
+    script: dict[str, Any]
+    host: Host
+    apps: dict[str, App] = field(default_factory=dict)
+    kept: dict[str, Any] = field(default_factory=dict)
+    seen: dict[tuple[str, int], list[str]] = field(default_factory=lambda: defaultdict(list))
+    ports: dict[str, int] = field(default_factory=dict)
+    routes: dict[str, str] = field(default_factory=dict)
+    taken: set[int] = field(default_factory=set)
+    counts: list[_Count] = field(default_factory=list)
+    begun: int = 0
+    mark: int = 0
+    holding: bool = False
+    downloading: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def phase(self) -> str:
+        return self.turn.partition(" ")[2]
+
+    # -- the whole ---------------------------------------------------------------------------------------------
+
+    async def play(self) -> None:
+        await self.host.start_agent(hold=self.phase if self.phase in HELD else None)
+        for letter in sorted(set(re.findall(r"\$([A-Z])[./]", (SEQUENCES / self.name).read_text()))):
+            self._make_app(letter)
+        await self._given()
+        before, status = self.host.picture(), await self.host.status()
+        async with self._phase_set_up():
+            self.begun = self.mark = self.host.peer.mark
+            for step in self.script["talk"]:
+                await self._step(step)
+        end = self.script["end"]
+        await self._check_end(end)
+        # The one place where time itself is the condition: nothing may come for so long.
+        await asyncio.sleep(NEVER_S)
+        self._check_never()
+        await self._check_end(end)
+        if end.get("nothing_left"):
+            assert await self.host.left_since(before) == []
+            after = await self.host.status()
+            assert [after[key] for key in _RESERVED] == [status[key] for key in _RESERVED]
+
+    def _make_app(self, letter: str) -> None:
+        uris = self.script.get("given", {}).get(letter, {}).get("uris")
+        self.apps[letter] = self.host.make_app(letter, uris=None if uris is None else tuple(uris))
+
+    async def _given(self) -> None:
+        for letter, wanted in self.script.get("given", {}).items():
+            app = self.apps[letter]
+            for index in (*wanted.get("v1", ()), *wanted.get("crashed", ())):
+                running = await self.host.run(app, index, **self._limits())
+                self._learn(running)
+                if index in wanted.get("crashed", ()):
+                    await self.host.ask_app(running["stats"]["port"], "exit 1")
+                    await self.host.wait_state(app, "CRASHED", index=index)
+
+    def _limits(self) -> dict[str, Any]:
+        return {"limits": self.script["limits"]} if "limits" in self.script else {}
+
+    # -- phases ------------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def _phase_set_up(self) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as undo:
+            match self.phase:
+                case "queued":
+                    other = self.host.make_app("X")
+                    reached = undo.enter_context(self.host.files.stalled(other.path))
+                    await self.host.start(other)
+                    await asyncio.wait_for(reached.wait(), WAIT_S)
+                    undo.push_async_callback(self.host.wait_gone, other)
+                    undo.push_async_callback(self.host.stop, other)
+                case "downloading":
+                    path = self.apps[self.turn.partition(" ")[0]].path
+                    self.downloading = undo.enter_context(self.host.files.stalled(path))
+            yield
+
+    async def _wait_phase(self, text: str) -> None:
+        letter, _, phase = (self.turn if text == "the one in turn" else text).partition(" ")
+        app = self.apps[letter]
+        match phase:
+            case "queued":
+                await self.host.wait_state(app, "BORN")
+            case "downloading":
+                await asyncio.wait_for(self.downloading.wait(), WAIT_S)
+            case "health checking":  # its process is there, its port is not
+                await self.host.running.wait_log("instance_spawned", app=app.id)
+            case "compiling":
+                await self.host.running.wait_log("buildpack_compiling", app=app.id)
+            case _:
+                assert phase in HELD, f"phase {text!r} is not known"
+                await self._until(self.host.hold_flag.exists, WAIT_S, f"the agent holds while {phase}")
+                self.holding = True
+
+    async def _let_go(self, app: App) -> None:
+        """A held step goes on once the agent has taken in what was sent meanwhile."""
+        if self.holding:
+            deadline = time.monotonic() + WAIT_S
+            while any(one["state"] in ("BORN", "STARTING") for one in await self.host.find(app)):
+                assert time.monotonic() < deadline, "the agent did not take in what was sent"
+            self.host.hold_flag.unlink()
+            self.holding = False
+
+    # -- steps -------------------------------------------------------------------------------------------------
+
+    async def _step(self, step: dict[str, Any]) -> None:
+        match step:
+            case {"burst": list(words)}:
+                await self._send([self._word(one) for one in words])
+            case {"burst": {"repeat": times, "with": words}}:
+                await self._send([self._word(one) for _ in range(times) for one in words])
+            case {"send": _}:
+                await self._send([self._word(step)])
+            case {"world": world}:
+                self.mark = self.host.peer.mark
+                await self._world(world)
+            case {"wait": wanted}:
+                await self._wait(wanted)
+            case {"expect": subject}:
+                await self._expect(subject, step)
+            case {"in_order": wanted}:
+                await self._in_order(wanted, step.get("within_s", EXPECT_S))
+            case _:
+                raise AssertionError(f"no such step: {step}")
+
+    async def _send(self, words: list[Word]) -> None:
+        self.mark = self.host.peer.mark
+        await self.host.peer.burst(words)
+        if self.holding:
+            await self._let_go(self.apps["A"])
+
+    async def _world(self, world: dict[str, Any]) -> None:
+        match world:
+            case {"app": text, "exits": status}:
+                port = await self._port_of(text)
+                if "note" in world:
+                    self.kept[world["note"]] = time.time()
+                await self.host.ask_app(port, f"exit {status}")
+            case {"signal": "KILL"}:
+                await self.host.stop_agent(signal.SIGKILL)
+            case {"signal": name}:
+                self.host.running.signal(signal.Signals[f"SIG{name}"])
+            case {"agent": "started"}:
+                await self.host.start_agent()
+            case _:
+                raise AssertionError(f"no such world: {world}")
+
+    async def _port_of(self, text: str) -> int:
+        letter, index, number = parts(text)
+        wanted = self.seen[letter, index][(number or 1) - 1]
+        return self.ports[wanted]
+
+    async def _wait(self, wanted: dict[str, Any]) -> None:
+        within_s = wanted.get("within_s", WAIT_S)
+        match wanted:
+            case {"phase": text}:
+                await self._wait_phase(text)
+            case {"agent": "exited", "status": status}:
+                assert await self.host.running.wait_exited(within_s) == status
+            case {"instance": text}:
+                name, _, state = text.partition(" ")
+                version = fill(wanted.get("version"), self.lookup)
+                await self._until_asked(
+                    lambda told: any(self._is(one, name, state, version) for one in told),
+                    within_s,
+                    f"{text} {version or ''}",
+                )
+            case _:
+                raise AssertionError(f"no such wait: {wanted}")
+
+    def _is(self, told: dict[str, Any], name: str, state: str, version: str | None) -> bool:
+        letter, index, number = parts(name)
+        if (told["droplet"], told["index"], told["state"]) != (self.apps[letter].id, index, state):
+            return False
+        if number is not None and self.seen[letter, index].index(told["instance"]) != number - 1:
+            return False
+        return version in (None, told["version"])
+
+    async def _expect(self, subject: str, step: dict[str, Any]) -> None:
+        wanted, since = step.get("match", {}), self.mark
+
+        def look() -> Said | None:
+            for one in self._said(subject, since):
+                if one.number not in self.taken and matches(wanted, one.body, self.lookup):
+                    return one
+            return None
+
+        found: Said = await self._until(look, step.get("within_s", EXPECT_S), f"{subject} {wanted}")
+        self.taken.add(found.number)
+        for name, key in step.get("keep", {}).items():
+            self.kept[name] = found.body[key]
+        if "count" in step:
+            self.counts.append(_Count(self._subject(subject), wanted, step["count"], since))
+
+    async def _in_order(self, wanted: list[dict[str, Any]], within_s: float) -> None:
+        since = self.mark
+
+        def look() -> list[Said] | None:
+            found: list[Said] = []
+            for one in self.host.peer.heard[since:]:
+                step = wanted[len(found)]
+                if one.subject == self._subject(step["on"]) and matches(
+                    step.get("match", {}), one.body, self.lookup
+                ):
+                    found.append(one)
+                    if len(found) == len(wanted):
+                        return found
+            return None
+
+        found: list[Said] = await self._until(look, within_s, f"in order: {wanted}")
+        self.taken |= {one.number for one in found}
+
+    # -- the end -----------------------------------------------------------------------------------------------
+
+    async def _check_end(self, end: dict[str, Any]) -> None:
+        """Instances by app, version and index; whatever is not named is not there."""
+        if not self.host.running.is_running:
+            return
+        wanted = Counter[tuple[str, str, int]]()
+        for letter, what in end.items():
+            if letter in self.apps:
+                for version, indices in what.items():
+                    wanted.update((letter, version, index) for index in indices)
+
+        def stands(told: list[dict[str, Any]]) -> bool:
+            return Counter(self._standing(one) for one in told) == wanted
+
+        await self._until_asked(stands, END_S, f"the end {dict(wanted)}")
+
+    def _standing(self, told: dict[str, Any]) -> tuple[str, str, int]:
+        letter = next(letter for letter, app in self.apps.items() if app.id == told["droplet"])
+        if told["state"] == "CRASHED":
+            return letter, "crashed", told["index"]
+        app = self.apps[letter]
+        known = {app.v1: "v1", app.v2: "v2"}
+        version = known.get(told["version"], told["version"])
+        return letter, version if told["state"] == "RUNNING" else told["state"], told["index"]
+
+    def _check_never(self) -> None:
+        for one in self.script.get("never", ()):
+            subject, wanted = self._subject(one["on"]), one.get("match", {})
+            since = self.begun
+            if "after" in one:
+                since = max(said.number for said in self._said(one["after"], self.begun)) + 1
+            found = [said for said in self._said(subject, since) if matches(wanted, said.body, self.lookup)]
+            assert len(found) < one.get("count", 1), f"{self.name}: never {one}, but:\n" + "\n".join(
+                said.payload.decode() for said in found
+            )
+        for one in self.counts:
+            found = [
+                said
+                for said in self._said(one.subject, one.since)
+                if matches(one.wanted, said.body, self.lookup)
+            ]
+            assert len(found) == one.count, (
+                f"{self.name}: {one.count} of {one.wanted} on {one.subject}, not {found}"
+            )
+
+    # -- words -------------------------------------------------------------------------------------------------
+
+    def _subject(self, text: str) -> str:
+        """An inbox is known by its name in the conversation."""
+        return str(fill(text, self.lookup))
+
+    def _said(self, subject: str, since: int) -> Iterator[Said]:
+        return iter(self.host.peer.on(self._subject(subject), since))
+
+    def _word(self, step: dict[str, Any]) -> Word:
+        subject, inbox = self._subject(step["send"]), step.get("inbox", "")
+        if "raw" in step:
+            return Word(subject, step["raw"].encode("latin-1"), inbox)
+        if "from" not in step:
+            return Word.of(subject, fill(step["body"], self.lookup), inbox)
+        changes = fill(step.get("set", {}), self.lookup)
+        body = fixture(step["from"])
+        app = self._app_of(changes.get("droplet") or changes.get("app_id"))
+        if app is not None:
+            body = self._staging(body, app) if "app_id" in body else self._start(body, app)
+        for path, value in changes.items():
+            set_path(body, path, value)
+        return Word.of(subject, body, inbox)
+
+    def _app_of(self, app_id: str | None) -> App | None:
+        return next((app for app in self.apps.values() if app.id == app_id), None)
+
+    def _start(self, body: dict[str, Any], app: App) -> dict[str, Any]:
+        body = self.host.of_app(body, app) | self._limits()
+        if self.phase == "health checking":
+            body["start_command"] = "sleep 60; exec ./listener"
+        return body
+
+    def _staging(self, body: dict[str, Any], app: App) -> dict[str, Any]:
+        files, listener = self.host.files, self.host.listener
+        body = json.loads(json.dumps(body).replace(fixture("staging.start.json")["app_id"], app.id))
+        waits_s = 3 if "compiling" in json.dumps(self.script["talk"], default=str) else 0
+        packs = (make_buildpack(takes=False), make_buildpack(takes=True, compile_waits_s=waits_s))
+        body |= {
+            "stack": STACK,
+            "download_uri": files.put(f"/packages/{app.id}", make_package(listener, app.id)),
+            "upload_uri": files.url(f"{app.path}/upload"),
+            "buildpack_cache_download_uri": files.url(f"/caches/{app.id}"),
+            "buildpack_cache_upload_uri": files.url(f"/caches/{app.id}/upload"),
+            "start_message": self._start(body["start_message"], app) | {"sha1": None},
+        }
+        for number, (one, data) in enumerate(zip(body["admin_buildpacks"], packs, strict=True)):
+            one["url"] = files.put(f"/buildpacks/{number}", data)
+        return body
+
+    # -- what is known -----------------------------------------------------------------------------------------
+
+    def lookup(self, name: str) -> Any:
+        if name == "dea":
+            return self.host.dea
+        if "." not in name:
+            if name not in self.kept:
+                raise Unknown(name)
+            return self.kept[name]
+        what, _, key = name.rpartition(".")
+        if key in ("id", "v1", "v2"):
+            return getattr(self.apps[what], key)
+        letter, index, number = parts(what)
+        try:
+            instance = self.seen[letter, index][(number or 1) - 1]
+            return instance if key == "instance" else self.routes[instance]
+        except LookupError:
+            raise Unknown(name) from None
+
+    def _learn(self, told: dict[str, Any]) -> None:
+        """Which instance is the first, the second... of its index; and its route, which names no instance but its port."""
+        app = self._app_of(told["droplet"])
+        letter = next(letter for letter, one in self.apps.items() if one is app)
+        instance, seen = told["instance"], self.seen[letter, told["index"]]
+        if instance not in seen:
+            seen.append(instance)
+        if (port := told.get("stats", {}).get("port")) is not None:
+            self.ports[instance] = port
+            for one in self.host.peer.on("router.register"):
+                if (one.body["app"], one.body["port"]) == (told["droplet"], port):
+                    self.routes[instance] = one.body["private_instance_id"]
+
+    async def _ask(self) -> list[dict[str, Any]]:
+        """All that find.droplet tells of the talk's apps."""
+        answers = await asyncio.gather(
+            *(self.host.find(app, include_stats=True) for app in self.apps.values())
+        )
+        told = [one for answer in answers for one in answer]
+        for one in sorted(told, key=lambda one: one["state_timestamp"]):
+            self._learn(one)
+        return told
+
+    async def _until_asked(
+        self, look: Callable[[list[dict[str, Any]]], bool], within_s: float, what: str
+    ) -> None:
+        deadline = time.monotonic() + within_s
+        while not look(told := await self._ask()):
+            shown = [(one["droplet"][:8], one["index"], one["version"][:8], one["state"]) for one in told]
+            assert time.monotonic() < deadline, (
+                f"{self.name} [{self.turn}]: not {what} within {within_s} s but {shown}\n"
+                f"{self.host.running.log_text()}"
+            )
+
+    async def _until(self, look: Callable[[], Any], within_s: float, what: str) -> Any:
+        """As soon as ``look`` finds something; meanwhile the agent is asked, so that variables get their values."""
+        deadline = time.monotonic() + within_s
+        while not (found := look()):
+            if time.monotonic() > deadline:
+                heard = "\n".join(
+                    f"  {one.subject} {one.payload[:300].decode(errors='replace')}"
+                    for one in self.host.peer.heard[self.mark :]
+                    if not one.subject.startswith("question.")
+                )
+                raise AssertionError(
+                    f"{self.name} [{self.turn}]: no {what} within {within_s} s; heard:\n{heard}\n"
+                    f"{self.host.running.log_text()}"
+                )
+            if self.host.running.is_running:
+                await self._ask()
+            await asyncio.sleep(0.02)
+        return found
+
+
+_RESERVED = ("memory_left_mb", "disk_left_mb", "instances", "stagings")
+
+
+def turns(path: Path) -> list[str]:
+    """The phases or variants of a conversation; one empty turn if it has none."""
+    script = load(path)
+    found: list[str] = script.get("repeat_for") or script.get("variants") or [""]
+    return found
