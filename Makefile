@@ -56,7 +56,7 @@ bench: setup ## figures against crun and bubblewrap in the same run
 lint: $(VENV)/.ready wsh/_bin/.ready ## ruff, mypy strict, import-linter, the C warnings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy agent container rootfs_builder wsh benchmarks tests/unit
+	MYPYPATH=tests $(BIN)/mypy agent container rootfs_builder wsh benchmarks tests/unit
 	@# each has a conftest.py of its own, which mypy takes for one module
 	set -e; for room in tests/kernel tests/bus tests/e2e tests/vm; do \
 	    [ -z "$$(find $$room -name '*.py')" ] || MYPYPATH=tests:$$room $(BIN)/mypy $$room; done

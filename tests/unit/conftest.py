@@ -1,0 +1,8 @@
+"""What unit tests share with the kernel's lies one room up."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
