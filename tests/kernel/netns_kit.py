@@ -36,7 +36,8 @@ PROTOCOLS: Final = {"tcp": TCP, "udp": UDP}
 #: Networks for documentation (RFC 5737). 192.0.2.1 is the test host's other address (testhost.py).
 HOST_IP: Final = "198.51.100.1"
 WORLD_IP: Final = "198.51.100.2"
-FAR_IPS: Final = tuple(f"203.0.113.{number}" for number in range(1, 33))
+FAR_NETWORK: Final = "203.0.113.0/24"  # all of it is the world's
+FAR_IP: Final = "203.0.113.1"
 DNS_IP: Final = "203.0.113.53"
 METADATA_IP: Final = "169.254.169.254"
 
@@ -266,7 +267,7 @@ def talk(mouth: socket.socket, token: bytes, to: tuple[str, int] | None = None) 
 class World:
     """Another machine, behind the host's second uplink: many addresses, a resolver, a metadata service."""
 
-    PORTS: Final = (80, 8080, 8081, 8090, 9000)
+    PORTS: Final = (80, 8080, 8081, 9000)
 
     def __init__(self, stack: ExitStack) -> None:
         self.host = Namespace.of("thread-self")
@@ -288,14 +289,14 @@ class World:
         host.do(lambda: _move("uplink3", space))
         host.run("ip", "address", "add", f"{HOST_IP}/24", "dev", "uplink2")
         host.run("ip", "link", "set", "uplink2", "up")
-        for network in ("203.0.113.0/24", f"{METADATA_IP}/32"):
+        for network in (FAR_NETWORK, METADATA_IP):
             host.run("ip", "route", "add", network, "via", WORLD_IP)
         space.run("ip", "link", "set", "lo", "up")
         space.run("ip", "address", "add", f"{WORLD_IP}/24", "dev", "uplink3")
         space.run("ip", "link", "set", "uplink3", "up")
         space.run("ip", "route", "add", "default", "via", HOST_IP)
-        for address in (*FAR_IPS, DNS_IP, METADATA_IP):
-            space.run("ip", "address", "add", f"{address}/32", "dev", "lo")
+        for network in (FAR_NETWORK, METADATA_IP):
+            space.run("ip", "route", "add", "local", network, "dev", "lo")
         for port in (53, *self.PORTS):
             for kind in (TCP, UDP):
                 self.services.add("world", space, kind, port)
