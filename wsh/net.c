@@ -79,6 +79,17 @@ static void set_neighbour(int fd, const char *address, const char *mac)
         die("permanent neighbour", address);
 }
 
+static void add_route(int fd, const char *network, const char *mask, const char *gateway)
+{
+    struct sockaddr_in to = inet_address(network), width = inet_address(mask), via = inet_address(gateway);
+    struct rtentry route = {.rt_flags = RTF_UP | RTF_GATEWAY, .rt_dev = (char[]){"eth0"}};
+    memcpy(&route.rt_dst, &to, sizeof to);
+    memcpy(&route.rt_genmask, &width, sizeof width);
+    memcpy(&route.rt_gateway, &via, sizeof via);
+    if (ioctl(fd, SIOCADDRT, &route))
+        die("route", network);
+}
+
 void net_configure(const struct plan *plan)
 {
     scoped_fd int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
@@ -98,11 +109,7 @@ void net_configure(const struct plan *plan)
     request(fd, SIOCSIFNETMASK, &r, "netmask of");
     bring_up(fd, "eth0");
     set_neighbour(fd, plan->eth0.gateway, plan->eth0.gateway_mac);
-    struct sockaddr_in any = {.sin_family = AF_INET}, gateway = inet_address(plan->eth0.gateway);
-    struct rtentry route = {.rt_flags = RTF_UP | RTF_GATEWAY, .rt_dev = (char[]){"eth0"}};
-    memcpy(&route.rt_dst, &any, sizeof any);
-    memcpy(&route.rt_genmask, &any, sizeof any);
-    memcpy(&route.rt_gateway, &gateway, sizeof gateway);
-    if (ioctl(fd, SIOCADDRT, &route))
-        die("default route", plan->eth0.gateway);
+    add_route(fd, "0.0.0.0", "0.0.0.0", plan->eth0.gateway);
+    /* Else multicast goes to a MAC of its own, past the gateway's: a host without its rules would take it in. */
+    add_route(fd, "224.0.0.0", "240.0.0.0", plan->eth0.gateway);
 }

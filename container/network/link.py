@@ -63,7 +63,14 @@ class Links:
         """The pair, its far end born as eth0 (index 2) in the namespace of ``pid``. Returns the host end's name."""
         interface = interface_of(link_id)
         far_mac = mac_of(link_id, "container")
-        peer = {"ifname": "eth0", "net_ns_pid": pid, "index": 2, "address": far_mac, "mtu": mtu}
+        peer = {
+            "ifname": "eth0",
+            "net_ns_pid": pid,
+            "index": 2,
+            "address": far_mac,
+            "broadcast": GATEWAY_MAC,  # what is for all needs no neighbour, and must not find the host either
+            "mtu": mtu,
+        }
         await self._netlink.link(
             "add", ifname=interface, kind="veth", address=mac_of(link_id, "host"), mtu=mtu, peer=peer
         )
