@@ -90,7 +90,7 @@ class Layers:
         for path in sorted(self._dir.iterdir()):
             if path.suffix == ".json":
                 if not path.with_suffix("").is_dir():
-                    path.unlink()
+                    path.unlink(missing_ok=True)  # it may have gone to the trash with its tree just now
                 continue
             record = self._read_record(path.name)
             if record is None or not (record.synced or record.boot_id == self._boot_id):
