@@ -78,6 +78,11 @@ class Bus:
     async def wait_connected(self) -> None:
         await self._connected.wait()
 
+    @property
+    def untold(self) -> int:
+        """Events that are still to be told."""
+        return len(self._sender.waiting)
+
     def tell(self, event: m.Event, *, reply_to: str = "") -> None:
         """``reply_to``: the inbox of a staging request."""
         if isinstance(event, m.RouterUnregister):

@@ -20,7 +20,7 @@ from agent.logs import Log
 
 LISTENER_RETRY_S = 0.2
 LISTENER_PATIENCE_S = 60.0
-BATCH = 100  # events between two barriers: as many are repeated, at most, when the link dies
+BATCH = 16  # events between two barriers: as many are repeated, at most, when the link dies
 LIMIT = 10_000
 
 
@@ -76,6 +76,11 @@ class Sender:
         if self._connection is not None:  # without one, an event waits in the outbox and a word is over
             self._queue.append(one)
             self._wake.set()
+
+    @property
+    def unheard(self) -> int:
+        """Exits that the server has taken and nobody listened to, so far."""
+        return len(self._unheard)
 
     @property
     def waiting(self) -> frozenset[bytes]:

@@ -1,0 +1,320 @@
+"""Servers for the bus's own tests: the bundled nats-server, killed and stalled at will, and one played by hand on a raw socket.
+
+Beside them a plain peer (a raw socket too) and a `Bus` with everything it tells kept for the test to read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from agent.bus import messages as m
+from agent.bus.connection import Bus
+from agent.config import NatsSettings
+from agent.dev import children
+
+WITHIN_S = 20.0
+
+
+async def until(true: Callable[[], Any], what: str, within_s: float = WITHIN_S) -> None:
+    """Looks until ``true``; what is looked at has no event of its own."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(within_s):
+            while not true():
+                await asyncio.sleep(0.01)
+            return
+    raise AssertionError(f"{what}: not within {within_s} s")
+
+
+class NatsServer:
+    """A real one on 127.0.0.1. The first start takes a free port; later ones take it again."""
+
+    def __init__(self, state_dir: Path, config: str = "") -> None:
+        self._dir = state_dir
+        self._config = config
+        self._process: asyncio.subprocess.Process | None = None
+        self._port = 0
+
+    @property
+    def port(self) -> int:
+        return self._port
+
+    @property
+    def url(self) -> str:
+        return f"nats://127.0.0.1:{self._port}"
+
+    async def start(self, config: str | None = None) -> None:
+        if config is not None:
+            self._config = config
+        ports_dir = self._dir / "ports"
+        ports_dir.mkdir(parents=True, exist_ok=True)
+        for old in ports_dir.iterdir():
+            old.unlink()
+        path = self._dir / "nats.conf"
+        path.write_text(
+            f'listen: "127.0.0.1:{self._port or -1}"\nports_file_dir: "{ports_dir}"\n{self._config}\n'
+        )
+        with (self._dir / "nats.log").open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                str(children.nats_server_binary()), "-c", str(path), stdout=log, stderr=log
+            )
+        found: list[str] = []
+
+        def told() -> bool:
+            assert self._process is not None
+            assert self._process.returncode is None, (self._dir / "nats.log").read_text()
+            with contextlib.suppress(ValueError, LookupError):  # half written
+                found[:] = [json.loads(one.read_text())["nats"][0] for one in ports_dir.glob("*.ports")]
+            return bool(found)
+
+        await until(told, "nats-server tells its port")
+        self._port = int(found[0].rpartition(":")[2])
+
+    async def kill(self) -> None:
+        """As the machine under it dies: no word to anybody."""
+        assert self._process is not None
+        self._process.kill()
+        await self._process.wait()
+
+    def stall(self) -> None:
+        """Alive, connected, silent."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    async def close(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            await self.kill()
+
+
+class FakeServer:
+    """Speaks just enough to be connected to; ``talk`` then has the socket. ``heard``: every line of every client."""
+
+    def __init__(
+        self, talk: Callable[[FakeServer, asyncio.StreamWriter], Awaitable[None]] | None = None
+    ) -> None:
+        self._talk = talk
+        self._writers: list[asyncio.StreamWriter] = []
+        self._server: asyncio.Server | None = None
+        self.connections = 0
+        self.heard: list[bytes] = []
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=1 << 24)
+
+    @property
+    def url(self) -> str:
+        assert self._server is not None
+        return f"nats://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self._writers.append(writer)
+        if self._talk is None:
+            return  # accepted, and not a word
+        info = {"server_id": "fake", "version": "2.10.0", "max_payload": 1 << 20, "headers": True, "proto": 1}
+        writer.write(b"INFO " + json.dumps(info).encode() + b"\r\n")
+        with contextlib.suppress(ConnectionError):
+            while line := await reader.readline():
+                self.heard.append(line)
+                if line == b"PING\r\n":
+                    writer.write(b"PONG\r\n")
+                    await self._talk(self, writer)
+
+    async def close(self) -> None:
+        for writer in self._writers:
+            writer.close()
+        if self._server is not None:
+            self._server.close()
+            await self._server.wait_closed()
+
+
+class Relay:
+    """Between a host and its server. ``is_open``: connections are taken (a test's own listeners are there now).
+    ``answers``: what the server says comes through."""
+
+    def __init__(self, server: NatsServer) -> None:
+        self._target = server
+        self._server: asyncio.Server | None = None
+        self._copying: set[asyncio.Task[None]] = set()
+        self.is_open = True
+        self.answers = True
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+
+    @property
+    def url(self) -> str:
+        assert self._server is not None
+        return f"nats://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ends = [writer]
+        with contextlib.suppress(ConnectionError):
+            if self.is_open:
+                there, back = await asyncio.open_connection("127.0.0.1", self._target.port)
+                ends.append(back)
+                ways = {
+                    asyncio.create_task(self._copy(reader, back, lambda: True)),
+                    asyncio.create_task(self._copy(there, writer, lambda: self.answers)),
+                }
+                self._copying |= ways
+                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        for end in ends:
+            end.transport.abort()
+
+    async def _copy(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, passes: Callable[[], bool]
+    ) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(65536):
+                if passes():
+                    writer.write(data)
+                    await writer.drain()
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for task in self._copying:
+            task.cancel()
+        await asyncio.gather(*self._copying, return_exceptions=True)
+
+
+class Peer:
+    """A raw connection that hears what it subscribes to, in order: (subject, reply, payload)."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self.writer = reader, writer
+        self.heard: list[tuple[str, str, bytes]] = []
+        self._pongs = 0
+        self._task = asyncio.create_task(self._listen(), name="peer")
+
+    @classmethod
+    async def open(cls, server: NatsServer, *subjects: str, login: dict[str, str] | None = None) -> Peer:
+        peer = cls(*await asyncio.open_connection("127.0.0.1", server.port, limit=1 << 24))
+        hello = {"verbose": False, "pedantic": False, "headers": True, "no_responders": True, **(login or {})}
+        peer.writer.write(b"CONNECT " + json.dumps(hello).encode() + b"\r\n")
+        for number, subject in enumerate(subjects, 1):
+            peer.writer.write(f"SUB {subject} {number}\r\n".encode())
+        await peer.flush()
+        return peer
+
+    async def _listen(self) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            while line := await self._reader.readline():
+                word, *rest = line.decode(errors="replace").split()
+                if word == "MSG":
+                    subject, _, *reply, size = rest
+                    payload = (await self._reader.readexactly(int(size) + 2))[:-2]
+                    self.heard.append((subject, "".join(reply), payload))
+                elif word == "PING":
+                    self.writer.write(b"PONG\r\n")
+                elif word == "PONG":
+                    self._pongs += 1
+
+    async def flush(self) -> None:
+        wanted = self._pongs + 1
+        self.writer.write(b"PING\r\n")
+        await until(lambda: self._pongs >= wanted or self._task.done(), "the server answers the peer")
+        assert self._pongs >= wanted, "the server ended the peer's connection"
+
+    async def say(self, subject: str, payload: bytes, reply: str = "") -> None:
+        self.writer.write(put(subject.encode(), payload, reply.encode()))
+        await self.flush()
+
+    async def ended(self) -> None:
+        """The server has closed, and all that it had said before is heard."""
+        async with asyncio.timeout(WITHIN_S):
+            await asyncio.wait({self._task})
+
+    def on(self, subject: str) -> list[bytes]:
+        return [payload for where, _, payload in self.heard if where == subject]
+
+    async def close(self) -> None:
+        self._task.cancel()
+        self.writer.close()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+
+def put(subject: bytes, payload: bytes, reply: bytes = b"") -> bytes:
+    """As it goes over the wire."""
+    return b"PUB %b %b %d\r\n%b\r\n" % (subject, reply, len(payload), payload)
+
+
+class Host:
+    """A `Bus` that runs, and what it did: commands carried out, connects, log lines."""
+
+    def __init__(self, servers: list[str], outbox_dir: Path, **more: Any) -> None:
+        self.commands: list[m.Command] = []
+        self.connects = 0
+        self.lines: list[dict[str, Any]] = []
+        self.at_connect: Callable[[], None] = lambda: None
+        self.apply: Callable[[m.Command], None] = self.commands.append
+        settings = NatsSettings(servers=tuple(servers), **more.pop("settings", {}))
+        self.bus = Bus(
+            settings,
+            agent_id="host1",
+            outbox_dir=outbox_dir,
+            apply=lambda command: self.apply(command),
+            on_connected=self._on_connected,
+            staging=True,
+            log=structlog.wrap_logger(
+                None, processors=[self._note], wrapper_class=structlog.make_filtering_bound_logger(0)
+            ),
+            **more,
+        )
+        self._task: asyncio.Task[None] | None = None
+
+    def _note(self, _: Any, level: str, event: Any) -> Any:
+        self.lines.append({**event, "level": level})
+        raise structlog.DropEvent
+
+    def _on_connected(self) -> None:
+        self.connects += 1
+        self.at_connect()
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        return [line for line in self.lines if line["event"] == event]
+
+    def run(self) -> None:
+        self._task = asyncio.create_task(self.bus.run(), name="bus")
+
+    async def run_until_connected(self) -> None:
+        self.run()
+        await until(lambda: self.bus.connected, "connected")
+
+    async def stop(self) -> None:
+        """As the process ends without farewell."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+
+
+@contextlib.asynccontextmanager
+async def nats_server(state_dir: Path, config: str = "") -> AsyncIterator[NatsServer]:
+    server = NatsServer(state_dir, config)
+    try:
+        await server.start()
+        yield server
+    finally:
+        await server.close()
+
+
+def exited(number: int) -> m.DropletExited:
+    return m.DropletExited("default", f"app-{number}", "v", f"i{number}", number, "CRASHED", 1, "out", 7)
+
+
+def route(kind: type[Any], port: int = 61001, *uris: str, owner: str = "p1") -> Any:
+    return kind("host1", "app", uris or ("a.example.com",), "10.0.0.1", port, {"component": "dea-0"}, owner)

@@ -1,0 +1,457 @@
+"""What is told arrives: at least once, in order, byte for byte, whatever dies meanwhile (design of the bus, 4 and 5)."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import resource
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from servers import Host, NatsServer, Peer, Relay, exited, nats_server, route, until
+
+from agent.bus import messages as m
+from agent.bus.outbox import Kept, Outbox
+
+pytestmark = pytest.mark.bus
+MakeHost = Callable[..., Host]
+Listen = Callable[..., Awaitable[Peer]]
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
+    async with nats_server(tmp_path) as one:
+        yield one
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as one:
+        yield one
+
+
+@pytest.fixture
+def make_host(stack: AsyncExitStack, server: NatsServer, tmp_path: Path) -> MakeHost:
+    def make(**more: Any) -> Host:
+        host = Host([server.url], tmp_path / "outbox", **more)
+        stack.push_async_callback(host.stop)
+        return host
+
+    return make
+
+
+@pytest.fixture
+def listen(stack: AsyncExitStack, server: NatsServer) -> Listen:
+    async def open_one(*subjects: str) -> Peer:
+        peer = await Peer.open(server, *subjects)
+        stack.push_async_callback(peer.close)
+        return peer
+
+    return open_one
+
+
+def staged(number: int) -> m.StagingRefused:
+    return m.StagingRefused(f"task-{number}", "x" * 200)
+
+
+async def until_left(host: Host, events: int) -> None:
+    await until(lambda: host.bus.untold <= events, f"{events} are left to tell")
+
+
+def kept_files(tmp_path: Path) -> list[str]:
+    return sorted(path.name for path in (tmp_path / "outbox").iterdir())
+
+
+async def test_nothing_is_lost_over_deaths_of_the_server_in_mid_burst(
+    server: NatsServer, stack: AsyncExitStack, tmp_path: Path
+) -> None:
+    """1,000 events over 12 kill -9: each arrives, first arrivals in order, repeats with identical bytes."""
+    relay = Relay(server)
+    stack.push_async_callback(relay.close)
+    await relay.start()
+    host = Host([relay.url], tmp_path / "outbox")
+    stack.push_async_callback(host.stop)
+    await host.run_until_connected()
+    peer = await Peer.open(server, "box.>")
+    heard: list[bytes] = []
+    deaths = set(random.sample(range(20), 12))
+    in_the_middle = 0
+    for burst in range(20):
+        for number in range(burst * 50, burst * 50 + 50):
+            host.bus.tell(staged(number), reply_to=f"box.{number % 5}")
+        if burst in deaths:
+            await until_left(host, random.randint(1, 50))
+            relay.is_open = False
+            in_the_middle += 0 < host.bus.untold < 50
+            await server.kill()
+            await until(lambda: not host.bus.connected, "the death is seen")
+            await peer.ended()
+            heard += [payload for _, _, payload in peer.heard]
+            await peer.close()
+            await server.start()
+            peer = await Peer.open(server, "box.>")
+            relay.is_open = True
+        await until(lambda: host.bus.connected, "connected")
+    await until(lambda: not host.bus.untold, "all is told")
+    await peer.flush()
+    heard += [payload for _, _, payload in peer.heard]
+    await peer.close()
+    print(f"{len(heard) - 1_000} repeats over 12 deaths, {in_the_middle} of them in mid-burst")
+
+    assert list(dict.fromkeys(heard)) == [m.encode(staged(number)) for number in range(1_000)]
+    assert kept_files(tmp_path) == []
+
+
+async def test_an_acknowledgement_that_was_lost_repeats_the_words_with_the_same_bytes(
+    server: NatsServer, stack: AsyncExitStack, listen: Listen, tmp_path: Path
+) -> None:
+    """The link dies between PUB and PONG: told, not known, told again."""
+    relay = Relay(server)
+    stack.push_async_callback(relay.close)
+    await relay.start()
+    host = Host([relay.url], tmp_path / "outbox")
+    stack.push_async_callback(host.stop)
+    await host.run_until_connected()
+    peer = await listen("box", "droplet.exited")
+    relay.answers = False
+    host.bus.tell(staged(1), reply_to="box")
+    host.bus.tell(exited(1))
+    await until(lambda: len(peer.heard) == 2, "told")
+    assert len(kept_files(tmp_path)) == 2
+    await until(lambda: not host.bus.connected, "the silence is noticed")
+
+    relay.answers = True
+
+    await until(lambda: not host.bus.untold, "told again")
+    await peer.flush()
+    assert peer.on("box") == [m.encode(staged(1))] * 2
+    assert peer.on("droplet.exited") == [m.encode(exited(1))] * 2
+
+
+async def test_events_survive_the_agent(
+    server: NatsServer, make_host: MakeHost, listen: Listen, tmp_path: Path
+) -> None:
+    """Told without a bus, found by the next agent, in order and byte for byte."""
+    await server.kill()
+    first = make_host()
+    first.run()
+    for number in range(30):
+        first.bus.tell(staged(number), reply_to="box")
+    await first.stop()
+    assert len(kept_files(tmp_path)) == 30
+    await server.start()
+    peer = await listen("box")
+
+    second = make_host()
+    second.bus.tell(staged(30), reply_to="box")
+    await second.run_until_connected()
+
+    await until(lambda: len(peer.heard) == 31, "all arrive")
+    assert peer.on("box") == [m.encode(staged(number)) for number in range(31)]
+    await until(lambda: kept_files(tmp_path) == [], "the files are gone")
+
+
+async def test_a_damaged_entry_is_set_aside_and_told(
+    make_host: MakeHost, listen: Listen, tmp_path: Path
+) -> None:
+    """The others go out; a half-written file is swept away."""
+    outbox = Outbox(tmp_path / "outbox")
+    for number in range(3):
+        outbox.write(outbox.add(Kept("box", b"%d" % number)))
+    (tmp_path / "outbox" / "000000000002.event").write_bytes(b"\x93\xa3")
+    (tmp_path / "outbox" / "000000000004.new").write_bytes(b"half")
+    (tmp_path / "outbox" / "name.event").mkdir()
+    peer = await listen("box")
+
+    host = make_host()
+    await host.run_until_connected()
+
+    await until(lambda: len(peer.heard) == 2, "the others arrive")
+    assert peer.on("box") == [b"0", b"2"]
+    assert len(host.logged("outbox_entry_damaged")) == 2
+    await until(lambda: kept_files(tmp_path) == ["000000000002.damaged", "name.damaged"], "only these stay")
+
+
+async def test_a_message_that_no_server_takes_is_set_aside_and_what_is_behind_it_goes_on(
+    make_host: MakeHost, listen: Listen, tmp_path: Path
+) -> None:
+    """Over the server's limit, or for an inbox that is no subject: it may not block the queue, nor end the connection."""
+    peer = await listen(">")
+    host = make_host()
+    await host.run_until_connected()
+
+    host.bus.tell(m.StagingRefused("t", "x" * (1 << 20)), reply_to="box")
+    host.bus.tell(staged(0), reply_to="no subject")
+    host.bus.tell(staged(1), reply_to="y" * 4_000)
+    entry = m.HeartbeatEntry("default", "app", "v", "i", 0, "RUNNING", 1.0)
+    host.bus.say(m.Heartbeat((entry,) * 20_000, "host1"))
+    host.bus.tell(staged(2), reply_to="box")
+
+    await until(lambda: peer.on("box"), "the last arrives")
+    assert peer.on("box") == [m.encode(staged(2))]
+    assert len(host.logged("bus_message_unsendable")) == 4
+    assert host.connects == 1
+    assert [name.partition(".")[2] for name in kept_files(tmp_path)] == ["damaged"] * 3
+
+
+async def test_a_full_disk_costs_an_event_its_safety_only(
+    make_host: MakeHost, listen: Listen, tmp_path: Path
+) -> None:
+    """A write that the kernel refuses: told from memory, logged, and no half of a file stays."""
+    peer = await listen("box")
+    host = make_host()
+    await host.run_until_connected()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # as a full disk: 100 bytes go in, then an error
+    try:
+        host.bus.tell(staged(1), reply_to="box")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+
+    await until(lambda: peer.on("box") == [m.encode(staged(1))], "it arrives")
+    assert [line["subject"] for line in host.logged("outbox_not_written")] == ["box"]
+    assert kept_files(tmp_path) == []
+
+
+async def test_a_word_and_an_event_leave_in_the_order_in_which_they_were_said(
+    make_host: MakeHost, listen: Listen
+) -> None:
+    """A register said before an unregister must not arrive after it: the router would route to a dead app."""
+    peer = await listen("router.*", "dea.*")
+    host = make_host()
+    await host.run_until_connected()
+    await until(lambda: peer.heard, "the greeting")
+
+    for _ in range(50):
+        host.bus.say(route(m.RouterRegister))
+        host.bus.tell(route(m.RouterUnregister))
+        host.bus.say(m.Heartbeat((), "host1"))
+
+    await until(lambda: len(peer.heard) == 151, "all arrive")
+    assert [subject for subject, _, _ in peer.heard[1:]] == [
+        "router.register",
+        "router.unregister",
+        "dea.heartbeat",
+    ] * 50
+
+
+async def test_an_exit_waits_for_a_listener_and_what_is_behind_it_goes_on(
+    make_host: MakeHost, listen: Listen, tmp_path: Path
+) -> None:
+    """The server's acknowledgement is no listener's. Order holds among the exits."""
+    boxes = await listen("box")
+    host = make_host()
+    await host.run_until_connected()
+    for number in range(3):
+        host.bus.tell(exited(number))
+    host.bus.tell(staged(1), reply_to="box")
+    await until(lambda: boxes.heard, "the reply behind them arrives")
+    await until(lambda: len(kept_files(tmp_path)) == 3, "the exits are kept")
+
+    peer = await listen("droplet.exited")
+    host.bus.tell(exited(3))
+
+    await until(lambda: len(peer.heard) >= 4, "the exits arrive")
+    assert peer.on("droplet.exited") == [m.encode(exited(number)) for number in range(4)]
+    await until(lambda: kept_files(tmp_path) == [], "nothing is kept")
+    assert len(peer.heard) == 4
+
+
+async def test_a_listener_that_answers_an_exit_has_heard_it(
+    make_host: MakeHost, listen: Listen, tmp_path: Path
+) -> None:
+    """Only the server's own 503 says that nobody listens."""
+    host = make_host()
+    await host.run_until_connected()
+
+    peer = await listen("droplet.exited")
+    host.bus.tell(exited(1))
+    await until(lambda: peer.heard, "it arrives")
+    await peer.say(peer.heard[0][1], b"")
+    await until(lambda: kept_files(tmp_path) == [], "it is told")
+    assert len(peer.heard) == 1
+
+
+async def test_an_exit_that_nobody_wants_is_given_up(make_host: MakeHost, tmp_path: Path) -> None:
+    """After its patience, counted while the bus is there; with a line in the log."""
+    host = make_host(listener_patience_s=1.0)
+    host.bus.tell(exited(1))
+    await host.run_until_connected()
+    connected_at = time.monotonic()
+
+    await until(lambda: kept_files(tmp_path) == [], "it is given up")
+
+    assert time.monotonic() - connected_at >= 0.9
+    assert [line["subject"] for line in host.logged("bus_event_without_listener")] == ["droplet.exited"]
+
+
+async def test_time_without_a_bus_does_not_count_against_an_exit(
+    server: NatsServer, make_host: MakeHost, listen: Listen, tmp_path: Path
+) -> None:
+    """A bus that comes back before its peers (sequence 17), after it was away longer than the patience lasts."""
+    host = make_host(listener_patience_s=2.0)
+    await host.run_until_connected()
+    await server.kill()
+    await until(lambda: not host.bus.connected, "the death is seen")
+    host.bus.tell(exited(1))
+    away_since = time.monotonic()
+    await until(lambda: time.monotonic() - away_since > 2.2, "longer than its patience")
+    await server.start()
+    await until(lambda: host.connects == 2, "connected")
+    await until(lambda: host.bus._sender.unheard, "nobody listens")
+
+    peer = await listen("droplet.exited")
+
+    await until(lambda: peer.heard, "it arrives")
+    assert host.logged("bus_event_without_listener") == []
+
+
+async def test_after_each_connect_all_is_said_in_its_order(
+    server: NatsServer, make_host: MakeHost, listen: Listen
+) -> None:
+    """Kept events, routes that went, heartbeat, adverts, registers; then the routers are asked for."""
+    host = make_host()
+    advert = m.Advertise("host1", ("s",), 1, 1, {}, {"zone": "z"})
+
+    def speak_anew() -> None:
+        host.bus.say(m.Heartbeat((), "host1"))
+        host.bus.say(advert)
+        host.bus.say(m.StagingAdvertise("host1", ("s",), 1, 1))
+        host.bus.say(route(m.RouterRegister, 61002))
+
+    host.at_connect = speak_anew
+    await host.run_until_connected()
+    host.bus.tell(route(m.RouterUnregister))
+    await until(lambda: not host.bus.untold, "the unregister is told")
+    await server.kill()
+    await until(lambda: not host.bus.connected, "the death is seen")
+    host.bus.say(advert)  # a voice is never stored
+    host.bus.tell(staged(1), reply_to="box")
+    host.bus.tell(m.DeaShutdown("host1", "10.0.0.1", "0.0.1", {}))
+    await host.stop()
+    await server.start()
+    peer = await listen(">")
+
+    host.run()
+
+    await until(lambda: peer.on("router.greet"), "the greeting")
+    assert [subject for subject, _, _ in peer.heard] == [
+        "box", "dea.shutdown", "router.unregister", "dea.heartbeat", "dea.advertise", "staging.advertise",
+        "router.register", "router.greet",
+    ]  # fmt: skip
+
+
+async def test_a_router_that_answers_the_greeting_is_heard_as_one_that_starts(
+    make_host: MakeHost, listen: Listen
+) -> None:
+    """Without a router the server's 503 is no answer."""
+    host = make_host()
+    await host.run_until_connected()
+    host.bus.tell(staged(1), reply_to="box")
+    await until(lambda: not host.bus.untold, "what was said behind the greeting is told")
+    assert host.commands == []
+    await host.stop()
+    router = await listen("router.greet")
+    host.run()
+    await until(lambda: router.heard, "the greeting")
+
+    await router.say(router.heard[0][1], b'{"minimumRegisterIntervalInSeconds":5}')
+
+    await until(lambda: host.commands, "it is heard")
+    assert host.commands == [m.RouterStartCommand(m.RouterStart(5))]
+
+
+async def test_unregisters_are_repeated_to_a_router_that_starts(make_host: MakeHost, listen: Listen) -> None:
+    """Unless host and port have a new owner."""
+    host = make_host()
+    await host.run_until_connected()
+    host.bus.tell(route(m.RouterUnregister, 61001))
+    host.bus.tell(route(m.RouterUnregister, 61002))
+    host.bus.say(route(m.RouterRegister, 61002, owner="p2"))
+    await until(lambda: not host.bus.untold, "all is told")
+    peer = await listen("router.unregister")
+
+    host.bus.repeat_unregisters()
+
+    await until(lambda: peer.heard, "repeated")
+    await peer.flush()
+    assert peer.on("router.unregister") == [m.encode(route(m.RouterUnregister, 61001))]
+
+
+async def test_the_oldest_of_too_many_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bus that is away for days: memory and disk stay bounded, and it is told."""
+    monkeypatch.setattr("agent.bus.sender.LIMIT", 3)
+    host = Host(["nats://127.0.0.1:1"], tmp_path / "outbox")
+    for number in range(5):
+        host.bus.tell(staged(number), reply_to=f"box.{number}")
+    kept = [entry.kept.subject for entry in Outbox(tmp_path / "outbox")]
+    assert kept == ["box.2", "box.3", "box.4"]
+    assert [line["subject"] for line in host.logged("outbox_full_oldest_dropped")] == ["box.0", "box.1"]
+
+
+@pytest.mark.parametrize("bus_is", ["up", "gone", "stalled", "back after a second"])
+async def test_a_farewell_ends_in_its_time(
+    server: NatsServer,
+    make_host: MakeHost,
+    listen: Listen,
+    tmp_path: Path,
+    bus_is: str,
+) -> None:
+    """201 events: at once with the server up, else at 3 s, and what is left stays for the next agent."""
+    host = make_host()
+    await host.run_until_connected()
+    peer = await listen("box")
+    if bus_is == "stalled":
+        server.stall()
+    elif bus_is != "up":
+        await server.kill()
+        await until(lambda: not host.bus.connected, "the death is seen")
+    for number in range(201):
+        host.bus.tell(staged(number), reply_to="box")
+
+    began = time.monotonic()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(host.bus.farewell())
+        if bus_is == "back after a second":
+            await asyncio.sleep(1)
+            await server.start()
+    took_s = time.monotonic() - began
+    print(f"{bus_is}: {took_s * 1e3:.0f} ms")
+
+    assert not host.bus.connected
+    if bus_is in ("up", "back after a second"):
+        assert kept_files(tmp_path) == []
+        assert took_s < 3
+    else:
+        assert len(kept_files(tmp_path)) == 201
+        assert 2.9 < took_s < 6
+    if bus_is == "up":
+        await until(lambda: len(peer.heard) == 201, "all arrived")
+    if bus_is == "stalled":
+        server.resume()
+
+
+async def test_nothing_is_said_after_the_farewell(
+    server: NatsServer, make_host: MakeHost, listen: Listen
+) -> None:
+    """The loop does not connect again: an advert of an agent that ends would draw new apps to it."""
+    host = make_host()
+    await host.run_until_connected()
+    peer = await listen("dea.*")
+    host.bus.tell(m.DeaShutdown("host1", "10.0.0.1", "0.0.1", {}))
+    host.bus.say(m.Heartbeat((), "host1"))
+
+    await host.bus.farewell()
+
+    await until(lambda: len(peer.heard) == 2, "the last words")
+    connecting = next(task for task in asyncio.all_tasks() if task.get_name() == "bus-connect")
+    await asyncio.wait({connecting}, timeout=10)
+    assert connecting.done()
+    assert host.connects == 1
