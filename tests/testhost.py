@@ -103,7 +103,8 @@ def _cgroups() -> list[str]:
     name = f"garrison-test-{os.getpid()}*"
     found = []
     for parent in {*Path("/sys/fs/cgroup").glob(name), *Path("/sys/fs/cgroup").glob(f"*/{name}")}:
-        found += [str(parent), *(str(path) for path in parent.rglob("*") if path.is_dir())]
+        # os.walk passes over what is removed under its hands
+        found += [path for path, _, _ in os.walk(parent)]
     return found
 
 

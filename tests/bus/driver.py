@@ -218,10 +218,12 @@ class Host:
         self.running.signal(number)
         return await self.running.wait_exited(within_s)
 
+    def _session(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(self.base_dir / "agent.sock")))
+
     async def control(self, method: str, path: str) -> Any:
         """A request to the control socket."""
-        connector = aiohttp.UnixConnector(str(self.base_dir / "agent.sock"))
-        async with aiohttp.ClientSession(connector=connector) as session:
+        async with self._session() as session:
             async with session.request(method, f"http://agent{path}") as answer:
                 return await answer.json()
 
@@ -267,6 +269,19 @@ class Host:
         }
         body["vcap_application"] |= {"application_name": app.name, "application_uris": uris, "uris": uris}
         return body
+
+    def staging_message(self, app: App, **changes: Any) -> dict[str, Any]:
+        """As the Cloud Controller sends it, without buildpacks of its own; the package is the test's to serve."""
+        body = json.loads(json.dumps(fixture("staging.start.json")).replace(FIXTURE_APP, app.id))
+        start = self.of_app(body["start_message"], app) | {"sha1": None}
+        addresses = {
+            "download_uri": self.files.url(f"/packages/{app.id}"),
+            "upload_uri": self.files.url(f"{app.path}/upload"),
+            "buildpack_cache_download_uri": self.files.url(f"/caches/{app.id}"),
+            "buildpack_cache_upload_uri": self.files.url(f"/caches/{app.id}/upload"),
+        }
+        own = {"stack": STACK, "start_message": start, "admin_buildpacks": []}
+        return merged(body, {**addresses, **own, **changes})
 
     async def start(self, app: App, index: int = 0, **changes: Any) -> None:
         await self.peer.burst([self.start_word(app, index, **changes)])
@@ -320,6 +335,13 @@ class Host:
                 f"{app.name}: still {found} after {within_s} s:\n{self.running.log_text()}"
             )
 
+    async def logs_of(self, instance: str) -> str:
+        """What an instance has said so far, by the control socket."""
+        async with self._session() as session:
+            async with session.get(f"http://agent/v1/instances/{instance}/logs") as answer:
+                lines = [json.loads(line) for line in (await answer.text()).splitlines()]
+        return "".join(line.get("data", "") for line in lines)
+
     async def ask_app(self, port: int, line: str = "GET / HTTP/1.0") -> str:
         """One line to an app at its published port; what it answers until it closes ("" if it just ends)."""
         reader, writer = await asyncio.open_connection(LOCAL_IP, port)
@@ -341,13 +363,20 @@ class Host:
     def picture(self) -> testhost.Picture:
         return testhost.take_picture()
 
+    def containers(self) -> list[str]:
+        """Handles in the depot."""
+        depot = self.base_dir / "depot"
+        return [path.name for path in depot.iterdir()] if depot.exists() else []
+
+    async def wait_depot_empty(self, within_s: float = 20.0) -> None:
+        await poll(lambda: not self.containers(), within_s)
+        assert not self.containers(), self.running.log_text()
+
     async def left_since(self, before: testhost.Picture, within_s: float = 15.0) -> list[str]:
         """What is not as before, containers of the depot included; empty as soon as all is."""
 
         def differences() -> list[str]:
-            depot = self.base_dir / "depot"
-            containers = [f"depot: {path.name}" for path in depot.iterdir()] if depot.exists() else []
-            return containers + testhost.wait_same(before, 0)
+            return [f"depot: {handle}" for handle in self.containers()] + testhost.wait_same(before, 0)
 
         deadline = time.monotonic() + within_s
         while (left := differences()) and time.monotonic() < deadline:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import re
 import signal
 import time
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from driver import FIXTURES, STACK, App, Host, fixture, set_path
+from driver import FIXTURES, App, Host, fixture, set_path
 from driver_apps import make_buildpack, make_package
 from driver_match import Unknown, fill, load, matches
 from driver_peer import Said, Word
@@ -70,6 +69,7 @@ class Talk:
     # -- the whole ---------------------------------------------------------------------------------------------
 
     async def play(self) -> None:
+        bare = self.host.picture()
         await self.host.start_agent(hold=self.phase if self.phase in HELD else None)
         for letter in sorted(set(re.findall(r"\$([A-Z])[./]", (SEQUENCES / self.name).read_text()))):
             self._make_app(letter)
@@ -85,7 +85,9 @@ class Talk:
         await asyncio.sleep(NEVER_S)
         self._check_never()
         await self._check_end(end)
-        if end.get("nothing_left"):
+        if end.get("nothing_left") and not self.host.running.is_running:
+            assert await self.host.left_since(bare) == []
+        elif end.get("nothing_left"):
             assert await self.host.left_since(before) == []
             after = await self.host.status()
             assert [after[key] for key in _RESERVED] == [status[key] for key in _RESERVED]
@@ -136,7 +138,7 @@ class Talk:
             case "health checking":  # its process is there, its port is not
                 await self.host.running.wait_log("instance_spawned", app=app.id)
             case "compiling":
-                await self.host.running.wait_log("buildpack_compiling", app=app.id)
+                await self.host.running.wait_log("buildpack_begun", app=app.id)
             case _:
                 assert phase in HELD, f"phase {text!r} is not known"
                 await self._until(self.host.hold_flag.exists, WAIT_S, f"the agent holds while {phase}")
@@ -340,21 +342,17 @@ class Talk:
         return body
 
     def _staging(self, body: dict[str, Any], app: App) -> dict[str, Any]:
-        files, listener = self.host.files, self.host.listener
-        body = json.loads(json.dumps(body).replace(fixture("staging.start.json")["app_id"], app.id))
-        waits_s = 3 if "compiling" in json.dumps(self.script["talk"], default=str) else 0
+        files = self.host.files
+        files.put(f"/packages/{app.id}", make_package(self.host.listener, app.id))
+        waits_s = 3 if "compiling" in str(self.script["talk"]) else 0
         packs = (make_buildpack(takes=False), make_buildpack(takes=True, compile_waits_s=waits_s))
-        body |= {
-            "stack": STACK,
-            "download_uri": files.put(f"/packages/{app.id}", make_package(listener, app.id)),
-            "upload_uri": files.url(f"{app.path}/upload"),
-            "buildpack_cache_download_uri": files.url(f"/caches/{app.id}"),
-            "buildpack_cache_upload_uri": files.url(f"/caches/{app.id}/upload"),
-            "start_message": self._start(body["start_message"], app) | {"sha1": None},
-        }
-        for number, (one, data) in enumerate(zip(body["admin_buildpacks"], packs, strict=True)):
-            one["url"] = files.put(f"/buildpacks/{number}", data)
-        return body
+        buildpacks = [
+            {"key": one["key"], "url": files.put(f"/buildpacks/{number}", data)}
+            for number, (one, data) in enumerate(zip(body["admin_buildpacks"], packs, strict=True))
+        ]
+        found = self.host.staging_message(app, admin_buildpacks=buildpacks)
+        found["start_message"] |= self._limits()
+        return found
 
     # -- what is known -----------------------------------------------------------------------------------------
 

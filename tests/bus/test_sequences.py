@@ -13,7 +13,8 @@ from driver_talk import SEQUENCES, Talk, turns
 
 pytestmark = pytest.mark.bus
 
-PLAYED = ("01", "02", "03", "06", "07", "08", "09", "10", "11", "13", "14")
+#: 15, 17 and 18 take the bus away; they need a relay between agent and server, and come with it.
+LEFT_OUT = ("15", "17", "18")
 
 #: How the host is set up for a turn; the others take the driver's defaults.
 SET_UP: dict[tuple[str, str], dict[str, Any]] = {
@@ -24,7 +25,7 @@ SET_UP: dict[tuple[str, str], dict[str, Any]] = {
 
 def conversations() -> Iterator[Any]:
     for path in sorted(SEQUENCES.glob("*.yml")):
-        if path.name[:2] in PLAYED:
+        if path.name[:2] not in LEFT_OUT:
             for turn in turns(path):
                 yield pytest.param(path.name, turn, id=f"{path.stem}{turn and f'-{turn}'}".replace(" ", "-"))
 

@@ -1,0 +1,142 @@
+"""An agent that goes and comes back: the apps do not notice, and nothing is said twice."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from driver import Host
+
+pytestmark = pytest.mark.bus
+
+
+async def detach(host: Host) -> None:
+    """`garrison detach`, as an operator types it."""
+    words = ["-m", "agent", "detach", "--config", str(host.dir / "config.yml")]
+    process = await asyncio.create_subprocess_exec(sys.executable, *words, stdout=asyncio.subprocess.DEVNULL)
+    assert await process.wait() == 0
+    assert await host.running.wait_exited() == 0
+
+
+async def kill(host: Host) -> None:
+    await host.stop_agent(signal.SIGKILL)
+
+
+WAYS = pytest.mark.parametrize("leave", [detach, kill])
+Leave = Callable[[Host], Awaitable[None]]
+
+
+@WAYS
+async def test_the_next_agent_takes_the_apps_over_as_they_are(host: Host, leave: Leave) -> None:
+    """The same host to its peers, the same instances, their routes at once, and not a word about an end."""
+    app = host.make_app("shop")
+    before = [await host.run(app, index) for index in (0, 1)]
+    dea, ports = host.dea, [one["stats"]["port"] for one in before]
+    since = host.peer.mark
+    await leave(host)
+    assert [(await host.environment_of(port))["PORT"] for port in ports] == [str(port) for port in ports]
+
+    await host.start_agent()
+
+    assert host.dea == dea
+    for port in ports:
+        await host.peer.wait_for(
+            "router.register",
+            lambda body, port=port: (body["app"], body["port"]) == (app.id, port),
+            since=since,
+        )
+    after = sorted(await host.find(app), key=lambda one: int(one["index"]))
+    kept = ("dea", "instance", "version", "index", "state", "state_timestamp")
+    assert [[one[key] for key in kept] for one in after] == [[one[key] for key in kept] for one in before]
+    assert host.peer.on("droplet.exited") == []
+    assert host.peer.on("router.unregister") == []
+    assert host.peer.on("dea.shutdown") == []
+
+
+@WAYS
+async def test_an_app_that_was_taken_over_is_heard_and_its_end_is_seen(host: Host, leave: Leave) -> None:
+    """Output from its first byte, whoever asks; and its exit status."""
+    app = host.make_app("shop")
+    running = await host.run(app)
+    port = running["stats"]["port"]
+    await leave(host)
+    await host.start_agent()
+
+    said = await host.logs_of(running["instance"])
+    await host.ask_app(port, "exit 3")
+    exited = await host.peer.wait_for("droplet.exited")
+
+    assert f"listening on {port}" in said
+    assert (exited.body["instance"], exited.body["exit_status"]) == (running["instance"], 3)
+    assert exited.body["exit_description"] == "app instance exited"
+    await host.wait_state(app, "CRASHED")
+
+
+@WAYS
+async def test_an_app_that_ended_while_nobody_looked_is_told_once(host: Host, leave: Leave) -> None:
+    """With its true status, by the next agent; and not again by the one after."""
+    app = host.make_app("shop")
+    running = await host.run(app)
+    await leave(host)
+    await host.ask_app(running["stats"]["port"], "exit 9")
+
+    for _ in range(2):
+        await host.start_agent()
+        await host.wait_state(app, "CRASHED")
+        await host.peer.wait_for("droplet.exited")
+        await leave(host)
+
+    (exited,) = host.peer.on("droplet.exited")
+    assert (exited.body["instance"], exited.body["exit_status"]) == (running["instance"], 9)
+    assert [one.body["app"] for one in host.peer.on("router.unregister")] == [app.id]
+    await host.start_agent()
+
+
+async def test_a_start_that_an_agent_did_not_finish_is_told_as_failed(host: Host) -> None:
+    """It is not gone on with: the health manager asks again, here or elsewhere."""
+    app = host.make_app("slow")
+    await host.start(app, start_command="sleep 60")
+    await host.running.wait_log("instance_spawned", app=app.id)
+    await kill(host)
+
+    await host.start_agent()
+
+    exited = await host.peer.wait_for("droplet.exited")
+    assert (exited.body["exit_status"], exited.body["exit_description"]) == (-1, "failed to start")
+    await host.wait_depot_empty()
+
+
+async def test_a_stop_that_an_agent_did_not_finish_is_finished_by_the_next(host: Host) -> None:
+    """What was asked to go goes, and nobody hears of a crash."""
+    app = host.make_app("stubborn")
+    running = await host.run(app)
+    await host.ask_app(running["stats"]["port"], f"mask {signal.SIGTERM:d}")
+    await host.stop(app)
+    await host.wait_state(app, "STOPPING")
+    await kill(host)
+
+    await host.start_agent()
+
+    await host.wait_gone(app)
+    await host.wait_depot_empty()
+    assert host.peer.on("droplet.exited") == []
+
+
+async def test_a_damaged_memory_is_put_aside_and_the_apps_without_owner_go(host: Host) -> None:
+    """The health manager fills the gap; an app that no agent knows would run for ever."""
+    app = host.make_app("shop")
+    await host.run(app)
+    await kill(host)
+    memory: Path = host.base_dir / "db" / "agent.json"
+    memory.write_bytes(memory.read_bytes()[:-20])
+
+    await host.start_agent()
+
+    await host.running.wait_log("snapshot_damaged_starting_empty")
+    assert memory.with_suffix(".damaged").exists()
+    assert await host.find(app) == []
+    await host.wait_depot_empty()
