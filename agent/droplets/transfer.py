@@ -10,6 +10,7 @@ import asyncio
 import errno
 import hashlib
 import io
+import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -62,10 +63,10 @@ _UNDECODABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 
 @dataclass(frozen=True, slots=True)
 class _Address:
-    """A URL without its credentials, and these apart."""
+    """A URL without its credentials, and these as a header."""
 
     url: URL
-    auth: aiohttp.BasicAuth | None
+    headers: dict[str, str]
 
 
 def _address(url: str, doing: str) -> _Address:
@@ -73,10 +74,10 @@ def _address(url: str, doing: str) -> _Address:
         parsed = URL(url)
         if parsed.scheme not in ("http", "https") or not parsed.host:
             raise ValueError
-        auth = None
+        headers = {}
         if parsed.user is not None:
-            auth = aiohttp.BasicAuth(parsed.user, parsed.password or "", encoding="utf-8")
-        return _Address(parsed.with_user(None), auth)
+            headers["Authorization"] = aiohttp.encode_basic_auth(parsed.user, parsed.password or "", "utf-8")
+        return _Address(parsed.with_user(None), headers)
     except (ValueError, TypeError):  # whose text would quote the credentials
         raise TransferError(f"Error {doing}: not a URL of http or https") from None
 
@@ -134,7 +135,7 @@ class Transfers:
         try:
             async with (
                 self._slots,
-                self._open().get(where.url, auth=where.auth, allow_redirects=False) as response,
+                self._open().get(where.url, headers=where.headers, allow_redirects=False) as response,
             ):
                 if response.status != 200:
                     raise TransferError(f"Error downloading: HTTP status: {response.status}")
@@ -212,7 +213,9 @@ class Transfers:
 
     async def _answer_to(self, where: _Address, form: aiohttp.FormData) -> tuple[int, bytes]:
         url = where.url.update_query({"async": "true"})
-        async with self._open().post(url, data=form, auth=where.auth, allow_redirects=False) as response:
+        async with self._open().post(
+            url, data=form, headers=where.headers, allow_redirects=False
+        ) as response:
             return response.status, await _body(response)
 
     async def _poll(self, where: _Address) -> None:
@@ -227,7 +230,7 @@ class Transfers:
     async def _status(self, where: _Address) -> str | None:
         """None: no answer in time, which is no reason to give up."""
         try:
-            async with self._open().get(where.url, auth=where.auth, allow_redirects=False) as response:
+            async with self._open().get(where.url, headers=where.headers, allow_redirects=False) as response:
                 if response.status >= 300:
                     raise TransferError(f"Error uploading: (Polling failed - status {response.status})")
                 return msgspec.json.decode(await _body(response), type=_Polled).entity.status
@@ -246,8 +249,8 @@ class Transfers:
 def _job_address(url: str, upload: _Address) -> _Address:
     """The upload's credentials go along to its own host only."""
     found = _address(url, "uploading")
-    if found.auth is None and found.url.origin() == upload.url.origin():
-        return _Address(found.url, upload.auth)
+    if not found.headers and found.url.origin() == upload.url.origin():
+        return _Address(found.url, upload.headers)
     return found
 
 
@@ -263,5 +266,6 @@ async def _body(response: aiohttp.ClientResponse) -> bytes:
 
 def _reason(error: BaseException) -> str:
     """The kind and the system's own words; aiohttp's texts may hold the URL."""
-    cause = getattr(error, "os_error", None)
-    return f"{type(error).__name__}{f' ({cause.strerror})' if isinstance(cause, OSError) and cause.strerror else ''}"
+    cause = getattr(error, "os_error", error)
+    words = os.strerror(cause.errno) if isinstance(cause, OSError) and cause.errno else ""
+    return f"{type(error).__name__}{f' ({words})' if words else ''}"

@@ -6,6 +6,7 @@ in; from then on there is no file system but the target.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -19,7 +20,8 @@ from agent.droplets.zip import ZipReader
 
 
 def _say(**words: object) -> None:
-    os.write(1, json.dumps(words).encode() + b"\n")
+    with contextlib.suppress(BrokenPipeError):  # the agent has been killed: nobody wants to know
+        os.write(1, json.dumps(words).encode() + b"\n")
 
 
 def main() -> int:
