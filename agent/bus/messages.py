@@ -159,7 +159,7 @@ class RouterStart(Struct, frozen=True):
         value = self.minimumRegisterIntervalInSeconds
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
             return None
-        return float(value)
+        return float(min(value, _MOST))
 
 
 # ---- in: staging ---------------------------------------------------------------------------------------------------
