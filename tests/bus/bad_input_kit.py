@@ -1,0 +1,122 @@
+"""What the tests of bad input share: droplets as nobody should make them, and what is left of a start that failed."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import io
+import json
+import tarfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import aiohttp
+from driver import App, Host, poll
+from driver_apps import Droplet
+
+Fill = Callable[[tarfile.TarFile], None]
+SMALL = {"mem": 64, "disk": 32, "fds": 256}
+
+
+def tar_droplet(fill: Fill) -> Droplet:
+    """A droplet of whatever ``fill`` adds."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        fill(archive)
+    return Droplet(gzip.compress(buffer.getvalue(), mtime=0))
+
+
+def add_file(
+    archive: tarfile.TarFile,
+    name: str,
+    data: bytes = b"",
+    mode: int = 0o644,
+    pax: dict[str, str] | None = None,
+) -> None:
+    member = tarfile.TarInfo(name)
+    member.size, member.mode, member.pax_headers = len(data), mode, pax or {}
+    archive.addfile(member, io.BytesIO(data))
+
+
+def add_special(
+    archive: tarfile.TarFile, name: str, kind: bytes, target: str = "", mode: int = 0o644
+) -> None:
+    """A link, device, FIFO or directory."""
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname, member.mode = kind, target, mode
+    member.devmajor, member.devminor = 1, 3
+    archive.addfile(member)
+
+
+def droplet_with_info(info: bytes) -> Droplet:
+    """An app without a command but what ``info``, its staging_info.yml, says."""
+
+    def fill(archive: tarfile.TarFile) -> None:
+        add_file(archive, "./app/mark", info[:32])
+        add_file(archive, "./staging_info.yml", info)
+
+    return tar_droplet(fill)
+
+
+async def exit_of(host: Host, app: App, *, since: int = 0, within_s: float = 40.0) -> dict[str, Any]:
+    """The exit message of the app's instance."""
+    said = await host.peer.wait_for(
+        "droplet.exited", lambda body: body["droplet"] == app.id, since=since, within_s=within_s
+    )
+    return dict(said.body)
+
+
+def told(exit_message: dict[str, Any]) -> tuple[str, int]:
+    """What of an exit message depends on how the life ended."""
+    assert exit_message["reason"] == "CRASHED"
+    return exit_message["exit_description"], exit_message["exit_status"]
+
+
+def causes_of(host: Host, app: App) -> list[str]:
+    """Why its starts failed, as the agent's log tells it."""
+    return [line["error"] for line in host.running.log("instance_start_failed", app=app.id)]
+
+
+def words_about(host: Host, app: App, since: int = 0) -> list[str]:
+    """The subjects on which the agent named the app, heartbeats and adverts (which tell of everything) aside."""
+    return [
+        one.subject
+        for one in host.peer.heard[since:]
+        if app.id.encode() in one.payload and one.subject not in ("dea.heartbeat", "dea.advertise")
+    ]
+
+
+async def output_of(host: Host, app: App, index: int = 0) -> str:
+    """What an instance has said so far."""
+    lines = await control_lines(host, f"/v1/apps/{app.id}/logs")
+    return "".join(line.get("data", "") for line in lines if line.get("index") == index)
+
+
+async def control_lines(host: Host, path: str) -> list[dict[str, Any]]:
+    connector = aiohttp.UnixConnector(str(host.base_dir / "agent.sock"))
+    async with (
+        aiohttp.ClientSession(connector=connector) as session,
+        session.get(f"http://agent{path}") as answer,
+    ):
+        return [json.loads(line) for line in (await answer.text()).splitlines()]
+
+
+async def wait_output(host: Host, app: App, text: str, within_s: float = 20.0) -> str:
+    """Until the app has said ``text``; all that it has said."""
+    deadline = time.monotonic() + within_s
+    while text not in (said := await output_of(host, app)):
+        assert time.monotonic() < deadline, f"{app.name} did not say {text!r} but {said!r}"
+        await asyncio.sleep(0.05)
+    return said
+
+
+async def half_made_layers(host: Host) -> list[str]:
+    """What is left of droplets that were not taken: nothing, once the trash has been emptied."""
+
+    def look() -> list[str]:
+        found = [*(host.base_dir / "layers").glob(".new-*"), *(host.base_dir / "trash").iterdir()]
+        return [str(path.relative_to(host.base_dir)) for path in found]
+
+    await poll(lambda: not look(), 15)
+    return look()
