@@ -1,0 +1,106 @@
+"""The worker's seccomp filter, run by a small interpreter of BPF: for both architectures, without either."""
+
+from __future__ import annotations
+
+import errno
+import struct
+import subprocess
+import sys
+
+import pytest
+
+from agent.droplets import jail
+from agent.droplets.jail import ALLOW, ERRNO, KILL_PROCESS, make_filter
+from container.seccomp import NUMBERS
+
+pytestmark = pytest.mark.unit
+
+ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+COLUMN = {"x86_64": 0, "aarch64": 1}
+EPERM = ERRNO | errno.EPERM
+
+
+def verdict(code: bytes, arch: int, number: int, *arguments: int) -> int:
+    """What the kernel would answer (bpf: loads, two jumps, return)."""
+    data = struct.pack("=IIQ6Q", number, arch, 0, *arguments, *[0] * (6 - len(arguments)))
+    steps = list(struct.iter_unpack("=HBBI", code))
+    at = accumulator = 0
+    while True:
+        operation, if_true, if_false, value = steps[at]
+        at += 1
+        match operation:
+            case 0x20:
+                (accumulator,) = struct.unpack_from("=I", data, value)
+            case 0x15:
+                at += if_true if accumulator == value else if_false
+            case 0x45:
+                at += if_true if accumulator & value else if_false
+            case 0x06:
+                return int(value)
+            case _:
+                raise AssertionError(f"operation {operation:#x}")
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_exactly_the_listed_calls_are_allowed(arch: str) -> None:
+    """Every other number is answered EPERM, those of the x32 interface too."""
+    code, audit, column = make_filter(arch), ARCHITECTURES[arch], COLUMN[arch]
+    listed = {numbers[column] for numbers in jail._ALLOWED.values()}
+    listed |= {numbers[column] for numbers in jail._WITH_MODE.values()}
+
+    allowed = {number for number in range(600) if verdict(code, audit, number) == ALLOW}
+
+    assert allowed == listed
+    others = {verdict(code, audit, number) for number in {*range(600)} - allowed}
+    x32 = {verdict(code, audit, number | 0x40000000) for number in range(600)}
+    assert others == x32 == {EPERM}
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_what_an_app_may_not_is_not_the_workers_either(arch: str) -> None:
+    """No number of the containers' own list of dangerous calls has slipped in."""
+    code, audit = make_filter(arch), ARCHITECTURES[arch]
+
+    dangerous = {name for name, numbers in NUMBERS.items() if numbers[COLUMN[arch]] is not None}
+    passed = {name for name in dangerous if verdict(code, audit, NUMBERS[name][COLUMN[arch]] or 0) == ALLOW}
+
+    assert passed == set()
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("name", jail._WITH_MODE)
+def test_a_mode_has_nine_bits(arch: str, name: str) -> None:
+    """Set-uid, set-gid and sticky are refused wherever a call takes a mode."""
+    *numbers, argument = jail._WITH_MODE[name]
+    code, audit, number = make_filter(arch), ARCHITECTURES[arch], numbers[COLUMN[arch]]
+
+    said = {
+        mode: verdict(code, audit, number, *[0] * argument, mode)
+        for mode in (0, 0o777, 0o1000, 0o2755, 0o4755)
+    }
+
+    assert said == {0: ALLOW, 0o777: ALLOW, 0o1000: EPERM, 0o2755: EPERM, 0o4755: EPERM}
+
+
+def test_a_foreign_architecture_is_the_end() -> None:
+    """Its numbers mean other calls."""
+    assert verdict(make_filter("x86_64"), ARCHITECTURES["aarch64"], 0) == KILL_PROCESS
+    assert verdict(make_filter("aarch64"), 0x40000003, 63) == KILL_PROCESS
+
+
+def test_an_architecture_without_a_table_has_no_filter() -> None:
+    with pytest.raises(KeyError):
+        make_filter("riscv64")
+
+
+def test_the_worker_loads_only_what_it_needs() -> None:
+    """The container manager's network library alone would cost every droplet a quarter of a second."""
+    program = (
+        "import sys, agent.droplets.unpack; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    )
+
+    loaded = subprocess.run(
+        [sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True
+    ).stdout.split()
+
+    assert not {"asyncio", "container", "pyroute2", "aiohttp", "msgspec", "socket"} & set(loaded)
