@@ -112,8 +112,9 @@ class Services:
 
     heard: list[Heard] = field(default_factory=list)
     _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
-    _open: list[socket.socket] = field(default_factory=list)
     _fresh: list[tuple[socket.socket, str]] = field(default_factory=list)
+    _names: dict[socket.socket, str] = field(default_factory=dict)
+    _ending: list[tuple[str, threading.Event]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._waker, self._wake = socket.socketpair()
@@ -121,8 +122,8 @@ class Services:
         self._thread = threading.Thread(target=self._serve, name="services")
         self._thread.start()
 
-    def add(self, name: str, where: Namespace, kind: int, port: int, address: str = "") -> socket.socket:
-        """Listens from here on. The caller may close it through `drop`."""
+    def add(self, name: str, where: Namespace, kind: int, port: int, address: str = "") -> None:
+        """Listens from here on, until `end` or `close`."""
         listener = where.socket(kind)
         if kind == TCP:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -134,7 +135,13 @@ class Services:
         listener.setblocking(False)
         self._fresh.append((listener, name))
         self._wake.send(b"+")
-        return listener
+
+    def end(self, name: str) -> None:
+        """Closes all of that name; a socket holds the namespace that it was made in."""
+        done = threading.Event()
+        self._ending.append((name, done))
+        self._wake.send(b"-")
+        assert done.wait(DEADLINE_S)
 
     def tokens(self, name: str) -> list[bytes]:
         return [one.token for one in self.heard if one.name == name]
@@ -145,15 +152,30 @@ class Services:
                 if key.fileobj is self._waker:
                     if b"." in self._waker.recv(64):
                         return
-                    while self._fresh:
-                        listener, name = self._fresh.pop(0)
-                        self._open.append(listener)
-                        self._selector.register(listener, selectors.EVENT_READ, name)
-                    continue
+                    self._turn()
+                    break  # what was selected may have been closed
                 assert isinstance(key.fileobj, socket.socket)
                 # an ICMP error of a former answer, or a client that has gone: nobody waits for it
                 with contextlib.suppress(OSError):
                     self._one(key.fileobj, key.data)
+
+    def _turn(self) -> None:
+        while self._fresh:
+            self._take(*self._fresh.pop(0))
+        while self._ending:
+            name, done = self._ending.pop(0)
+            for one in [one for one, whose in self._names.items() if whose == name]:
+                self._drop(one)
+            done.set()
+
+    def _take(self, one: socket.socket, name: str) -> None:
+        self._names[one] = name
+        self._selector.register(one, selectors.EVENT_READ, name)
+
+    def _drop(self, one: socket.socket) -> None:
+        self._selector.unregister(one)
+        del self._names[one]
+        one.close()
 
     def _one(self, ready: socket.socket, name: str) -> None:
         if ready.type == UDP:
@@ -166,14 +188,13 @@ class Services:
         elif ready.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             made, _ = ready.accept()
             made.setblocking(False)
-            self._open.append(made)
-            self._selector.register(made, selectors.EVENT_READ, name)
+            self._take(made, name)
         elif token := self._read(ready):
             peer = ready.getpeername()
             self.heard.append(Heard(name, token, peer[0]))
             ready.send(token + f" {name} {peer[0]}".encode())
         else:
-            self.drop(ready)
+            self._drop(ready)
 
     @staticmethod
     def _read(connection: socket.socket) -> bytes:
@@ -182,17 +203,10 @@ class Services:
         except ConnectionError:
             return b""
 
-    def drop(self, one: socket.socket) -> None:
-        with contextlib.suppress(KeyError, ValueError):
-            self._selector.unregister(one)
-        if one in self._open:
-            self._open.remove(one)
-        one.close()
-
     def close(self) -> None:
         self._wake.send(b".")
         self._thread.join()
-        for one in self._open:
+        for one in self._names:
             one.close()
         for end in (self._wake, self._waker):
             end.close()

@@ -64,14 +64,13 @@ class Box:
 
 
 class Rig:
-    def __init__(self, world: World, depot: Depot, told: Told, stack: Path, undo: ExitStack) -> None:
+    def __init__(self, world: World, depot: Depot, told: Told, stack: Path) -> None:
         self.world = world
         self.host = world.host
         self.depot = depot
         self.told = told
         self.boxes: dict[str, Box] = {}
         self._stack = stack
-        self._undo = undo
 
     async def box(
         self, name: str, *, ports: Iterable[PortMapping] = (), egress: Iterable[EgressRule] = ()
@@ -84,11 +83,17 @@ class Rig:
     def enter(self, container: Container) -> Box:
         """Its namespace is held, and it serves TCP and UDP."""
         box = Box(container.handle, container, Namespace.of(container.pid))
-        self._undo.callback(box.space.close)
         for kind in (TCP, UDP):
             self.world.services.add(box.name, box.space, kind, APP_PORT)
         self.boxes[box.name] = box
         return box
+
+    async def end(self, name: str) -> None:
+        """Lets go of its namespace, which would keep its link alive, and destroys it."""
+        box = self.boxes.pop(name)
+        self.world.services.end(name)
+        box.space.close()
+        await self.depot.destroy(name)
 
     def was_heard(self, name: str, answer: Answer) -> bool:
         """Also what was not answered: the service has by then read all that came before."""
@@ -114,12 +119,14 @@ async def rig(base: Path, stack: Path, **changes: object) -> AsyncIterator[Rig]:
             for port in HOST_PORTS:
                 world.services.add("host", world.host, kind, port)
         depot = await Depot.open(settings, log=told)
+        scene = Rig(world, depot, told, stack)
         try:
-            yield Rig(world, depot, told, stack, undo)
+            yield scene
         finally:
+            for name in tuple(scene.boxes):
+                await scene.end(name)
             for handle in depot.handles():
                 await depot.destroy(handle)
-            undo.close()
             await nothing_left(settings)
             await depot.close(remove_tables=True)
             depot._host.cgroups.remove_parents()

@@ -75,7 +75,7 @@ async def test_what_others_do_elsewhere_is_their_own_business(scene: Rig) -> Non
     scene.host.run("nft", "add table inet theirs")
     scene.host.run("nft", "delete table inet theirs")
     await scene.boxes["peer"].container.net_out(EVERYWHERE)
-    await scene.depot.destroy("peer")
+    await scene.end("peer")
 
     assert not scene.told.of("firewall_changed_by_others_restoring")
 
@@ -151,7 +151,7 @@ async def test_a_change_that_finds_the_tables_gone_makes_them_anew(scene: Rig) -
     flush(scene)
     late = asyncio.create_task(scene.box("late", egress=(EVERYWHERE,)))
     published = asyncio.create_task(scene.boxes["peer"].container.net_in(tcp()))
-    gone = asyncio.create_task(scene.depot.destroy("app"))
+    gone = asyncio.create_task(scene.end("app"))
     made, mapping, _ = await asyncio.gather(late, published, gone)
     await scene.told.wait("firewall_restored")
 

@@ -1,0 +1,51 @@
+"""What a host's settings open for all of its containers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from depot_kit import stack as stack
+from netns_kit import DNS_IP, FAR_IP, HOST_IP, PROTOCOLS, WORLD_IP, ask
+from network_kit import APP_PORT, HOST_PORTS, rig, tcp, udp
+
+pytestmark = pytest.mark.kernel
+PUBLISHED = 7000
+
+#: Settings, and what a container without rules then reaches.
+OPENS: dict[str, tuple[dict[str, object], set[str]]] = {
+    "nothing": ({}, {"resolver"}),
+    "the host": ({"allow_host_access": True}, {"resolver", "host", "gateway", "published"}),
+    "a network": ({"allow_networks": ("203.0.113.0/30",)}, {"resolver", "far"}),
+    "an overlapping list": ({"allow_networks": ("203.0.113.0/30", "203.0.113.0/29")}, {"resolver", "far"}),
+    "the pool": ({"allow_networks": ("10.254.0.0/16",)}, {"resolver", "peer", "gateway"}),
+    "no resolver of ours": ({"dns_servers": (WORLD_IP,)}, set()),
+    "the host as resolver": ({"dns_servers": (HOST_IP, DNS_IP)}, {"resolver"}),
+    "a pool with host bits": ({"pool_network": "10.77.1.2/24"}, {"resolver"}),
+}
+
+
+@pytest.mark.parametrize("setting", OPENS)
+async def test_a_setting_opens_for_a_container_without_rules(
+    setting: str, tmp_path: Path, stack: Path
+) -> None:
+    """And only what it names."""
+    settings, expected = OPENS[setting]
+    async with rig(tmp_path, stack, **settings) as scene:
+        app = await scene.box("app")
+        peer = await scene.box("peer", ports=(tcp(PUBLISHED), udp(PUBLISHED)))
+        places = {
+            "resolver": (DNS_IP, 53),
+            "far": (FAR_IP, 80),
+            "host": (HOST_IP, HOST_PORTS[0]),
+            "gateway": (app.gateway, HOST_PORTS[0]),
+            "published": (HOST_IP, PUBLISHED),
+            "peer": (peer.address, APP_PORT),
+        }
+        for protocol, kind in PROTOCOLS.items():
+            found = {
+                name
+                for name, to in places.items()
+                if ask(app.space, kind, *to, wait_s=10.0 if name in expected else 0.3)
+            }
+            assert found == expected, protocol
