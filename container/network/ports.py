@@ -26,13 +26,18 @@ class NoPorts(RuntimeError):
 
 
 def pool_range(first: int, count: int, ephemeral: str) -> range:
-    """The configured pool, or all above the ephemeral ports (Warden B.5). ``ephemeral``: ip_local_port_range."""
+    """The configured pool; 0: from above the ephemeral ports, and to the end (Warden B.5).
+
+    ``ephemeral``: ip_local_port_range. NoPorts: they leave fewer than 1,000.
+    """
     if not first:
         first = int(ephemeral.split()[1]) + 1
-        count = count or max(0, LAST_PORT - first + 1)
-        if count < LEAST_PORTS:
-            raise NoPorts(f"port: expected at least {LEAST_PORTS} above the ephemeral ports, got {count}")
-    return range(first, min(first + count, 65536))
+        if LAST_PORT - first + 1 < LEAST_PORTS:
+            raise NoPorts(
+                f"port: expected {LEAST_PORTS} free above the ephemeral ones, which end at {first - 1}"
+            )
+    end = first + count if count else LAST_PORT + 1
+    return range(first, min(end, 65536))
 
 
 def _bind(protocol: Protocol, port: int) -> socket.socket:
