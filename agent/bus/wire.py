@@ -202,7 +202,8 @@ class Connection:
 def _discard_pending(client: Client) -> None:
     client._pending.clear()
     client._pending_data_size = 0
-    writer: asyncio.StreamWriter | None = getattr(client._transport, "_io_writer", None)
+    # the socket's own transport, also under TLS: one of TLS that has ended raises
+    writer: asyncio.StreamWriter | None = getattr(client._transport, "_bare_io_writer", None)
     if writer is not None:
         writer.transport.abort()
 
