@@ -1,24 +1,32 @@
-"""The agent's voice: what it says by itself, and what it answers. Builds messages; the bus carries them."""
+"""The agent's voice: what it says by itself, and what it answers.
+
+`Voice` builds messages and nothing else; `Announcer` says the periodic ones, each at its period and whenever asked for sooner.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from msgspec import UNSET
 
 from agent.bus import messages as m
+from agent.bus.connection import Bus
 from agent.config import Settings
 from agent.instances.instance import IN_HEARTBEAT, ROUTED, Instance, State
 from agent.instances.registry import Registry
+from agent.logs import Log
 from agent.resources import MIB, Capacity
 
 AGENT_VERSION = "0.0.1"  # what the original always said in dea.shutdown
 REGISTER_FLOOR_S, REGISTER_CEILING_S = 1.0, 20.0
+EVACUATION_PERIOD_S = 5.0
 
 
 class Voice:
-    """``left``: what the host has to give now."""
+    """What is to be said of the registry as it is now."""
 
     def __init__(self, settings: Settings, agent_id: str, local_ip: str, registry: Registry) -> None:
         self._settings = settings
@@ -133,3 +141,90 @@ def _entry(instance: Instance) -> m.HeartbeatEntry:
         instance.state.value,
         instance.state_since_s,
     )
+
+
+class Announcer:
+    """Adverts, heartbeats, routes. ``left``: what the host has to give now; ``is_low``: it has no disk to give."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        voice: Voice,
+        bus: Bus,
+        *,
+        left: Callable[[], Capacity],
+        is_low: Callable[[], bool],
+        log: Log,
+    ) -> None:
+        self._settings = settings
+        self._voice = voice
+        self._bus = bus
+        self._left = left
+        self._is_low = is_low
+        self._log = log
+        self._in_pool = True
+        self._beat_period_s = settings.intervals.heartbeat
+        self._advert_due, self._beat_due, self._routes_due = (asyncio.Event() for _ in range(3))
+
+    async def run(self) -> None:
+        """For a TaskGroup: for ever."""
+        advert_period_s = self._settings.intervals.advertise
+        async with asyncio.TaskGroup() as group:
+            for name, period_s, due, say in (
+                ("advertise", lambda: advert_period_s, self._advert_due, self._advertise),
+                ("heartbeat", lambda: self._beat_period_s, self._beat_due, self._beat),
+                ("routes", lambda: self._voice.register_interval_s, self._routes_due, self._register),
+            ):
+                group.create_task(self._repeat(say, period_s, due), name=name)
+
+    async def _repeat(
+        self, say: Callable[[], None], period_s: Callable[[], float], due: asyncio.Event
+    ) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(period_s()):
+                    await due.wait()
+            due.clear()
+            try:
+                say()
+            except Exception:  # the outermost frame of a word: the next one may be said (dea_ng issue 157)
+                self._log.exception("announcement_failed")
+
+    def speak_anew(self) -> None:
+        """After each connect: state and voice are never stored, one fresh of each."""
+        self._beat()
+        self._advertise()
+        self._register()
+
+    def heard_router(self, start: m.RouterStart) -> None:
+        """A router that has just started knows nothing: first what is gone, then what is there, at once."""
+        self._voice.heard_router(start)
+        self._bus.repeat_unregisters()
+        self._routes_due.set()
+
+    def leave_pool(self) -> None:
+        """No more adverts; who placed on this host is told. Idempotent."""
+        if self._in_pool:
+            self._in_pool = False
+            self._bus.tell(self._voice.shutdown())
+
+    def evacuate(self) -> None:
+        """The pool is left; a heartbeat now and more often, so that replacements start soon (dea-bus.md 5.4)."""
+        self.leave_pool()
+        self._beat_period_s = min(self._beat_period_s, EVACUATION_PERIOD_S)
+        self._beat_due.set()
+
+    def _advertise(self) -> None:
+        if not self._in_pool or self._is_low():
+            return
+        dea, staging = self._voice.adverts(self._left())
+        self._bus.say(dea)
+        if self._settings.staging.enabled:
+            self._bus.say(staging)
+
+    def _beat(self) -> None:
+        self._bus.say(self._voice.heartbeat())
+
+    def _register(self) -> None:
+        for route in self._voice.routes():
+            self._bus.say(route)

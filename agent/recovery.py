@@ -64,7 +64,7 @@ def _lost(instance: Instance, saved: SavedInstance, keeper: Keeper) -> None:
     instance.healthy = False
     instance.crashed_at_s = int(time.time())
     if saved.state in _UNFINISHED:
-        instance.handle = None
+        instance.handle = instance.port = None
         instance.exit = Exit(-1, "failed to start")
     else:
         instance.exit = Exit(-1, "unknown")

@@ -6,15 +6,21 @@ damaged or of a later version is moved aside and said: the agent then starts emp
 
 from __future__ import annotations
 
+import asyncio
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from agent.bus.messages import StartMessage
 from agent.instances.instance import Exit, Instance, State
+from agent.logs import Log
+from container import PortMapping
 
 FORMAT = 1
+#: After a write that failed (a full disk), when to try again.
+RETRY_S = 5.0
 
 
 class SavedExit(msgspec.Struct, frozen=True):
@@ -36,6 +42,8 @@ class SavedInstance(msgspec.Struct, frozen=True, kw_only=True):
     healthy: bool
     exit: SavedExit
     crashed_at_s: int
+    #: Of the host, and inside; for routes that must be taken back though the container is gone.
+    ports: tuple[int, int] | None = None
 
 
 class SavedStaging(msgspec.Struct, frozen=True):
@@ -69,7 +77,14 @@ def save_instance(instance: Instance) -> SavedInstance:
         healthy=instance.healthy,
         exit=SavedExit(instance.exit.status, instance.exit.description, instance.exit.signal),
         crashed_at_s=instance.crashed_at_s,
+        ports=_ports(instance.port),
     )
+
+
+def _ports(port: PortMapping | None) -> tuple[int, int] | None:
+    if port is None or port.host_port is None or port.container_port is None:
+        return None
+    return port.host_port, port.container_port
 
 
 def load_instance(saved: SavedInstance) -> Instance:
@@ -86,6 +101,7 @@ def load_instance(saved: SavedInstance) -> Instance:
         healthy=saved.healthy,
         exit=Exit(saved.exit.status, saved.exit.description, saved.exit.signal),
         crashed_at_s=saved.crashed_at_s,
+        port=PortMapping(host_port=saved.ports[0], container_port=saved.ports[1]) if saved.ports else None,
     )
 
 
@@ -107,10 +123,45 @@ def read(path: Path) -> Memory | None:
 
 
 def write(path: Path, memory: Memory) -> None:
+    """OSError: the old one stands as it was. Blocking."""
     new = path.with_suffix(".new")
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(fd, msgspec.json.encode(memory))
-    finally:
-        os.close(fd)
+    with os.fdopen(fd, "wb") as file:
+        file.write(msgspec.json.encode(memory))  # a full disk raises here: half a memory is never renamed
+        file.flush()
+        os.fdatasync(fd)
     new.rename(path)
+
+
+class Saver:
+    """Keeps the file up to date, in a thread: one write at a time, and what changes meanwhile goes into the next."""
+
+    def __init__(self, path: Path, compose: Callable[[], Memory], log: Log) -> None:
+        self._path = path
+        self._compose = compose
+        self._log = log
+        self._due = asyncio.Event()
+        self._writing = asyncio.Lock()
+
+    def changed(self) -> None:
+        """Something that is remembered has changed; however often this is said in one turn, it is one write."""
+        self._due.set()
+
+    async def run(self) -> None:
+        """For a TaskGroup: for ever."""
+        while True:
+            await self._due.wait()
+            if not await self.save():
+                await asyncio.sleep(RETRY_S)
+                self._due.set()
+
+    async def save(self) -> bool:
+        """What is known now is on disk when this returns; False: it could not be written, which is said."""
+        async with self._writing:
+            self._due.clear()
+            try:
+                await asyncio.to_thread(write, self._path, self._compose())
+            except OSError as e:
+                self._log.error("snapshot_not_written_retrying", error=str(e))
+                return False
+        return True

@@ -11,23 +11,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import socket
 import time
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import buildpacks
 from agent import recovery, snapshot
-from agent.announce import Voice
+from agent.announce import Announcer, Voice
 from agent.bus import messages as m
 from agent.bus.connection import Bus
 from agent.config import Settings
 from agent.droplets.layers import Layers
 from agent.droplets.transfer import Transfers
 from agent.droplets.unpacker import Unpacker
+from agent.host import depot_settings, local_address, make_directories
 from agent.http.control import Control
 from agent.instances.instance import ROUTED, Instance, State
 from agent.instances.keeper import Keeper
@@ -39,22 +40,12 @@ from agent.resources import MIB, host_memory_mb
 from agent.staging.buildpacks import AdminBuildpacks, own_buildpacks
 from agent.staging.registry import RESTARTED, StagingRegistry
 from agent.staging.task import Workshop
-from container import Depot, DepotSettings
+from container import Depot
 
-EVACUATION_PERIOD_S = 5.0
 REAPER_PERIOD_S = 10.0
 FAREWELL_S = 3.0
-DIRECTORIES = (
-    "db",
-    "tmp",
-    "staging",
-    "crashes",
-    "layers",
-    "trash",
-    "templates",
-    "admin_buildpacks",
-    "outbox",
-)
+STAGINGS_END_S = 2.0
+EMPTY_LOOK_S = 0.2
 
 
 class End(Enum):
@@ -62,35 +53,9 @@ class End(Enum):
     DETACH = "detach"
 
 
-def local_address(configured: str | None) -> str:
-    """The address peers reach this host by: configured, or the source of the default route (no packet is sent)."""
-    if configured is not None:
-        return configured
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("1.2.3.4", 9))
-        except OSError:
-            return "127.0.0.1"
-        return str(probe.getsockname()[0])
-
-
-def depot_settings(settings: Settings) -> DepotSettings:
-    base, network = settings.base_dir, settings.network
-    return DepotSettings(
-        depot_dir=base / "depot",
-        templates_dir=base / "templates",
-        cgroup_parent=settings.cgroup_parent,
-        pool_network=network.pool_network,
-        release_delay_s=network.release_delay,
-        mtu=network.mtu,
-        dns_servers=network.dns_servers,
-        allow_networks=network.allow_networks,
-        allow_host_access=network.allow_host_access,
-        port_first=settings.port.pool_start_port or 0,
-        port_count=settings.port.pool_size or 0,
-        uid_first=settings.user.pool_start_uid,
-        uid_count=settings.user.pool_size,
-    )
+async def _wait(tasks: set[asyncio.Task[None]], timeout_s: float) -> None:
+    if tasks:
+        await asyncio.wait(tasks, timeout=timeout_s)
 
 
 class Worker:
@@ -102,58 +67,56 @@ class Worker:
         self._registry = Registry()
         self._ending: asyncio.Event = asyncio.Event()
         self._end = End.SHUTDOWN
-        self._detached = asyncio.Event()
         self._deadline = float("inf")
-        self._advertising = True
-        self._register_now = asyncio.Event()
-        self._save_due = False
         self._lives: dict[Instance, asyncio.Task[None]] = {}
         self._staging_runs: set[asyncio.Task[None]] = set()
         self._group: asyncio.TaskGroup
-        self._evacuating_since: float | None = None
 
     # -- life --------------------------------------------------------------------------------------------------
 
     async def run(self) -> int:
-        """Until it is told to end. 0: as told; 1: something that the agent cannot do without broke."""
-        for name in DIRECTORIES:
-            (self._settings.base_dir / name).mkdir(mode=0o755, parents=True, exist_ok=True)
-        await self._build()
+        """Until it is told to end. 0: as told; 1: something that the agent cannot do without broke.
+
+        However it ends, it never takes an app along that it was not told to stop.
+        """
+        make_directories(self._settings.base_dir)
         status = 0
-        try:
-            async with asyncio.TaskGroup() as self._group:
-                background = [
-                    self._group.create_task(work, name=name)
-                    for name, work in (
-                        ("bus", self._bus.run()),
-                        ("advertise", self._every(self._settings.intervals.advertise, self._advertise)),
-                        ("heartbeat", self._beat_for_ever()),
-                        ("routes", self._register_for_ever()),
-                        ("stats", self._sample_for_ever()),
-                        ("reaper", self._reap_for_ever()),
-                    )
-                ]
-                self._take_over()
-                self._listen_to_signals()
-                await self._control.open(self._settings.control_socket)
-                self._log.info(
-                    "agent_started", id=self._id, ip=self._ip, stacks=[s.name for s in self._settings.stacks]
-                )
-                await self._ending.wait()
-                await self._finish()
-                for task in background:
-                    task.cancel()
-        except* Exception as group:
-            self._log.error("agent_broke", errors=[repr(one) for one in group.exceptions], exc_info=group)
-            status = 1
-        await self._control.close()
-        await self._layers.close()
-        await self._transfers.close()
-        await self._depot.close(remove_tables=self._end is End.SHUTDOWN and not self._depot.handles())
+        async with AsyncExitStack() as undo:
+            await self._build(undo)
+            try:
+                await self._serve()
+            except* Exception as group:
+                self._log.error("agent_broke", errors=[repr(one) for one in group.exceptions], exc_info=group)
+                status = 1
         self._log.info("agent_ended", status=status, how=self._end.value)
         return status
 
-    async def _build(self) -> None:
+    async def _serve(self) -> None:
+        async with asyncio.TaskGroup() as self._group:
+            background = [
+                self._group.create_task(work, name=name)
+                for name, work in (
+                    ("bus", self._bus.run()),
+                    ("announcer", self._announcer.run()),
+                    ("saver", self._saver.run()),
+                    ("stats", self._sample_for_ever()),
+                    ("reaper", self._reap_for_ever()),
+                )
+            ]
+            self._take_over()
+            self._listen_to_signals()
+            await self._control.open(self._settings.control_socket)
+            self._log.info(
+                "agent_started", id=self._id, ip=self._ip, stacks=[s.name for s in self._settings.stacks]
+            )
+            await self._ending.wait()
+            await (self._let_go() if self._end is End.DETACH else self._shut_down())
+            await self._saver.save()
+            for task in (*background, *self._lives.values(), *self._staging_runs):
+                task.cancel()
+
+    async def _build(self, undo: AsyncExitStack) -> None:
+        """Whatever has to be closed is pushed on ``undo`` as soon as it is there."""
         settings, log = self._settings, self._log
         self._ip = local_address(settings.local_ip)
         try:
@@ -164,12 +127,16 @@ class Worker:
         self._memory = memory or snapshot.Memory(str(uuid.uuid4()))
         self._id = self._memory.agent_id
         base = settings.base_dir
+        self._saver = snapshot.Saver(self._memory_path, self._remembered, log)
         self._depot = await Depot.open(depot_settings(settings), log=log)
+        undo.push_async_callback(self._close_depot)
         recovered = await self._depot.recover()
         log.info("depot_recovered", found=len(recovered.found), removed=len(recovered.removed))
         self._transfers = Transfers(settings.downloads.concurrent, stall_s=settings.downloads.stall_s)
+        undo.push_async_callback(self._transfers.close)
         unpacker = Unpacker(low_water_bytes=settings.resources.low_water_mb * MIB)
         self._layers = Layers(base / "layers", base / "trash", self._transfers, unpacker, self._log)
+        undo.push_async_callback(self._layers.close)
         await self._layers.open()
         for left in (base / "staging").iterdir():  # by an agent that was killed
             self._layers.throw_away(left)
@@ -180,7 +147,7 @@ class Worker:
             host_memory_mb=host_memory_mb(),
             staging_claims=lambda: self._stagings.claims(),
             begin=self._begin_life,
-            save=self._save,
+            save=self._saver.changed,
         )
         self._voice = Voice(settings, self._id, self._ip, self._registry)
         self._bus = Bus(
@@ -188,9 +155,12 @@ class Worker:
             agent_id=self._id,
             outbox_dir=base / "outbox",
             apply=self._apply,
-            on_connected=self._speak_anew,
+            on_connected=lambda: self._announcer.speak_anew(),
             staging=settings.staging.enabled,
             log=log,
+        )
+        self._announcer = Announcer(
+            settings, self._voice, self._bus, left=self._keeper.left, is_low=self._keeper.is_low, log=log
         )
         self._keeper.bus, self._keeper.voice = self._bus, self._voice
         shop = Workshop(
@@ -210,7 +180,7 @@ class Worker:
             begin=self._begin_staging,
             start=self._keeper.start,
             lacks=self._keeper.lacks,
-            changed=self._save,
+            changed=self._saver.changed,
         )
         self._home = Home(
             settings=settings,
@@ -221,8 +191,7 @@ class Worker:
             log=log,
             happen=self._keeper.happen,
             wait_room=self._keeper.room_of,
-            deadline_s=lambda: max(0.0, self._deadline - time.monotonic()),
-            detached=self._detached,
+            deadline_s=self._left_s,
         )
         self._control = Control(
             registry=self._registry,
@@ -233,6 +202,11 @@ class Worker:
             detach=self._ask_detach,
             log=log,
         )
+        undo.push_async_callback(self._control.close)
+
+    async def _close_depot(self) -> None:
+        """The last one out takes the host's shared pieces along; containers that go on need them."""
+        await self._depot.close(remove_tables=not self._depot.handles())
 
     @property
     def _memory_path(self) -> Path:
@@ -249,8 +223,15 @@ class Worker:
         for handle in self._depot.handles():
             if handle not in owned:
                 self._log.info("container_without_owner_destroyed", handle=handle)
-                self._group.create_task(self._depot.destroy(handle), name=f"destroy-{handle}")
-        self._save()
+                self._group.create_task(self._destroy(handle), name=f"destroy-{handle}")
+        self._saver.changed()
+
+    async def _destroy(self, handle: str) -> None:
+        """One that cannot be removed costs nobody else; the next recovery tries again."""
+        try:
+            await self._depot.destroy(handle)
+        except Exception as e:  # whatever a kernel says to it
+            self._log.exception("container_not_removed", handle=handle, error=repr(e))
 
     # -- commands ----------------------------------------------------------------------------------------------
 
@@ -267,9 +248,7 @@ class Worker:
             case m.FindCommand(question, reply_to):
                 self._keeper.find(question, reply_to)
             case m.RouterStartCommand(router):
-                self._voice.heard_router(router)
-                self._bus.repeat_unregisters()
-                self._register_now.set()
+                self._announcer.heard_router(router)
             case m.StageCommand(request, reply_to):
                 self._stagings.stage(request, reply_to)
             case m.StopStagingCommand(stop_staging):
@@ -285,44 +264,7 @@ class Worker:
         self._staging_runs.add(run)
         run.add_done_callback(self._staging_runs.discard)
 
-    # -- the periodic voice ------------------------------------------------------------------------------------
-
-    def _speak_anew(self) -> None:
-        """After each connect: state and voice are never stored, one fresh of each."""
-        self._bus.say(self._voice.heartbeat())
-        self._advertise()
-        for route in self._voice.routes():
-            self._bus.say(route)
-
-    def _advertise(self) -> None:
-        if not self._advertising or self._keeper.is_low():
-            return
-        dea, staging = self._voice.adverts(self._keeper.left())
-        self._bus.say(dea)
-        if self._settings.staging.enabled:
-            self._bus.say(staging)
-
-    async def _every(self, period_s: float, work: Callable[[], None]) -> None:
-        while True:
-            await asyncio.sleep(period_s)
-            work()
-
-    async def _beat_for_ever(self) -> None:
-        while True:
-            period_s = self._settings.intervals.heartbeat
-            if self._evacuating_since is not None:
-                period_s = min(period_s, EVACUATION_PERIOD_S)
-            await asyncio.sleep(period_s)
-            self._bus.say(self._voice.heartbeat())
-
-    async def _register_for_ever(self) -> None:
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._voice.register_interval_s):
-                    await self._register_now.wait()
-            self._register_now.clear()
-            for route in self._voice.routes():
-                self._bus.say(route)
+    # -- upkeep ------------------------------------------------------------------------------------------------
 
     async def _sample_for_ever(self) -> None:
         while True:
@@ -330,29 +272,23 @@ class Worker:
             for instance in self._registry.in_states(ROUTED):
                 if (container := recovery.container_of(instance, self._depot)) is not None:
                     await sample(instance, container, self._log)
+                    await asyncio.sleep(0)  # files of the kernel, read at once: the bus has its turn between
 
     async def _reap_for_ever(self) -> None:
         while True:
             await asyncio.sleep(REAPER_PERIOD_S)
-            self._keeper.reap_crashes(self._settings.base_dir / "crashes", time.time())
-            if self._keeper.is_low():
-                await self._layers.sweep({one.message.sha1 for one in self._registry if one.message.sha1})
+            try:
+                self._keeper.reap_crashes(self._settings.base_dir / "crashes", time.time())
+                if self._keeper.is_low():
+                    await self._layers.sweep({one.message.sha1 for one in self._registry if one.message.sha1})
+            except OSError as e:
+                self._log.warning("reaper_failed_retrying", error=str(e))
 
     # -- memory ------------------------------------------------------------------------------------------------
 
-    def _save(self) -> None:
-        """Once per turn of the loop, however much changed in it."""
-        if not self._save_due:
-            self._save_due = True
-            asyncio.get_running_loop().call_soon(self._save_now)
-
-    def _save_now(self) -> None:
-        self._save_due = False
+    def _remembered(self) -> snapshot.Memory:
         instances = tuple(snapshot.save_instance(one) for one in self._registry)
-        try:
-            snapshot.write(self._memory_path, snapshot.Memory(self._id, instances, self._stagings.saved()))
-        except OSError as e:
-            self._log.error("snapshot_not_written", error=str(e))
+        return snapshot.Memory(self._id, instances, self._stagings.saved())
 
     # -- the end -----------------------------------------------------------------------------------------------
 
@@ -360,7 +296,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             loop.add_signal_handler(number, self._ask_end, End.SHUTDOWN)
-        loop.add_signal_handler(signal.SIGUSR1, self._leave_pool)
+        loop.add_signal_handler(signal.SIGUSR1, self._announcer.leave_pool)
         loop.add_signal_handler(signal.SIGUSR2, self._evacuate)
 
     def _ask_end(self, how: End) -> None:
@@ -372,69 +308,58 @@ class Worker:
     def _ask_detach(self) -> None:
         self._ask_end(End.DETACH)
 
-    def _leave_pool(self) -> None:
-        if self._advertising:
-            self._advertising = False
-            self._bus.tell(self._voice.shutdown())
-
     def _evacuate(self) -> None:
-        if self._evacuating_since is None:
-            self._evacuating_since = time.monotonic()
+        if not self._keeper.evacuating:
             self._log.info("evacuation_begun")
-            self._leave_pool()
             self._keeper.evacuate()
-            self._bus.say(self._voice.heartbeat())
-            self._group.create_task(self._evacuation(), name="evacuation")
+            self._announcer.evacuate()
+            self._group.create_task(self._end_when_empty(), name="evacuation")
 
-    async def _evacuation(self) -> None:
-        """Done when everything has been stopped by its controller, or the time is over (dea-bus.md 5.4)."""
-        assert self._evacuating_since is not None
-        bail_out = self._evacuating_since + self._settings.evacuation_bail_out_time_in_seconds
+    async def _end_when_empty(self) -> None:
+        """When everything has been stopped by its controller, or the time is over (dea-bus.md 5.4)."""
+        bail_out = time.monotonic() + self._settings.evacuation_bail_out_time_in_seconds
         while (self._keeper.busy() or len(self._stagings)) and time.monotonic() < bail_out:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0.2):
+                async with asyncio.timeout(EMPTY_LOOK_S):
                     await self._ending.wait()
             if self._ending.is_set():
                 return
         self._ask_end(End.SHUTDOWN)
 
-    async def _finish(self) -> None:
-        self._deadline = time.monotonic() + self._settings.shutdown.deadline_s
-        if self._end is End.DETACH:
-            await self._let_go()
-            return
+    def _left_s(self) -> float:
+        """Of the time until the deadline; endless while nothing ends."""
+        return max(0.0, self._deadline - time.monotonic())
+
+    async def _shut_down(self) -> None:
+        """Everything stops and goes, within the deadline: three quarters for the apps, the rest for the others."""
+        deadline_s = self._settings.shutdown.deadline_s
+        self._deadline = time.monotonic() + deadline_s
         self._bus.ignore_commands()
         self._keeper.evacuating = True
-        self._leave_pool()
+        self._announcer.leave_pool()
         self._stagings.stop_all()
         for instance in self._registry:
             if instance.state is not State.CRASHED:
                 self._keeper.stop_one(instance)
-        await self._wait_lives(self._settings.shutdown.deadline_s * 0.75)
-        for handle in self._depot.handles():  # past the grace: no more asking
-            self._log.warning("container_killed_at_deadline", handle=handle)
-            await self._depot.destroy(handle)
-        await self._bus.farewell(min(FAREWELL_S, max(0.5, self._deadline - time.monotonic())))
-        self._save_now()
+        await _wait({*self._lives.values(), *self._staging_runs}, deadline_s * 0.75)
+        if handles := self._depot.handles():  # past the grace: no more asking
+            self._log.warning("containers_killed_at_deadline", handles=handles)
+            killing = {self._group.create_task(self._destroy(one), name=f"destroy-{one}") for one in handles}
+            await _wait(killing | set(self._lives.values()), self._left_s())
+            for task in killing:
+                task.cancel()
+        await self._bus.farewell(min(FAREWELL_S, max(0.5, self._left_s())))
 
     async def _let_go(self) -> None:
-        """The lives end, the containers do not; what is known is on disk for the next agent."""
+        """The lives end, the containers do not."""
         self._bus.ignore_commands()
-        self._save_now()
-        self._detached.set()
         self._stagings.stop_all()
-        await self._wait_lives(2.0, only_staging=True)
-        for task in tuple(self._lives.values()):
-            task.cancel()
-        await asyncio.gather(*self._lives.values(), return_exceptions=True)
+        await _wait(set(self._staging_runs), STAGINGS_END_S)
+        lives = tuple(self._lives.values())
+        for life in lives:
+            life.cancel()
+        await asyncio.gather(*lives, return_exceptions=True)
         await self._bus.farewell(FAREWELL_S)
-
-    async def _wait_lives(self, timeout_s: float, *, only_staging: bool = False) -> None:
-        waiting: set[asyncio.Task[None]] = set(self._staging_runs)
-        if not only_staging:
-            waiting |= set(self._lives.values())
-        if waiting:
-            await asyncio.wait(waiting, timeout=timeout_s)
 
     def _status(self) -> dict[str, Any]:
         left = self._keeper.left()

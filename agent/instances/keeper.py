@@ -166,8 +166,7 @@ class Keeper:
         self._log.info("instance_stopping", app=instance.app, instance=instance.id, index=instance.index)
         self.happen(instance, Event.STOP)
         instance.stop_requested.set()
-        if (room := self._rooms.pop(instance, None)) is not None:
-            room.set()
+        self._rooms.pop(instance, None)
 
     def update(self, message: m.UpdateMessage) -> None:
         """Routes in place; a new version gives a new id (dea-bus.md 1.5). Only RUNNING and EVACUATING ones change."""

@@ -42,7 +42,6 @@ from container import (
     PortMapping,
     SpecError,
     UnknownHandle,
-    WrongState,
     WshdError,
     WshdGone,
 )
@@ -79,11 +78,13 @@ class Home:
     happen: Callable[[Instance, Event], None]
     wait_room: Callable[[Instance], asyncio.Event]
     deadline_s: Callable[[], float]
-    detached: asyncio.Event
 
 
 async def live(instance: Instance, home: Home) -> None:
-    """From BORN (or, with a container, from where a former agent left it) until nothing but a crash record is left."""
+    """From BORN (or, with a container, from where a former agent left it) until nothing but a crash record is left.
+
+    Cancelled, it lets go: the agent leaves (or broke), what runs goes on, and the next agent takes it over.
+    """
     log = home.log.bind(app=instance.app, instance=instance.id, index=instance.index)
     held = AsyncExitStack()
     course = asyncio.create_task(_course(instance, home, held, log), name=f"course-{instance.id[:8]}")
@@ -98,10 +99,7 @@ async def live(instance: Instance, home: Home) -> None:
         for task in (course, stop):
             task.cancel()
         await asyncio.gather(course, stop, return_exceptions=True)
-        if not home.detached.is_set():
-            await _give_back(held, log)
-    if home.detached.is_set():
-        return
+    await _give_back(held, log)
     if instance.state is State.STOPPING:
         home.happen(instance, Event.GONE)
 
@@ -122,8 +120,8 @@ async def _stop(instance: Instance, home: Home, log: Log) -> None:
         grace_s = min(home.settings.instance.stop_grace_s, home.deadline_s())
         try:
             await container.stop(grace_s)
-        except (WshdError, WshdGone, WrongState, OSError) as e:
-            log.warning("instance_stop_failed_killing", error=str(e))
+        except Exception as e:  # whatever it was: it is killed with its container
+            log.warning("instance_stop_failed_killing", error=repr(e))
     log.info("instance_stopped", after_s=round(time.monotonic() - started, 3))
 
 
@@ -159,7 +157,9 @@ async def keep_output(job: Job, directory: Path) -> None:
     """What a crashed app has said stays readable after its container is gone, until the reaper takes it."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     for stream in ("stdout", "stderr"):
-        (directory / stream).write_bytes(await job.output(stream))
+        with (directory / stream).open("wb") as file:
+            async for chunk in job.stream(stream, follow=False):
+                await asyncio.to_thread(file.write, chunk.data)
 
 
 def _container_of(instance: Instance, home: Home) -> Container | None:
@@ -175,8 +175,10 @@ async def _course(instance: Instance, home: Home, held: AsyncExitStack, log: Log
     if instance.job is not None:  # taken over from a former agent
         container = home.depot.find(instance.handle or "")
         held.push_async_callback(home.depot.destroy, container.handle)
-        if instance.message.sha1:
-            held.enter_context(home.layers.use(instance.message.sha1))
+        if sha1 := instance.message.sha1:
+            held.enter_context(home.layers.use(sha1))
+            layer = home.layers.known(sha1)
+            instance.layer_bytes = layer.bytes if layer is not None else 0
         job = instance.job
     else:
         await home.wait_room(instance).wait()

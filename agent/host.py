@@ -1,0 +1,57 @@
+"""From the settings to the host: where things lie, by which address it is reached, how its containers are made."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from agent.config import Settings
+from container import DepotSettings
+
+DIRECTORIES = (
+    "db",
+    "tmp",
+    "staging",
+    "crashes",
+    "layers",
+    "trash",
+    "templates",
+    "admin_buildpacks",
+    "outbox",
+)
+
+
+def make_directories(base_dir: Path) -> None:
+    for name in DIRECTORIES:
+        (base_dir / name).mkdir(mode=0o755, parents=True, exist_ok=True)
+
+
+def local_address(configured: str | None) -> str:
+    """The address peers reach this host by: configured, or the source of the default route (no packet is sent)."""
+    if configured is not None:
+        return configured
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("1.2.3.4", 9))
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
+
+
+def depot_settings(settings: Settings) -> DepotSettings:
+    base, network = settings.base_dir, settings.network
+    return DepotSettings(
+        depot_dir=base / "depot",
+        templates_dir=base / "templates",
+        cgroup_parent=settings.cgroup_parent,
+        pool_network=network.pool_network,
+        release_delay_s=network.release_delay,
+        mtu=network.mtu,
+        dns_servers=network.dns_servers,
+        allow_networks=network.allow_networks,
+        allow_host_access=network.allow_host_access,
+        port_first=settings.port.pool_start_port or 0,
+        port_count=settings.port.pool_size or 0,
+        uid_first=settings.user.pool_start_uid,
+        uid_count=settings.user.pool_size,
+    )
