@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -57,8 +58,11 @@ class Feeding:
         """Idempotent."""
         if self._process.returncode is None:
             self._process.kill()
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+        stdin = self._process.stdin
+        assert stdin is not None
+        stdin.close()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # what the worker did not read
+            await stdin.wait_closed()
         await self._process.wait()
 
 
