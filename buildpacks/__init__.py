@@ -6,17 +6,9 @@ They are data of the wheel: the agent binds `path()` read-only into a staging co
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 ORDER = ("python", "staticfile", "procfile")
-
-# What each `bin/detect` looks for, in words for a person whose app nobody recognised.
-LOOKS_FOR: Mapping[str, str] = {
-    "python": "no requirements.txt, setup.py or pyproject.toml",
-    "staticfile": "no Staticfile or index.html",
-    "procfile": "no Procfile",
-}
 
 
 def path() -> Path:

@@ -92,6 +92,15 @@ def cli(ctx: click.Context, debug: bool) -> None:
         _newcomer(ctx)
 
 
+def _usage_failure(error: click.UsageError) -> ui.Failure:
+    """click's refusal in our three parts: what, why, and the nearest right one or where to look."""
+    path = error.ctx.command_path if error.ctx is not None else "garrison"
+    why = error.format_message().partition(" Did you mean")[0].rstrip(".")
+    close = list(getattr(error, "possibilities", None) or ())[:1]
+    hint = f"did you mean {close[0]}?   " if close else ""
+    return ui.Failure(path, why[:1].lower() + why[1:], f"{hint}see: {path} --help", ui.USAGE)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Exit statuses: 0 done, 1 failed, 2 usage or configuration, 3 nothing reachable, 130 interrupted."""
     debug = "--debug" in (sys.argv if argv is None else argv) or bool(os.environ.get("GARRISON_DEBUG"))
@@ -106,6 +115,9 @@ def main(argv: list[str] | None = None) -> int:
     except ui.Failure as error:
         error.show()
         return error.status
+    except click.UsageError as error:
+        _usage_failure(error).show()
+        return ui.USAGE
     except click.ClickException as error:
         error.show()
         return error.exit_code

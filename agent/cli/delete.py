@@ -17,6 +17,8 @@ def command(app: str, yes: bool, state_dir: Path) -> None:
     """Stops APP and removes its package, droplet and cache."""
     peer = reach.controller(state_dir)
     row = reach.app_or_hint(peer, app)
-    ui.confirm(f"{app}: stop {row['running']} instances and remove package, droplet and cache?", yes)
+    ui.confirm(
+        f"{app}: stops {ui.count(row['running'], 'instance')}, removes package, droplet and cache", yes
+    )
     peer.call("DELETE", f"/v1/apps/{app}")
     ui.tell(f"Deleted     {app}")

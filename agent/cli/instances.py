@@ -23,8 +23,7 @@ def find_app_guid(agent: reach.Peer, name: str, state_dir: Path, config: Path | 
 
 
 def listing(agent: reach.Peer) -> list[dict[str, Any]]:
-    answer = agent.call("GET", "/v1/instances")
-    rows = answer["instances"] if isinstance(answer, dict) else answer
+    rows = agent.call("GET", "/v1/instances")
     assert isinstance(rows, list)
     return rows
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import re
-import sys
 import tempfile
 import threading
 import time
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +21,7 @@ from agent.cli.wait import wait_running
 
 INDENT = " " * 12
 LOG_APPEARS_S = 15.0
+LAST_LINES = 10  # of a quiet push that fails
 
 
 @click.command("push")
@@ -75,9 +79,12 @@ def command(
     }
     peer = reach.controller(state_dir)
     peer.call("GET", "/v1/info")
-    _upload(peer, app, directory, changes)
-    staged = _stage(peer, reach.agent(state_dir, None), app, quiet)
-    row = wait_running(peer, app, timeout_s, "Starting")
+    with _interruptible(peer, app, "its upload is broken off"):
+        _upload(peer, app, directory, changes)
+    with _interruptible(peer, app, "its staging is stopped"):
+        staged = _stage(peer, reach.agent(state_dir, None), app, quiet)
+    with _interruptible(peer, app, "it is staged, and goes on starting"):
+        row = wait_running(peer, app, timeout_s, "Starting")
     address = url(row, reach.gateway_port(state_dir))
     if as_json:
         ui.emit_json({"name": app, "guid": row["guid"], "url": address, **staged})
@@ -98,6 +105,19 @@ def _environment(pairs: tuple[str, ...]) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in pairs)
 
 
+@contextlib.contextmanager
+def _interruptible(peer: reach.Peer, app: str, what: str) -> Iterator[None]:
+    """A Ctrl-C within the block says what state things are in now."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        ui.tell()
+        peer.call("DELETE", f"/v1/apps/{app}/stage")  # when none is under way: nothing
+        row = peer.call("GET", f"/v1/apps/{app}")
+        now = f"{row['state']}, {row['running']} of {row['instances']} running"
+        raise ui.Failure(f"push of {app} interrupted", what, f"{app} is {now}", ui.INTERRUPTED) from None
+
+
 def _upload(peer: reach.Peer, app: str, directory: Path, changes: dict[str, Any]) -> None:
     began = time.monotonic()
     line = ui.MovingLine()
@@ -114,7 +134,7 @@ def _upload(peer: reach.Peer, app: str, directory: Path, changes: dict[str, Any]
         body = _Counted(file, length, lambda sent: line.show(f"{lead}{ui.size(sent)} of {ui.size(length)}"))
         with peer.open("PUT", f"/v1/apps/{app}/package", body, timeout_s=120) as response:  # type: ignore[arg-type]
             response.read()
-    line.finish(ui.with_time(f"{lead}{files} files, {ui.size(total)}", time.monotonic() - began))
+    line.finish(ui.with_time(f"{lead}{ui.count(files, 'file')}, {ui.size(total)}", time.monotonic() - began))
 
 
 class _Counted:
@@ -138,68 +158,65 @@ def _stage(peer: reach.Peer, agent: reach.Peer, app: str, quiet: bool) -> dict[s
     moving = ui.MovingLine()
     moving.show("Staging")
     for event in peer.lines("POST", f"/v1/apps/{app}/stage"):
-        match event["event"]:
-            case "task" if not quiet:
-                live = LiveOutput(agent, event["task_id"], moving)
-                live.start()
-            case "staged":
-                if live is not None:
-                    live.finish()
-                moving.clear()
-                size, sha1 = ui.size(event["droplet_bytes"]), event["droplet_sha1"][:7]
-                spent = time.monotonic() - began
-                if quiet:
-                    ui.tell(f"{'Staging':<12}{event['buildpack'] or 'own'} buildpack")
-                ui.tell(ui.with_time(f"{INDENT}droplet {size}, sha1 {sha1}", spent))
-                return {key: value for key, value in event.items() if key != "event"}
-            case "failed":
-                if live is not None:
-                    live.finish()
-                moving.clear()
-                raise _staging_failed(event, time.monotonic() - began)
+        if event["event"] == "task":
+            live = LiveOutput(agent, event["task_id"], moving, quiet)
+            live.start()
+        elif event["event"] in ("staged", "failed"):
+            if live is not None:
+                live.finish()
+            moving.clear()
+            spent = time.monotonic() - began
+            if event["event"] == "failed":
+                if quiet and live is not None:
+                    live.show_last()
+                ui.tell(ui.with_time(f"{'Staging':<12}failed", spent))
+                raise _staging_failed(app, event)
+            lead = f"{'Staging':<12}" if quiet else INDENT
+            size, sha1 = ui.size(event["droplet_bytes"]), event["droplet_sha1"][:7]
+            ui.tell(ui.with_time(f"{lead}{event['buildpack']} buildpack, droplet {size}, sha1 {sha1}", spent))
+            return {key: value for key, value in event.items() if key != "event"}
     raise ui.Failure("staging ended without a word", "", "see dev.log and agent.log in the state directory")
 
 
-def _staging_failed(event: dict[str, Any], spent: float) -> ui.Failure:
-    import buildpacks
-
-    ui_line = f"Staging     failed after {spent:.1f} s"
+def _staging_failed(app: str, event: dict[str, Any]) -> ui.Failure:
+    what = f"{app} is not staged"
     match event["type"]:
         case "NoAppDetectedError":
-            tried = ", ".join(f"{name} ({buildpacks.LOOKS_FOR[name]})" for name in buildpacks.ORDER)
-            ui.tell(f"{ui_line}: no buildpack recognised the app")
-            hint = f"tried: {tried}\n       name one with --buildpack, or add one of these files."
-            return ui.Failure("not staged", "no buildpack recognised the app", hint)
+            hint = "name one with --buildpack, or add one of the files that are named above"
+            return ui.Failure(what, "no buildpack recognised the app", hint)
         case "InsufficientResources" | "NoCompatibleCell":
-            ui.tell(f"{ui_line}: {event['error']}")
-            return ui.Failure("not staged", event["error"], "stop an app, or push with less --memory")
+            return ui.Failure(what, event["error"], "stop an app, or push with less --memory")
+        case "BuildpackCompileFailed" | "BuildpackReleaseFailed":
+            return ui.Failure(what, event["error"], "the lines above are the buildpack's own")
         case _:
-            ui.tell(f"{ui_line}: {event['error']}")
-            return ui.Failure("not staged", event["error"], "the lines above are the buildpack's own")
+            return ui.Failure(what, event["error"], "more in agent.log in the state directory")
 
 
 class LiveOutput(threading.Thread):
     """The buildpack's output from the agent's control socket, line by line, while the staging goes on."""
 
-    def __init__(self, agent: reach.Peer, task_id: str, moving: ui.MovingLine) -> None:
+    def __init__(self, agent: reach.Peer, task_id: str, moving: ui.MovingLine, quiet: bool) -> None:
         super().__init__(name="staging-output", daemon=True)
-        self._agent, self._task_id, self._moving = agent, task_id, moving
+        self._agent, self._task_id, self._moving, self._quiet = agent, task_id, moving, quiet
         self._over = threading.Event()
         self._rest = b""
+        self._lead = f"{'Staging':<12}"
+        self._last: deque[bytes] = deque(maxlen=LAST_LINES)
 
     def run(self) -> None:
         deadline = time.monotonic() + LOG_APPEARS_S
         while True:
+            last_try = self._over.is_set() or time.monotonic() > deadline
             try:
                 for event in self._agent.lines("GET", f"/v1/staging/{self._task_id}/log", follow="1"):
                     self._show(event)
                 return
             except reach.Refusal as refusal:
                 # The task is told of before the agent has it.
-                if refusal.http_status != 404 or self._over.is_set() or time.monotonic() > deadline:
+                if refusal.http_status != 404 or last_try:
                     return
                 self._over.wait(0.05)
-            except (ui.Failure, OSError, ValueError) as lost:
+            except (ui.Failure, OSError, ValueError, http.client.HTTPException) as lost:
                 ui.tell(f"{INDENT}(the live output is lost: {lost}; the staging goes on)")
                 return
 
@@ -210,8 +227,11 @@ class LiveOutput(threading.Thread):
             self._print(line)
 
     def _print(self, line: bytes) -> None:
-        self._moving.clear()
-        print(INDENT + reach.printable(line), file=sys.stderr, flush=True)
+        self._last.append(line)
+        if not self._quiet:
+            self._moving.clear()
+            ui.tell(self._lead + reach.printable(line))
+            self._lead = INDENT
 
     def finish(self) -> None:
         self._over.set()
@@ -219,3 +239,7 @@ class LiveOutput(threading.Thread):
         if self._rest:
             self._print(self._rest)
             self._rest = b""
+
+    def show_last(self) -> None:
+        for line in self._last:
+            ui.tell(INDENT + reach.printable(line))

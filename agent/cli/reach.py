@@ -157,9 +157,9 @@ def gateway_port(state_dir: Path) -> int:
 def agent(state_dir: Path, config: Path | None) -> Peer:
     """The agent of `--config`, else that of `garrison up`, else the one of the default base_dir."""
     if config is not None:
-        from agent.config import load
+        from agent.cli.config import load_or_fail
 
-        path = Path(load(config).base_dir) / "agent.sock"
+        path = load_or_fail(config).control_socket
     elif facts := _up_file(state_dir):
         path = Path(facts["control_socket"])
     else:
@@ -192,6 +192,18 @@ def complete_app(ctx: click.Context, _param: click.Parameter, incomplete: str) -
     except (click.ClickException, OSError, ValueError):
         return []
     return [row["name"] for row in rows if row["name"].startswith(incomplete)]
+
+
+def complete_instance(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """APP/INDEX and handles."""
+    try:
+        peer = agent(ctx.params.get("state_dir") or default_state_dir(), ctx.params.get("config"))
+        rows = peer.call("GET", "/v1/instances")
+    except (click.ClickException, click.exceptions.Exit, OSError, ValueError):
+        return []
+    words = [f"{row['name']}/{row['index']}" for row in rows if row["handle"]]
+    words += [row["handle"] for row in rows if row["handle"]]
+    return [word for word in words if word.startswith(incomplete)]
 
 
 def event_bytes(event: dict[str, Any]) -> bytes:

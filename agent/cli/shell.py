@@ -17,7 +17,7 @@ from agent.cli.instances import find, listing
     "--config", "-c", type=click.Path(path_type=Path, dir_okay=False), help="The agent's configuration."
 )
 @reach.state_option
-@click.argument("instance")
+@click.argument("instance", shell_complete=reach.complete_instance)
 @click.argument("argv", nargs=-1, type=click.UNPROCESSED)
 def command(instance: str, argv: tuple[str, ...], root: bool, config: Path | None, state_dir: Path) -> None:
     """Opens a shell in INSTANCE (APP/INDEX or a handle), or runs a command there: shell hello/0 -- ls -l

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import click
 
-from agent.cli import reach, ui
+from agent.cli import reach
+from agent.cli.wait import wait_stopped
 
 
 @click.command("stop")
 @click.argument("app", shell_complete=reach.complete_app)
+@click.option("--timeout", "timeout_s", default=30.0, show_default=True, help="Seconds to wait for it.")
 @reach.state_option
-def command(app: str, state_dir: Path) -> None:
-    """Stops all instances of APP; `garrison start` brings them back without a new staging."""
+def command(app: str, timeout_s: float, state_dir: Path) -> None:
+    """Stops all instances of APP and waits until they are gone; `garrison start` brings them back without a
+    new staging.
+    """
     peer = reach.controller(state_dir)
     reach.app_or_hint(peer, app)
-    began = time.monotonic()
     peer.call("POST", f"/v1/apps/{app}/stop")
-    ui.tell(ui.with_time(f"Stopping    {app} ✓ told to stop", time.monotonic() - began))
+    wait_stopped(reach.agent(state_dir, None), app, timeout_s)

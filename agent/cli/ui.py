@@ -6,11 +6,13 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn, TextIO
 
 import click
 
+MOVE_PERIOD_S = 0.05
 DONE, FAILED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 
 
@@ -68,10 +70,13 @@ class MovingLine:
         self._stream = stream or sys.stderr
         self._lively = lively(self._stream)
         self._shown = False
+        self._next_at = 0.0
 
     def show(self, text: str) -> None:
-        if not self._lively:
+        now = time.monotonic()
+        if not self._lively or now < self._next_at:
             return
+        self._next_at = now + MOVE_PERIOD_S
         width = shutil.get_terminal_size().columns - 1
         self._stream.write(f"\r\033[K{text[:width]}")
         self._stream.flush()
@@ -138,9 +143,13 @@ def confirm(question: str, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise Failure("not asked", "there is no terminal to ask on", "say --yes", USAGE)
-    if not click.confirm(question, err=True):
-        raise Failure("nothing done")
+        raise Failure(f"not done: {question}", "there is no terminal to ask on", "say --yes", USAGE)
+    if not click.confirm(f"{question}. Go on?", err=True):
+        raise Failure("nothing was done")
+
+
+def count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def stop(status: int) -> NoReturn:

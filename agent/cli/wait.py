@@ -1,4 +1,4 @@
-"""Waits until an app runs as it should, and shows each instance on the way. For push, scale and start."""
+"""Waits until an app runs, or is stopped, as it should be, and shows it on the way. For push, scale, start and stop."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from agent.cli import reach, ui
+from agent.cli.instances import ALIVE
 
 POLL_S = 0.15
 
@@ -50,4 +51,26 @@ def wait_running(peer: reach.Peer, app: str, timeout_s: float, lead: str) -> dic
                 f"is there room for it? garrison apps; what does it say? garrison logs {app}",
             )
         moving.show(line(lead, row))
+        time.sleep(POLL_S)
+
+
+def wait_stopped(agent: reach.Peer, app: str, timeout_s: float) -> None:
+    """The agent's word, since the controller counts an instance as gone once it has told it to stop."""
+    began, moving = time.monotonic(), ui.MovingLine()
+    while True:
+        rows = agent.call("GET", "/v1/instances")
+        left = [row for row in rows if row["name"] == app and row["state"] in ALIVE]
+        spent = time.monotonic() - began
+        if not left:
+            mark = ui.paint("✓", "green", sys.stderr)
+            moving.finish(ui.with_time(f"{'Stopping':<12}{app} {mark} stopped", spent))
+            return
+        if spent > timeout_s:
+            moving.clear()
+            raise ui.Failure(
+                f"{app} is not stopped after {timeout_s:.0f} s",
+                f"{ui.count(len(left), 'instance')} still end",
+                "they get a KILL when their grace is over; look again with: garrison apps",
+            )
+        moving.show(f"{'Stopping':<12}{app} … {ui.count(len(left), 'instance')} left")
         time.sleep(POLL_S)

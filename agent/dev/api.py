@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import hmac
 import os
@@ -25,6 +26,7 @@ from agent.dev.controller import Controller, Refused
 
 USER = "garrison"
 MAX_UPLOAD_BYTES = 2 << 30
+STOP_STAGING_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Api:
                 web.delete("/v1/apps/{name}", self._delete),
                 web.put("/v1/apps/{name}/package", self._package),
                 web.post("/v1/apps/{name}/stage", self._stage),
+                web.delete("/v1/apps/{name}/stage", self._stop_staging),
                 web.post("/v1/apps/{name}/start", self._start),
                 web.post("/v1/apps/{name}/stop", self._stop),
                 web.post("/v1/apps/{name}/scale", self._scale),
@@ -151,15 +154,26 @@ class Api:
 
     async def _stage(self, request: web.Request) -> web.StreamResponse:
         """One line of JSON for each event, as it happens."""
-        events = self._controller.stage(request.match_info["name"])
-        first = await anext(events)  # what is refused is refused before the response begins
-        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-        await response.prepare(request)
-        await response.write(msgspec.json.encode(first) + b"\n")
-        async for event in events:
-            await response.write(msgspec.json.encode(event) + b"\n")
-        await response.write_eof()
+        name = request.match_info["name"]
+        async with contextlib.aclosing(self._controller.stage(name)) as events:
+            first = await anext(events)  # what is refused is refused before the response begins
+            response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+            try:
+                await response.prepare(request)
+                await response.write(msgspec.json.encode(first) + b"\n")
+                async for event in events:
+                    await response.write(msgspec.json.encode(event) + b"\n")
+                await response.write_eof()
+            except ConnectionResetError:  # who asked has gone without a word: nobody would hear the end
+                await self._controller.stop_staging(name)
         return response
+
+    async def _stop_staging(self, request: web.Request) -> web.Response:
+        over = await self._controller.stop_staging(request.match_info["name"])
+        if over is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), STOP_STAGING_S)
+        return web.json_response({})
 
     # For the agent
 

@@ -11,7 +11,7 @@ import asyncio
 import random
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class Controller:
         self.store = Store(state_dir / "apps.json")
         self.seen = Observed()
         self.hosts, self.stagers = Pool(), Pool()
-        self.busy: set[str] = set()
+        self.busy: dict[str, asyncio.Event] = {}  # guids being staged; set when that is over
         self._heard = asyncio.Event()
         self._base_uri = base_uri
         self._rng = rng or random.Random()
@@ -252,19 +252,28 @@ class Controller:
 
     # Staging
 
-    async def stage(self, name: str) -> AsyncIterator[dict[str, Any]]:
+    async def stage(self, name: str) -> AsyncGenerator[dict[str, Any], None]:
         """Stages the uploaded package; yields what happens: `task`, `set_up`, then `staged` or `failed`."""
         app = self.app(name)
         if not (self.files / "packages" / f"{app.guid}.zip").exists():
             raise Refused(409, f"{name} has no package: upload one first")
         if app.guid in self.busy:
             raise Refused(409, f"{name} is being staged already")
-        self.busy.add(app.guid)
+        over = self.busy[app.guid] = asyncio.Event()
         try:
             async for event in self._staging(app):
                 yield event
         finally:
-            self.busy.discard(app.guid)
+            del self.busy[app.guid]
+            over.set()
+
+    async def stop_staging(self, name: str) -> asyncio.Event | None:
+        """The host answers the staging's own request, which then ends as failed: the event. None: none is under way."""
+        app = self.app(name)
+        over = self.busy.get(app.guid)
+        if over is not None:
+            await self._say("staging.stop", {"app_id": app.guid})
+        return over
 
     async def _staging(self, app: App) -> AsyncIterator[dict[str, Any]]:
         task_id, version = uuid.uuid4().hex, str(uuid.uuid4())

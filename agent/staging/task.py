@@ -227,8 +227,9 @@ class StagingTask:
             if said.status.ok:
                 return number, one, said.stdout.decode(errors="replace").strip() or one.name
             why = (said.stdout or said.stderr)[-200:].decode(errors="replace").strip()
+            why = why.removeprefix(f"{one.name}: ")
             tried.append(f"{one.name} ({why})" if why else one.name)
-        self.output.say(f"Staging failed: no buildpack recognised the app; tried: {', '.join(tried)}")
+        self.output.say(f"No buildpack recognised the app; tried: {', '.join(tried)}")
         raise StagingFailed(
             "Script exited with status 1",
             "NoAppDetectedError",
@@ -265,6 +266,7 @@ class StagingTask:
             raise StagingFailed(
                 "Script exited with status 1", "BuildpackCompileFailed", f"{argv[0]}: {e}"
             ) from e
+        self.log.info("buildpack_begun", program=argv[0])
         async for chunk in job.stream(None):
             self.output.add(chunk.data, chunk.stream)
         status = await job.wait()

@@ -19,6 +19,12 @@ import buildpacks
 
 pytestmark = pytest.mark.unit
 
+LOOKS_FOR = {
+    "python": "no requirements.txt, setup.py or pyproject.toml",
+    "staticfile": "no Staticfile or index.html",
+    "procfile": "no Procfile",
+}
+
 
 def run(pack: str, program: str, *words: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
@@ -68,7 +74,7 @@ def test_detect(app: Path, file: str, packs: set[str]) -> None:
             assert done.stdout.strip() == pack
             found.add(pack)
         else:
-            assert done.stderr.strip() == f"{pack}: {buildpacks.LOOKS_FOR[pack]}"
+            assert done.stderr.strip() == f"{pack}: {LOOKS_FOR[pack]}"
     assert found == packs
 
 
