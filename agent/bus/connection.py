@@ -81,7 +81,7 @@ class Bus:
     @property
     def untold(self) -> int:
         """Events that are still to be told."""
-        return len(self._sender.waiting)
+        return self._sender.untold
 
     def tell(self, event: m.Event, *, reply_to: str = "") -> None:
         """``reply_to``: the inbox of a staging request."""

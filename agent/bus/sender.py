@@ -78,14 +78,19 @@ class Sender:
             self._wake.set()
 
     @property
-    def unheard(self) -> int:
-        """Exits that the server has taken and nobody listened to, so far."""
-        return len(self._unheard)
+    def untold(self) -> int:
+        """Events that are still to be told."""
+        return len(self._outbox)
 
     @property
     def waiting(self) -> frozenset[bytes]:
-        """The payloads of all events that are still to be told."""
+        """Their payloads."""
         return frozenset(entry.kept.payload for entry in self._outbox)
+
+    @property
+    def unheard(self) -> int:
+        """Exits that the server has taken and nobody listened to, so far."""
+        return len(self._unheard)
 
     async def wait_settled(self) -> None:
         """Until every event is told and every word has left."""
@@ -119,8 +124,7 @@ class Sender:
         """For a TaskGroup: for ever."""
         while True:
             with contextlib.suppress(TimeoutError):
-                until_retry_s = max(0.0, self._retry_at_s - time.monotonic())
-                async with asyncio.timeout(until_retry_s if self._unheard else None):
+                async with asyncio.timeout(self._until_retry_s()):
                     await self._wake.wait()
             self._wake.clear()
             while (connection := self._connection) is not None and (batch := self._take_batch()):
@@ -137,6 +141,12 @@ class Sender:
                     self._asked.clear()
             if not self._queue and not self._outbox:
                 self._settled.set()
+
+    def _until_retry_s(self) -> float | None:
+        """None: nobody is to be asked again, or there is no connection to ask over."""
+        if not self._unheard or self._connection is None:
+            return None
+        return max(0.0, self._retry_at_s - time.monotonic())
 
     def _take_batch(self) -> list[Entry | Word]:
         """The unheard are older than what is queued: they go first when it is their time, or when another exit leaves."""

@@ -141,12 +141,12 @@ class Connection:
 
     async def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
         """Unsendable: the fault is the message's. BusError: the connection's."""
-        if len(subject.encode()) + len(reply.encode()) > SUBJECT_BYTES:
-            raise Unsendable(f"a subject of more than {SUBJECT_BYTES} bytes")
         try:
+            if len(subject.encode()) + len(reply.encode()) > SUBJECT_BYTES:
+                raise ValueError(f"expected a subject of at most {SUBJECT_BYTES} bytes")
             await self._client.publish(subject, payload, reply=reply)
-        except (nats.errors.MaxPayloadError, nats.errors.BadSubjectError) as e:
-            raise Unsendable(f"{len(payload)} bytes on {subject!r}: {_said(e)}") from e
+        except (nats.errors.MaxPayloadError, nats.errors.BadSubjectError, ValueError) as e:
+            raise Unsendable(f"{len(payload)} bytes on {subject[:200]!r}: {_said(e)}") from e
         except Exception as e:
             raise BusError(f"publish on {subject}: {_said(e)}") from e
         _honour_cancellation()

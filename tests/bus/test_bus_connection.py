@@ -216,6 +216,7 @@ async def test_a_message_that_no_server_takes_is_the_messages_fault(server: Nats
         ("a b", b""),
         ("a\r\nPUB", b""),
         ("x" * 4000, b""),
+        ("\ud800", b""),
     ]:
         with pytest.raises(Unsendable):
             await connection.publish(subject, payload)
