@@ -1,0 +1,257 @@
+"""A container's link, and that the host is otherwise as it was."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from depot_kit import app, links, nothing_left, settings_for, until
+from depot_kit import stack as stack
+from netns_kit import FAR_IP, HOST_IP, TCP, Namespace, ask
+from network_kit import EVERYWHERE, Box, Rig, reaches, rig, tcp
+
+from container import Depot
+from container.network.link import GATEWAY_MAC
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest_asyncio.fixture
+async def scene(tmp_path: Path, stack: Path) -> AsyncIterator[Rig]:
+    async with rig(tmp_path, stack) as scene:
+        yield scene
+
+
+def ip(where: Namespace, *words: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(where.run("ip", "-json", "-details", *words) or "[]")
+    return found
+
+
+def interface(box: Box) -> str:
+    return f"w-{box.container.link_id}-0"
+
+
+async def test_a_link_is_a_routed_pair_of_two_addresses(scene: Rig) -> None:
+    """A /30, both ends up with the mtu of the settings, no bridge, eth0 the second interface inside."""
+    box = await scene.box("app")
+    (outer,) = ip(scene.host, "address", "show", "dev", interface(box))
+    lo, inner = ip(box.space, "address")
+
+    for end, address in ((outer, box.gateway), (inner, box.address)):
+        assert [(one["local"], one["prefixlen"]) for one in end["addr_info"]] == [(address, 30)]
+        assert (end["mtu"], end["operstate"]) == (1500, "UP")
+        assert end["linkinfo"]["info_kind"] == "veth"
+        assert "master" not in end
+    assert (inner["ifname"], inner["ifindex"], lo["ifname"]) == ("eth0", 2, "lo")
+    assert [(route["dst"], route.get("gateway")) for route in ip(box.space, "route")] == [
+        ("default", box.gateway),
+        (str(ipaddress.IPv4Network(f"{box.address}/30", strict=False)), None),
+        ("224.0.0.0/4", box.gateway),
+    ]
+
+
+async def test_neighbours_are_permanent_at_both_ends(scene: Rig) -> None:
+    """The kernel's table is one for all namespaces and overflows at 1,024 of those that are learned."""
+    box = await scene.box("app", egress=(EVERYWHERE,), ports=(tcp(7300),))
+    assert reaches(box.space, TCP, FAR_IP, 80) == "world"
+    assert reaches(scene.world.space, TCP, HOST_IP, 7300) == "app"
+    (inner,) = ip(box.space, "link", "show", "dev", "eth0")
+
+    (outside,) = ip(scene.host, "neighbour", "show", "dev", interface(box), "nud", "all")
+    (inside,) = ip(box.space, "neighbour", "show", "dev", "eth0", "nud", "all")
+
+    assert (outside["dst"], outside["lladdr"], outside["state"]) == (
+        box.address,
+        inner["address"],
+        ["PERMANENT"],
+    )
+    assert (inside["dst"], inside["lladdr"], inside["state"]) == (box.gateway, GATEWAY_MAC, ["PERMANENT"])
+    assert inner["broadcast"] == GATEWAY_MAC
+
+
+async def test_the_host_s_end_is_set_before_it_is_up(scene: Rig) -> None:
+    """No link-local address was ever there: a monitor sees every one that comes and goes."""
+    monitor = await asyncio.create_subprocess_exec(
+        "ip", "-oneline", "monitor", "address", stdout=asyncio.subprocess.PIPE
+    )
+    assert monitor.stdout is not None
+    try:
+        # its first line shows that it listens
+        while True:
+            scene.host.run("ip", "address", "replace", "192.0.2.77/32", "dev", "uplink2")
+            scene.host.run("ip", "address", "del", "192.0.2.77/32", "dev", "uplink2")
+            try:
+                await asyncio.wait_for(monitor.stdout.readline(), 1.0)
+                break
+            except TimeoutError:
+                continue
+        box = await scene.box("app")
+        await scene.end("app")
+        scene.host.run("ip", "address", "replace", "192.0.2.78/32", "dev", "uplink2")
+        seen = b""
+        while b"192.0.2.78" not in seen:
+            seen += await asyncio.wait_for(monitor.stdout.readline(), 20.0)
+    finally:
+        monitor.terminate()
+        await monitor.wait()
+        scene.host.run("ip", "address", "del", "192.0.2.78/32", "dev", "uplink2")
+
+    assert interface(box).encode() in seen
+    assert b"inet6" not in seen
+
+
+SETTINGS = {
+    "ipv6/conf/{}/disable_ipv6": "1",
+    "ipv4/conf/{}/rp_filter": "1",
+    "ipv4/conf/{}/route_localnet": "1",
+}
+
+
+async def test_settings_of_the_host_s_end(scene: Rig) -> None:
+    """What house.md's Network names; inside, IPv6 is off as well."""
+    box = await scene.box("app")
+
+    found = {name: settings_of(scene.host)[name.format(interface(box))] for name in SETTINGS}
+    assert found == SETTINGS
+    assert settings_of(box.space)["ipv6/conf/eth0/disable_ipv6"] == "1"
+
+
+def settings_of(where: Namespace) -> dict[str, str]:
+    """All of /proc/sys/net, as a thread there sees it."""
+
+    def read() -> dict[str, str]:
+        base = Path("/proc/sys/net")
+        found = {}
+        for directory, _, names in os.walk(base):
+            for name in names:
+                path = Path(directory, name)
+                try:
+                    found[str(path.relative_to(base))] = path.read_text().strip()
+                except OSError:  # write-only, or not of this namespace
+                    continue
+        return found
+
+    return where.do(read)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Whatever a manager of containers might touch."""
+
+    settings: dict[str, str]
+    links: list[str]
+    addresses: str
+    routes: str
+    policies: str
+    neighbours: list[str]
+    rules: str
+
+    @classmethod
+    def of(cls, host: Namespace) -> State:
+        return cls(
+            settings={k: v for k, v in settings_of(host).items() if not k.endswith("nf_conntrack_count")},
+            links=[one["ifname"] for one in ip(host, "link")],
+            addresses=host.run("ip", "-oneline", "address"),
+            routes=host.run("ip", "route", "show", "table", "all"),
+            policies=host.run("ip", "rule"),
+            neighbours=sorted(one["dst"] for one in ip(host, "neighbour", "show", "nud", "permanent")),
+            rules=host.run("nft", "list", "ruleset"),
+        )
+
+
+async def test_nothing_else_of_the_host_is_touched(tmp_path: Path, stack: Path) -> None:
+    """All settings, routes, policies, neighbours and rules before, while a container lives, and after."""
+    host = Namespace.of("thread-self")
+    Path("/proc/sys/net/ipv4/ip_forward").write_text("0")
+    host.run("nft", "add table inet theirs; add chain inet theirs c { type filter hook input priority 0; }")
+    before = State.of(host)
+    settings = settings_for(tmp_path, disk_limits=False)
+    depot = await Depot.open(settings)
+    box = await depot.create(app(stack, handle="app", ports=(tcp(7300),), egress=(EVERYWHERE,)))
+    link = f"w-{box.link_id}-0"
+    during = State.of(host)
+    await depot.destroy("app")
+    await nothing_left(settings)
+    await depot.close(remove_tables=True)
+    depot._host.cgroups.remove_parents()
+    after = State.of(host)
+    host.run("nft", "delete table inet theirs")
+    host.close()
+
+    # ip_forward is one switch; the kernel copies it to each interface, and a router takes no redirects (ip-sysctl)
+    by_forwarding = {"ipv4/ip_forward", "ipv4/conf/all/accept_redirects"} | {
+        key for key in before.settings if key.startswith("ipv4/conf/") and key.endswith("/forwarding")
+    }
+    switched = changes(before.settings, after.settings)
+    assert {"ipv4/ip_forward"} <= switched <= by_forwarding
+    assert {key for key in changes(after.settings, during.settings) if f"/{link}/" not in key} == set()
+    assert replace(after, settings=before.settings) == before
+    assert set(during.links) - set(before.links) == {link}
+    assert during.policies == before.policies
+    assert all(link in line for line in set(during.routes.splitlines()) ^ set(before.routes.splitlines()))
+    assert during.neighbours == [box.address]
+    assert during.rules.startswith(before.rules)
+
+
+def changes(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    return {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+
+
+async def test_a_network_rests_until_its_link_is_gone(tmp_path: Path, stack: Path) -> None:
+    """Somebody still holds the namespace, so the route is there: the /30 must not be given to another."""
+    async with rig(tmp_path, stack, pool_network="10.254.0.0/30") as scene:
+        box = await scene.depot.create(app(stack, handle="one"))
+        held = Namespace.of(box.pid)
+        await scene.depot.destroy("one")
+        leases = scene.depot._host.addresses
+
+        assert len(leases.in_use) == 1
+        with pytest.raises(Exception, match="no free address: all 1 are in use or resting"):
+            await scene.box("two")
+        held.close()
+        await until(lambda: not leases.in_use, lambda: f"links: {links()}")
+        assert links() == []
+        await scene.box("two")
+
+
+async def test_a_network_rests_after_its_release(tmp_path: Path, stack: Path) -> None:
+    """Packets of the former owner may still be on their way (Warden B.5); others are given out meanwhile."""
+    async with rig(tmp_path, stack, pool_network="10.254.0.0/29", release_delay_s=3600.0) as scene:
+        first = (await scene.box("one")).address
+        await scene.end("one")
+        second = (await scene.box("two")).address
+
+        assert second != first
+        await until(lambda: len(scene.depot._host.addresses.in_use) == 1, lambda: "the link did not go")
+        with pytest.raises(Exception, match="no free address: all 2 are in use or resting"):
+            await scene.box("three")
+
+
+async def test_a_foreign_policy_is_neither_changed_nor_overridden(scene: Rig) -> None:
+    """A DROP of others holds for what is forwarded; what is refused there does not come back through our rules."""
+    box = await scene.box("app", egress=(EVERYWHERE,))
+    assert reaches(box.space, TCP, FAR_IP, 80) == "world"
+    scene.host.run(
+        "nft",
+        "add table inet theirs; add chain inet theirs f { type filter hook forward priority 0; policy drop; }",
+    )
+    theirs = scene.host.run("nft", "list", "table", "inet", "theirs")
+    blocked = ask(box.space, TCP, FAR_IP, 80).name
+    await box.container.net_in(tcp(7300))
+
+    assert blocked == ""
+    assert scene.host.run("nft", "list", "table", "inet", "theirs") == theirs
+    # the line that the operator is told to add (network.md 3)
+    for match in ("iifname", "oifname"):
+        scene.host.run("nft", f'insert rule inet theirs f {match} "w-*" accept')
+    assert reaches(box.space, TCP, FAR_IP, 80) == "world"
+    assert reaches(scene.world.space, TCP, HOST_IP, 7300) == "app"
+    scene.host.run("nft", "delete table inet theirs")
