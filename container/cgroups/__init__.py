@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from container.cgroups.base import Cgroups, CgroupSet
-from container.cgroups.detect import CgroupsMissing, Hierarchy, Version, detect
+from container.cgroups.detect import CgroupsMissing, Hierarchy, Version, detect, v2_mount
 from container.cgroups.v1 import CgroupsV1
 from container.cgroups.v2 import CgroupsV2
 
@@ -18,18 +18,16 @@ __all__ = [
     "detect",
     "host_hierarchy",
     "open_backend",
+    "v2_mount",
 ]
 
 
 def host_hierarchy() -> Hierarchy:
     """The hierarchy of this host. Raises CgroupsMissing."""
     mountinfo = Path("/proc/self/mountinfo").read_text()
-    controllers: frozenset[str] = frozenset()
-    for line in mountinfo.splitlines():
-        if " - cgroup2 " in line:
-            controllers = frozenset((Path(line.split(" ")[4]) / "cgroup.controllers").read_text().split())
-            break
-    return detect(mountinfo, controllers)
+    v2 = v2_mount(mountinfo)
+    controllers = (v2 / "cgroup.controllers").read_text().split() if v2 is not None else []
+    return detect(mountinfo, frozenset(controllers))
 
 
 def open_backend(parent: str) -> Cgroups:

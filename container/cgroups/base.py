@@ -2,7 +2,8 @@
 
 A container has two leaves beside each other, ``init`` for wshd and ``job`` for everything else. Limits stand on
 ``job``: on the parent, the spool's page cache would eat the app's memory and its CPU quota would slow wshd.
-All calls are short and synchronous; ``destroy`` may wait for the kernel and belongs in a thread.
+All calls are synchronous, and short but for those that wait for the kernel (``freeze``, ``kill_all``,
+``destroy``): these belong in a thread.
 """
 
 from __future__ import annotations
@@ -11,24 +12,38 @@ import asyncio
 import contextlib
 import errno
 import os
-import signal
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Final
 
-DESTROY_TIMEOUT_S = 10.0
+from container.cgroups.oom import OomWatch
+
+#: How long the kernel may take to reap, or to freeze.
+KERNEL_TIMEOUT_S: Final = 10.0
+LEAVES: Final = ("init", "job")
 #: (kind, major, minor, access); None: any. mknod is not allowed, only use of what /dev has.
-DEVICES: tuple[tuple[str, int, int | None, str], ...] = (
-    ("c", 1, 3, "rw"),
-    ("c", 1, 5, "rw"),
-    ("c", 1, 7, "rw"),
-    ("c", 1, 8, "rw"),
-    ("c", 1, 9, "rw"),
-    ("c", 5, 0, "rw"),
-    ("c", 5, 2, "rw"),
-    ("c", 136, None, "rw"),
+DEVICES: Final[tuple[tuple[str, int, int | None, str], ...]] = (
+    ("c", 1, 3, "rw"),  # null
+    ("c", 1, 5, "rw"),  # zero
+    ("c", 1, 7, "rw"),  # full
+    ("c", 1, 8, "rw"),  # random
+    ("c", 1, 9, "rw"),  # urandom
+    ("c", 5, 0, "rw"),  # tty
+    ("c", 5, 2, "rw"),  # ptmx
+    ("c", 136, None, "rw"),  # pts
 )
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+
+
+def check_name(what: str, name: str) -> str:
+    """A name becomes a directory below each mount: one plain word. Raises ValueError."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{what}: expected a word of [A-Za-z0-9_.-], got {name!r}")
+    return name
 
 
 def read(path: Path) -> str:
@@ -47,26 +62,39 @@ def write(path: Path, value: str) -> None:
 
 
 def key_values(text: str) -> dict[str, int]:
+    """Lines of a word and a number, as in memory.stat."""
     pairs = (line.split() for line in text.splitlines())
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].lstrip("-").isdigit()}
 
 
-def remove_directory(path: Path) -> None:
-    """rmdir of a cgroup; the kernel says EBUSY while the last process is being reaped."""
-    deadline = time.monotonic() + DESTROY_TIMEOUT_S
+def wait_for(done: Callable[[], bool], timeout_s: float = KERNEL_TIMEOUT_S) -> bool:
+    """Looks until ``done``, ever more slowly; nothing in these file systems tells of it. False: not in time."""
+    deadline = time.monotonic() + timeout_s
     pause_s = 0.0005
-    while True:
+    while not done():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(pause_s)
+        pause_s = min(pause_s * 2, 0.05)
+    return True
+
+
+def remove_directory(path: Path, timeout_s: float) -> None:
+    """rmdir of a cgroup; the kernel says EBUSY while the last process is being reaped. Idempotent."""
+
+    def removed() -> bool:
         try:
             path.rmdir()
         except FileNotFoundError:
-            return
+            return True
         except OSError as e:
-            if e.errno not in (errno.EBUSY, errno.ENOTEMPTY) or time.monotonic() > deadline:
+            if e.errno not in (errno.EBUSY, errno.ENOTEMPTY):
                 raise
-            time.sleep(pause_s)
-            pause_s = min(pause_s * 2, 0.05)
-        else:
-            return
+            return False
+        return True
+
+    if not wait_for(removed, timeout_s):
+        path.rmdir()  # the last word, with the kernel's own reason
 
 
 class CgroupSet(ABC):
@@ -78,18 +106,30 @@ class CgroupSet(ABC):
     job_files: tuple[Path, ...]
 
     @abstractmethod
+    def make(self) -> None:
+        """Makes the directories, and denies all devices but ``DEVICES`` in both leaves."""
+
+    @abstractmethod
+    def exists(self) -> bool:
+        """Whether any part of it is there."""
+
+    @abstractmethod
     def set_memory(self, limit_bytes: int | None) -> int | None:
-        """Memory and swap together; returns what the kernel took (None: no limit)."""
+        """Memory and swap together; returns what the kernel took (None: no limit).
 
-    @abstractmethod
-    def set_cpu_shares(self, shares: int) -> int:
-        """Relative weight, 1024 is one ordinary process tree; returns what the kernel took."""
-
-    @abstractmethod
-    def set_pids(self, count: int | None) -> None: ...
+        Below what is in use, v1 refuses with EBUSY and keeps the old limit; v2 takes it and kills in ``job``.
+        """
 
     @abstractmethod
     def memory_limit_bytes(self) -> int | None: ...
+
+    @abstractmethod
+    def set_cpu_shares(self, shares: int) -> int:
+        """Relative weight, 1024 is one ordinary process tree; returns what the kernel took (2 to 262144)."""
+
+    @abstractmethod
+    def set_pids(self, count: int | None) -> None:
+        """At most so many tasks; more than that may be there already, then none is added."""
 
     @abstractmethod
     def memory_stat(self) -> Mapping[str, int]: ...
@@ -111,97 +151,110 @@ class CgroupSet(ABC):
     def oom_kills(self) -> int: ...
 
     @abstractmethod
-    def freeze(self) -> None: ...
+    def processes(self) -> tuple[int, ...]:
+        """Host pids in any leaf."""
+
+    def freeze(self) -> None:
+        """Stops ``job`` where it stands. Raises TimeoutError: a process cannot be stopped (it is thawed again)."""
+        self._set_frozen(frozen=True)
+        if not wait_for(self._is_frozen):
+            self._set_frozen(frozen=False)
+            raise TimeoutError(errno.ETIMEDOUT, "not frozen in time", self.name)
+
+    def thaw(self) -> None:
+        """Idempotent, also when the cgroup is gone."""
+        with contextlib.suppress(FileNotFoundError):
+            self._set_frozen(frozen=False)
+
+    def watch_oom(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> Callable[[], None]:
+        """Calls ``callback`` after OOM kills. Returns what ends the watch (idempotent)."""
+        return OomWatch(loop, self._oom_fd(), self.oom_kills, callback).stop
+
+    def kill_all(self) -> None:
+        """SIGKILL to every process of the set, frozen ones too, until none is left that the kernel shows.
+
+        The end of the set: on v1 ``job`` takes no new process afterwards.
+        """
+
+        def none_left() -> bool:
+            found = self.processes()
+            if found:
+                self._kill(found)
+            return not found
+
+        self.thaw()
+        wait_for(none_left)
+
+    def destroy(self, timeout_s: float = KERNEL_TIMEOUT_S) -> None:
+        """Removes the directories; idempotent. Raises OSError EBUSY: there is a process that does not go."""
+        for directory in self._directories():
+            remove_directory(directory, timeout_s)
 
     @abstractmethod
-    def thaw(self) -> None: ...
+    def _set_frozen(self, *, frozen: bool) -> None: ...
+
+    @abstractmethod
+    def _is_frozen(self) -> bool: ...
 
     @abstractmethod
     def _oom_fd(self) -> int:
-        """A descriptor that becomes readable at an OOM event; the caller closes it."""
+        """A descriptor that becomes readable at an OOM event; v1 also says so when the cgroup goes."""
+
+    @abstractmethod
+    def _kill(self, pids: tuple[int, ...]) -> None:
+        """SIGKILL to what is in the set; ``pids`` were seen there a moment ago. No fork bomb may outrun it."""
 
     @abstractmethod
     def _directories(self) -> tuple[Path, ...]:
         """All directories of the set, children before their parents."""
 
-    @abstractmethod
-    def processes(self) -> tuple[int, ...]:
-        """Host pids in any leaf."""
-
-    def watch_oom(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> Callable[[], None]:
-        """Calls ``callback`` after each OOM kill. Returns what ends the watch (idempotent)."""
-        fd = self._oom_fd()
-        seen = self.oom_kills()
-
-        def ready() -> None:
-            nonlocal seen
-            with contextlib.suppress(BlockingIOError):
-                os.read(fd, 4096)
-            try:
-                now = self.oom_kills()
-            except OSError:
-                stop()  # the cgroup is gone
-                return
-            # v1 tells of the attempt before the kill is counted: one more look a moment later
-            if now > seen:
-                seen = now
-                callback()
-            elif loop.is_running():
-                loop.call_later(0.05, again)
-
-        def again() -> None:
-            nonlocal seen
-            if fd < 0:
-                return
-            with contextlib.suppress(OSError):
-                now = self.oom_kills()
-                if now > seen:
-                    seen = now
-                    callback()
-
-        def stop() -> None:
-            nonlocal fd
-            if fd >= 0:
-                loop.remove_reader(fd)
-                os.close(fd)
-                fd = -1
-
-        loop.add_reader(fd, ready)
-        return stop
-
-    def kill_all(self) -> None:
-        """SIGKILL to every process in the set, until none is left that the kernel shows (bounded)."""
-        self.thaw()
-        for _ in range(100):
-            found = self.processes()
-            if not found:
-                return
-            for pid in found:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.001)
-
-    def destroy(self) -> None:
-        """Removes the directories; idempotent. Blocks while the kernel still reaps (at most 10 s)."""
-        for directory in self._directories():
-            remove_directory(directory)
-
 
 class Cgroups(ABC):
     """All sets below one parent."""
 
-    parent: str
+    def __init__(self, parent: str) -> None:
+        self.parent = check_name("cgroup parent", parent)
+        self._make_parents()
 
-    @abstractmethod
-    def create(self, name: str) -> CgroupSet: ...
+    def create(self, name: str) -> CgroupSet:
+        """Raises FileExistsError: the name is taken. OSError: the kernel refused; nothing is left of it then."""
+        made = self._set(check_name("cgroup", name))
+        if made.exists():
+            raise FileExistsError(errno.EEXIST, "a cgroup of that name is there", name)
+        self._make_parents()  # whoever shares them may have been the last one out
+        try:
+            made.make()
+        except BaseException:
+            made.destroy()
+            raise
+        return made
 
-    @abstractmethod
     def find(self, name: str) -> CgroupSet | None:
         """The set of that name if any part of it exists."""
+        found = self._set(check_name("cgroup", name))
+        return found if found.exists() else None
 
-    @abstractmethod
-    def list(self) -> tuple[str, ...]: ...
+    def list(self) -> tuple[str, ...]:
+        tops = (top for top in self._parents() if top.exists())
+        return tuple(sorted({entry.name for top in tops for entry in top.iterdir() if entry.is_dir()}))
 
-    @abstractmethod
     def remove_parents(self) -> None:
-        """Removes the parent directories when they are empty."""
+        """Removes the parent directories that are empty. Idempotent."""
+        for top in self._parents():
+            try:
+                top.rmdir()
+            except FileNotFoundError:
+                continue
+            except OSError as e:
+                if e.errno not in (errno.EBUSY, errno.ENOTEMPTY):
+                    raise
+
+    @abstractmethod
+    def _set(self, name: str) -> CgroupSet: ...
+
+    @abstractmethod
+    def _parents(self) -> tuple[Path, ...]: ...
+
+    @abstractmethod
+    def _make_parents(self) -> None:
+        """Idempotent."""

@@ -6,14 +6,17 @@ empty v2. What matters is where the controllers that limits need really are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import os
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Final
 
 #: Controllers that limits and measurements need on v1; v2 has devices as a program and freezer built in.
-V1_NEEDED = ("cpu", "cpuacct", "memory", "devices", "pids", "freezer")
-V2_NEEDED = ("cpu", "memory", "pids")
+V1_NEEDED: Final = ("cpu", "cpuacct", "memory", "devices", "pids", "freezer")
+V2_NEEDED: Final = ("cpu", "memory", "pids")
 
 
 class Version(Enum):
@@ -32,30 +35,56 @@ class Hierarchy:
     mounts: Mapping[str, Path]
 
 
-def _entries(mountinfo: str) -> Iterable[tuple[str, str, str]]:
-    """(file system type, mount point, super options); proc(5)."""
+@dataclass(frozen=True, slots=True)
+class _Mount:
+    kind: str
+    root: str
+    point: Path
+    options: frozenset[str]
+
+
+def _unescape(word: str) -> str:
+    """Space, tab, newline and backslash are written as ``\\040`` and so on (proc(5))."""
+    return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8) & 0xFF]), os.fsencode(word)))
+
+
+def _mounts(mountinfo: str) -> Iterator[_Mount]:
+    """The cgroup mounts, whole hierarchies before parts of them (binds, other people's containers)."""
+    found = []
     for line in mountinfo.splitlines():
         left, separator, right = line.partition(" - ")
         fields, tail = left.split(" "), right.split(" ")
-        if separator and len(fields) >= 6 and len(tail) >= 3:
-            yield tail[0], fields[4].encode().decode("unicode_escape"), tail[2]
+        if separator and len(fields) >= 6 and len(tail) >= 3 and tail[0] in ("cgroup", "cgroup2"):
+            found.append(
+                _Mount(tail[0], fields[3], Path(_unescape(fields[4])), frozenset(tail[2].split(",")))
+            )
+    yield from sorted(found, key=lambda mount: mount.root != "/")
+
+
+def v2_mount(mountinfo: str) -> Path | None:
+    """Where the v2 hierarchy is, used or not."""
+    return next((mount.point for mount in _mounts(mountinfo) if mount.kind == "cgroup2"), None)
 
 
 def detect(mountinfo: str, v2_controllers: frozenset[str]) -> Hierarchy:
-    """The hierarchy to use. ``v2_controllers``: the words of cgroup.controllers at the v2 root, if mounted."""
-    v1: dict[str, Path] = {}
-    v2: Path | None = None
-    for kind, point, options in _entries(mountinfo):
-        if kind == "cgroup2":
-            v2 = v2 or Path(point)
-        elif kind == "cgroup":
-            for option in options.split(","):
-                if option in V1_NEEDED:
-                    v1.setdefault(option, Path(point))
+    """The hierarchy to use. ``v2_controllers``: the words of cgroup.controllers at ``v2_mount``, if there is one.
+
+    Raises CgroupsMissing.
+    """
+    v2 = v2_mount(mountinfo)
     if v2 is not None and v2_controllers.issuperset(V2_NEEDED):
         return Hierarchy(Version.V2, {"": v2})
+    v1: dict[str, Path] = {}
+    for mount in _mounts(mountinfo):
+        if mount.kind == "cgroup":
+            for controller in V1_NEEDED:
+                if controller in mount.options:
+                    v1.setdefault(controller, mount.point)
     missing = [name for name in V1_NEEDED if name not in v1]
-    if missing:
-        where = "v1" if v1 else "v1 or v2"
-        raise CgroupsMissing(f"cgroup {where}: no mount of {', '.join(missing)}")
-    return Hierarchy(Version.V1, v1)
+    if not missing:
+        return Hierarchy(Version.V1, v1)
+    reasons = [f"cgroup v1: no mount of {', '.join(missing)}"] if v1 or v2 is None else []
+    if v2 is not None:
+        lacking = [name for name in V2_NEEDED if name not in v2_controllers]
+        reasons.append(f"cgroup v2: {v2} does not offer {', '.join(lacking)}")
+    raise CgroupsMissing("; ".join(reasons))

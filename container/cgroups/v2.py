@@ -9,26 +9,27 @@ import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 from container import linux
 from container.cgroups import devices
-from container.cgroups.base import DEVICES, Cgroups, CgroupSet, key_values, read, remove_directory, write
+from container.cgroups.base import DEVICES, LEAVES, Cgroups, CgroupSet, key_values, read, write
 from container.cgroups.detect import V2_NEEDED, Hierarchy
 
-_LEAVES = ("init", "job")
-_ENABLE = " ".join(f"+{name}" for name in V2_NEEDED)
+_ENABLE: Final = " ".join(f"+{name}" for name in V2_NEEDED)
+_SHARES: Final = (2, 262144)
 
 
 def weight_of(shares: int) -> int:
     """cpu.weight of v1's shares: 2..262144 onto 1..10000, as systemd and runc map them."""
-    shares = min(max(shares, 2), 262144)
-    return 1 + ((shares - 2) * 9999) // 262142
+    least, most = _SHARES
+    return 1 + ((shares - least) * 9999) // (most - least)
 
 
 class CgroupSetV2(CgroupSet):
-    def __init__(self, top: Path, name: str) -> None:
+    def __init__(self, parent_dir: Path, name: str) -> None:
         self.name = name
-        self._top = top / name
+        self._top = parent_dir / name
         self._job = self._top / "job"
         self.init_files = (self._top / "init" / "cgroup.procs",)
         self.job_files = (self._job / "cgroup.procs",)
@@ -36,9 +37,12 @@ class CgroupSetV2(CgroupSet):
     def make(self) -> None:
         self._top.mkdir()
         write(self._top / "cgroup.subtree_control", _ENABLE)
-        for leaf in _LEAVES:
+        for leaf in LEAVES:
             (self._top / leaf).mkdir()
             devices.attach(self._top / leaf, DEVICES)
+
+    def exists(self) -> bool:
+        return self._top.exists()
 
     def set_memory(self, limit_bytes: int | None) -> int | None:
         if (self._job / "memory.swap.max").exists():
@@ -51,8 +55,10 @@ class CgroupSetV2(CgroupSet):
         return None if word == "max" else int(word)
 
     def set_cpu_shares(self, shares: int) -> int:
-        write(self._job / "cpu.weight", str(weight_of(shares)))
-        return shares
+        least, most = _SHARES
+        taken = min(max(shares, least), most)
+        write(self._job / "cpu.weight", str(weight_of(taken)))
+        return taken
 
     def set_pids(self, count: int | None) -> None:
         write(self._job / "pids.max", "max" if count is None else str(count))
@@ -76,12 +82,19 @@ class CgroupSetV2(CgroupSet):
     def oom_kills(self) -> int:
         return key_values(read(self._job / "memory.events"))["oom_kill"]
 
-    def freeze(self) -> None:
-        write(self._job / "cgroup.freeze", "1")
+    def processes(self) -> tuple[int, ...]:
+        found: set[int] = set()
+        for leaf in LEAVES:
+            with contextlib.suppress(FileNotFoundError):
+                found.update(int(word) for word in read(self._top / leaf / "cgroup.procs").split())
+        found.discard(0)  # one of another pid namespace than ours
+        return tuple(sorted(found))
 
-    def thaw(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            write(self._job / "cgroup.freeze", "0")
+    def _set_frozen(self, *, frozen: bool) -> None:
+        write(self._job / "cgroup.freeze", "1" if frozen else "0")
+
+    def _is_frozen(self) -> bool:
+        return key_values(read(self._job / "cgroup.events"))["frozen"] == 1
 
     def _oom_fd(self) -> int:
         fd = linux.inotify_open()
@@ -92,52 +105,29 @@ class CgroupSetV2(CgroupSet):
             raise
         return fd
 
-    def processes(self) -> tuple[int, ...]:
-        found: set[int] = set()
-        for leaf in _LEAVES:
-            with contextlib.suppress(OSError):
-                found.update(int(word) for word in read(self._top / leaf / "cgroup.procs").split())
-        found.discard(0)
-        return tuple(sorted(found))
-
-    def kill_all(self) -> None:
+    def _kill(self, pids: tuple[int, ...]) -> None:
+        """The kernel's own, which no fork escapes."""
         with contextlib.suppress(FileNotFoundError):
             write(self._top / "cgroup.kill", "1")
 
     def _directories(self) -> tuple[Path, ...]:
         return (self._top / "init", self._job, self._top)
 
-    def exists(self) -> bool:
-        return self._top.exists()
-
 
 class CgroupsV2(Cgroups):
     def __init__(self, hierarchy: Hierarchy, parent: str) -> None:
-        self.parent = parent
         self._mount = hierarchy.mounts[""]
-        self._top = self._mount / parent
+        super().__init__(parent)
+
+    def _set(self, name: str) -> CgroupSet:
+        return CgroupSetV2(self._mount / self.parent, name)
+
+    def _parents(self) -> tuple[Path, ...]:
+        return (self._mount / self.parent,)
+
+    def _make_parents(self) -> None:
+        """EBUSY at the mount itself: it is not the host's root, and processes live in it (cgroups(7))."""
+        top = self._mount / self.parent
         write(self._mount / "cgroup.subtree_control", _ENABLE)
-        self._top.mkdir(exist_ok=True)
-        write(self._top / "cgroup.subtree_control", _ENABLE)
-
-    def create(self, name: str) -> CgroupSet:
-        made = CgroupSetV2(self._top, name)
-        try:
-            made.make()
-        except BaseException:
-            made.destroy()
-            raise
-        return made
-
-    def find(self, name: str) -> CgroupSet | None:
-        found = CgroupSetV2(self._top, name)
-        return found if found.exists() else None
-
-    def list(self) -> tuple[str, ...]:
-        if not self._top.exists():
-            return ()
-        return tuple(sorted(entry.name for entry in self._top.iterdir() if entry.is_dir()))
-
-    def remove_parents(self) -> None:
-        if self._top.exists() and not self.list():
-            remove_directory(self._top)
+        top.mkdir(exist_ok=True)
+        write(top / "cgroup.subtree_control", _ENABLE)

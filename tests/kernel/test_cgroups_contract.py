@@ -1,0 +1,503 @@
+"""What both back ends promise. Runs on the hierarchy that this kernel has: v1 or v2 (`make vm-test`)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from container.cgroups import Cgroups, CgroupSet, Version, host_hierarchy, open_backend
+from container.cgroups.base import DEVICES
+
+pytestmark = pytest.mark.kernel
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def backend() -> Iterator[Cgroups]:
+    opened = open_backend(f"garrison-test-{os.getpid()}")
+    yield opened
+    for name in opened.list():
+        left = opened.find(name)
+        assert left is not None
+        left.kill_all()
+        left.destroy()
+    opened.remove_parents()
+
+
+@pytest.fixture
+def box(backend: Cgroups) -> CgroupSet:
+    return backend.create("box")
+
+
+class Inside:
+    """A child that joins the leaf ``job`` as a container's job does, then runs ``work`` in there."""
+
+    def __init__(self, box: CgroupSet, work: Callable[[], object], *, uid: int = 0) -> None:
+        joins = [os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in box.job_files]
+        self._read, write = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            status = 1
+            try:
+                if uid:
+                    os.setresgid(uid, uid, uid)
+                    os.setresuid(uid, uid, uid)
+                for fd in joins:
+                    os.write(fd, b"0")
+                os.write(write, b"in")
+                work()
+                status = 0
+            except OSError as e:
+                status = e.errno or 1
+            finally:
+                os._exit(status)
+        for fd in (*joins, write):
+            os.close(fd)
+        assert os.read(self._read, 2) == b"in", f"the child could not join: {self.wait()}"
+
+    def wait(self) -> int:
+        """The exit code, or minus the signal."""
+        _, status = os.waitpid(self.pid, 0)
+        os.close(self._read)
+        return os.waitstatus_to_exitcode(status)
+
+
+def idle() -> None:
+    signal.pause()
+
+
+def spin() -> None:
+    while True:
+        pass
+
+
+def eat(size_bytes: int) -> mmap.mmap:
+    """Anonymous memory, every page touched; held for as long as the answer is."""
+    pages = mmap.mmap(-1, size_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for at in range(0, size_bytes, 4096):
+        pages[at] = 1
+    return pages
+
+
+def bomb() -> None:
+    while True:
+        with contextlib.suppress(OSError):
+            os.fork()
+
+
+def until(fact: Callable[[], bool], within_s: float = 30.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not fact():
+        assert time.monotonic() < deadline, "it did not come to be"
+        time.sleep(0.005)
+
+
+def directories(backend: Cgroups, name: str) -> list[Path]:
+    """Where a set lies, asked of the file system and not of the code under test."""
+    points = dict.fromkeys(host_hierarchy().mounts.values())
+    return [top for point in points if (top := point / backend.parent / name).exists()]
+
+
+# Names and life.
+
+
+def test_a_set_is_made_found_listed_and_gone(backend: Cgroups) -> None:
+    """Two leaves in every hierarchy; what is destroyed is nowhere any more."""
+    assert backend.list() == ()
+    made = [backend.create(name) for name in ("a", "b.c-d_e")]
+
+    assert backend.list() == ("a", "b.c-d_e")
+    for top in directories(backend, "a"):
+        assert {entry.name for entry in top.iterdir() if entry.is_dir()} == {"init", "job"}
+    assert len(directories(backend, "a")) == len(made[0].job_files) == len(made[0].init_files)
+    assert backend.find("absent") is None
+
+    for one in made:
+        one.destroy()
+        one.destroy()
+    assert backend.find("a") is None
+    assert backend.list() == ()
+
+
+def test_another_manager_finds_a_set_with_its_processes_and_limits(backend: Cgroups, box: CgroupSet) -> None:
+    """After a restart: a second back end, the same kernel."""
+    box.set_memory(64 * MIB)
+    child = Inside(box, idle)
+
+    found = open_backend(backend.parent).find("box")
+
+    assert found is not None
+    assert found.processes() == (child.pid,)
+    assert found.memory_limit_bytes() == 64 * MIB
+    found.kill_all()
+    assert child.wait() == -signal.SIGKILL
+    found.destroy()
+    assert not box.exists()
+
+
+def test_a_set_of_which_a_part_is_gone_is_still_found(backend: Cgroups, box: CgroupSet) -> None:
+    """A destroy that was killed half-way is taken up again."""
+    top = directories(backend, "box")[0]
+    (top / "init").rmdir()
+    (top / "job").rmdir()
+    if len(directories(backend, "box")) > 1:
+        top.rmdir()
+
+    found = backend.find("box")
+
+    assert found is not None
+    found.kill_all()
+    found.thaw()
+    found.destroy()
+    assert backend.list() == ()
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../box", "a/b", "/a", "a b", "a\n", "-a", "ä", "a\0", "x" * 129]
+)
+def test_an_odd_name_is_refused(backend: Cgroups, name: str) -> None:
+    """A name is one directory below the parent, nothing else."""
+    with pytest.raises(ValueError, match="expected a word"):
+        backend.create(name)
+    with pytest.raises(ValueError, match="expected a word"):
+        backend.find(name)
+    with pytest.raises(ValueError, match="cgroup parent: expected a word"):
+        open_backend(name)
+
+
+def test_a_name_is_given_once(backend: Cgroups, box: CgroupSet) -> None:
+    """The refusal leaves the first one as it was."""
+    child = Inside(box, idle)
+
+    with pytest.raises(FileExistsError):
+        backend.create("box")
+
+    assert box.processes() == (child.pid,)
+    box.kill_all()
+    child.wait()
+
+
+def test_parents_go_when_they_are_empty_and_come_again(backend: Cgroups, box: CgroupSet) -> None:
+    """Several depots may share them: the last one out takes them away, the next one in makes them."""
+    backend.remove_parents()
+    assert backend.list() == ("box",)
+
+    box.destroy()
+    backend.remove_parents()
+    backend.remove_parents()
+    assert not any((point / backend.parent).exists() for point in host_hierarchy().mounts.values())
+
+    assert backend.create("again").exists()
+
+
+# Joining and limits.
+
+
+def test_a_foreign_id_joins_by_descriptors_that_root_opened(box: CgroupSet) -> None:
+    """The opener's credentials count (wshd.md); by path the same id is refused."""
+
+    def by_path() -> None:
+        box.job_files[0].open("w").close()
+
+    child = Inside(box, by_path, uid=65_000)
+
+    assert child.wait() == 13  # EACCES; that it joined before is what Inside asserts
+
+
+def test_limits_stand_on_job_and_never_on_init(backend: Cgroups, box: CgroupSet) -> None:
+    """wshd lives beside its job: nothing that the app does makes it short of anything."""
+    init = {
+        path: path.read_text()
+        for top in directories(backend, "box")
+        for path in (top / "init").iterdir()
+        if path.name in ("memory.limit_in_bytes", "memory.max", "cpu.shares", "cpu.weight", "pids.max")
+    }
+
+    box.set_memory(32 * MIB)
+    box.set_cpu_shares(128)
+    box.set_pids(8)
+
+    assert init == {path: path.read_text() for path in init}
+    assert len(init) == 3
+
+
+def test_the_memory_limit_changes_both_ways_and_goes(box: CgroupSet) -> None:
+    """Live, and told as the kernel took it: in whole pages."""
+    child = Inside(box, idle)
+
+    taken = [box.set_memory(size) for size in (64 * MIB, 128 * MIB, 32 * MIB, 33_000_001, None, 16 * MIB)]
+
+    assert taken == [64 * MIB, 128 * MIB, 32 * MIB, 33_000_001 // 4096 * 4096, None, 16 * MIB]
+    assert box.memory_limit_bytes() == 16 * MIB
+    box.kill_all()
+    child.wait()
+
+
+def test_a_memory_limit_below_what_is_used_is_never_half_taken(box: CgroupSet) -> None:
+    """v1 refuses it and keeps the old one, v2 takes it and kills: either way one limit stands."""
+
+    def hold() -> None:
+        held = [eat(32 * MIB)]
+        os.kill(os.getpid(), signal.SIGSTOP)
+        held.append(eat(24 * MIB))
+
+    box.set_memory(64 * MIB)
+    child = Inside(box, hold)
+    os.waitpid(child.pid, os.WUNTRACED)
+
+    if host_hierarchy().version is Version.V1:
+        with pytest.raises(OSError, match="limit_in_bytes"):
+            box.set_memory(8 * MIB)
+        os.kill(child.pid, signal.SIGCONT)
+        assert child.wait() == 0  # 56 of 64 MiB: memory and swap are what they were
+    else:
+        assert box.set_memory(8 * MIB) == 8 * MIB
+        assert child.wait() == -signal.SIGKILL
+
+
+def test_cpu_shares_are_told_as_the_kernel_took_them(box: CgroupSet) -> None:
+    """Its range is 2 to 262144; what lies outside is clamped."""
+    assert [box.set_cpu_shares(shares) for shares in (1024, 1, 2, 262144, 1_000_000, 512)] == [
+        1024,
+        2,
+        2,
+        262144,
+        262144,
+        512,
+    ]
+
+
+def test_the_limit_of_pids_holds_and_can_be_raised(box: CgroupSet) -> None:
+    """EAGAIN for the next fork, until the limit is raised under it."""
+
+    def fork_three() -> None:
+        for _ in range(3):
+            if os.fork() == 0:
+                signal.pause()
+        signal.pause()
+
+    box.set_pids(2)
+    failed = Inside(box, fork_three)
+    assert failed.wait() == 11  # EAGAIN
+    assert box.pids() == 1
+
+    box.set_pids(10)
+    child = Inside(box, fork_three)
+    until(lambda: box.pids() == 5)
+
+    box.set_pids(None)
+    box.kill_all()
+    assert child.wait() == -signal.SIGKILL
+
+
+def test_only_the_listed_devices_can_be_used_and_none_made(box: CgroupSet, tmp_path: Path) -> None:
+    """As root without a namespace, so that nothing but the cgroup can be the one who says no."""
+    tried = {("c", 1, minor) for minor in (1, 2, 3, 4, 5, 7, 8, 9, 11)} | {
+        ("c", 5, 0),
+        ("c", 5, 1),
+        ("c", 5, 2),
+        ("c", 10, 200),
+        ("c", 10, 237),
+        ("c", 4, 0),
+        ("b", 7, 0),
+    }
+    for kind, major, minor in tried:
+        mode = {"c": 0o020666, "b": 0o060666}[kind]
+        os.mknod(tmp_path / f"{kind}-{major}-{minor}", mode, os.makedev(major, minor))
+    open_now = tmp_path / "open"
+    open_now.touch()
+
+    def use_all() -> None:
+        usable = []
+        for kind, major, minor in sorted(tried):
+            try:
+                os.close(
+                    os.open(tmp_path / f"{kind}-{major}-{minor}", os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY)
+                )
+            except OSError as e:
+                if e.errno == 1:  # EPERM is the cgroup's; whatever else came, came after it
+                    continue
+            usable.append(f"{kind} {major}:{minor}")
+        open_now.write_text("\n".join(usable))
+        os.mknod(tmp_path / "made", 0o020666, os.makedev(1, 3))
+
+    child = Inside(box, use_all)
+
+    assert child.wait() == 1  # EPERM, from mknod of a device that may be used
+    assert not (tmp_path / "made").exists()
+    listed = {(kind, major, minor) for kind, major, minor, _ in DEVICES if minor is not None}
+    assert set(open_now.read_text().split("\n")) == {
+        f"{kind} {major}:{minor}" for kind, major, minor in tried & listed
+    }
+
+
+# Counters.
+
+
+def test_memory_is_what_the_app_holds(box: CgroupSet) -> None:
+    """Anonymous pages count, page cache that can go at once does not."""
+
+    def hold() -> None:
+        held = eat(24 * MIB)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        held.close()
+
+    child = Inside(box, hold)
+    os.waitpid(child.pid, os.WUNTRACED)
+
+    assert 24 * MIB <= box.memory_bytes() <= 30 * MIB
+    assert any(24 * MIB <= box.memory_stat().get(key, 0) <= 30 * MIB for key in ("anon", "total_rss"))
+    os.kill(child.pid, signal.SIGCONT)
+    child.wait()
+
+
+def test_cpu_time_is_counted_in_nanoseconds(box: CgroupSet) -> None:
+    """Against what the process itself says it used."""
+
+    def work() -> None:
+        while time.process_time() < 0.3:
+            pass
+
+    child = Inside(box, work)
+    assert child.wait() == 0
+
+    user_ns, system_ns = box.cpu_user_system_ns()
+    assert 0.25e9 < box.cpu_ns() < 3e9
+    assert 0.1e9 < user_ns + system_ns < 3e9
+
+
+def test_pids_are_those_of_the_job(box: CgroupSet) -> None:
+    """Zero, then one, then zero."""
+    assert (box.pids(), box.processes()) == (0, ())
+    child = Inside(box, idle)
+    assert (box.pids(), box.processes()) == (1, (child.pid,))
+    os.kill(child.pid, signal.SIGTERM)
+    assert child.wait() == -signal.SIGTERM
+    until(lambda: box.pids() == 0)
+
+
+async def test_an_oom_kill_is_told_and_counted(box: CgroupSet) -> None:
+    """Each of them, until the watch is stopped."""
+    told = asyncio.Event()
+    stop = box.watch_oom(asyncio.get_running_loop(), told.set)
+    box.set_memory(16 * MIB)
+
+    for kills in (1, 2):
+        child = Inside(box, lambda: eat(64 * MIB))
+        assert await asyncio.to_thread(child.wait) == -signal.SIGKILL
+        await asyncio.wait_for(told.wait(), 30)
+        told.clear()
+        assert box.oom_kills() == kills
+
+    stop()
+    stop()
+    child = Inside(box, lambda: eat(64 * MIB))
+    assert await asyncio.to_thread(child.wait) == -signal.SIGKILL
+    until(lambda: box.oom_kills() == 3)
+    assert not told.is_set()
+
+
+async def test_a_watch_outlives_its_cgroup_quietly(box: CgroupSet) -> None:
+    """Destroyed below it: no event, no error, no descriptor left."""
+    before = len(os.listdir("/proc/self/fd"))
+    told: list[None] = []
+    stop = box.watch_oom(asyncio.get_running_loop(), lambda: told.append(None))
+
+    await asyncio.to_thread(box.destroy)
+    await asyncio.sleep(0)  # v1 says that it is gone: the loop's turn to hear it
+    stop()
+
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert told == []
+
+
+# Freezing and the end.
+
+
+def test_a_frozen_job_stands_still_and_goes_on(box: CgroupSet) -> None:
+    """No nanosecond is used between freeze and thaw."""
+    child = Inside(box, spin)
+    until(lambda: box.cpu_ns() > 0)
+
+    box.freeze()
+    first = box.cpu_ns()
+    time.sleep(0.1)
+    assert box.cpu_ns() == first
+
+    box.thaw()
+    box.thaw()
+    until(lambda: box.cpu_ns() > first)
+    box.kill_all()
+    assert child.wait() == -signal.SIGKILL
+
+
+def test_kill_all_ends_frozen_processes_and_those_of_init(box: CgroupSet) -> None:
+    """Nothing hides: not in the other leaf, not in the freezer."""
+    frozen = Inside(box, idle)
+    box.freeze()
+    beside = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+    for path in box.init_files:
+        path.write_text(str(beside.pid))
+    assert set(box.processes()) == {frozen.pid, beside.pid}
+
+    box.kill_all()
+
+    assert box.processes() == ()
+    assert frozen.wait() == beside.wait() == -signal.SIGKILL
+
+
+def test_no_fork_bomb_outruns_kill_all(box: CgroupSet) -> None:
+    """Two hundred processes that do nothing but fork; the set is empty afterwards and can be removed."""
+    box.set_pids(200)
+    child = Inside(box, bomb)
+    until(lambda: box.pids() >= 150)
+
+    box.kill_all()
+
+    assert box.processes() == ()
+    assert child.wait() == -signal.SIGKILL
+    box.destroy()
+    assert not box.exists()
+
+
+def test_destroy_waits_for_the_last_process(box: CgroupSet) -> None:
+    """The kernel says EBUSY until the dying are gone: that is no error."""
+
+    def hold() -> None:
+        held = eat(2 * MIB)
+        idle()
+        held.close()
+
+    children = [Inside(box, hold) for _ in range(20)]
+    for child in children:
+        os.kill(child.pid, signal.SIGKILL)
+
+    box.destroy()
+
+    assert not box.exists()
+    assert {child.wait() for child in children} == {-signal.SIGKILL}
+
+
+def test_a_process_that_stays_is_said_and_not_harmed(box: CgroupSet) -> None:
+    """The error names the directory; the set can still be found and ended."""
+    child = Inside(box, idle)
+
+    with pytest.raises(OSError, match="job") as refused:
+        box.destroy(timeout_s=0.01)
+
+    assert refused.value.errno == 16  # EBUSY
+    assert box.exists()
+    assert os.waitpid(child.pid, os.WNOHANG) == (0, 0)
+    box.kill_all()
+    child.wait()
