@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import hashlib
+import os
 import socket
 from pathlib import Path
 
@@ -60,8 +61,18 @@ class Links:
         return cls(netlink)
 
     async def add(self, link_id: str, pid: int, lease: AddressLease, mtu: int) -> str:
-        """The pair, its far end born as eth0 (index 2) in the namespace of ``pid``. Returns the host end's name."""
+        """The pair, its far end born as eth0 (index 2) in the namespace of ``pid``. Returns the host end's name.
+
+        OSError: the kernel refused; what is there of the pair by then is the caller's to delete.
+        """
         interface = interface_of(link_id)
+        try:
+            await self._add(interface, link_id, pid, lease, mtu)
+        except NetlinkError as e:
+            raise OSError(e.code, f"link {interface}: {os.strerror(e.code)}") from e
+        return interface
+
+    async def _add(self, interface: str, link_id: str, pid: int, lease: AddressLease, mtu: int) -> None:
         far_mac = mac_of(link_id, "container")
         peer = {
             "ifname": "eth0",
@@ -85,15 +96,17 @@ class Links:
         await self._netlink.neigh(
             "replace", dst=lease.container_ip, lladdr=far_mac, ifindex=index, state=_NUD_PERMANENT
         )
-        return interface
 
     async def delete(self, interface: str) -> None:
         """For a pair whose namespace never came to life. Idempotent."""
         try:
-            await self._netlink.link("del", index=socket.if_nametoindex(interface))
-        except (OSError, NetlinkError) as e:
-            number = e.code if isinstance(e, NetlinkError) else e.errno
-            if number not in (errno.ENODEV, errno.ENXIO):
+            index = socket.if_nametoindex(interface)
+        except OSError:  # it has no errno; the only reason is that there is none of that name
+            return
+        try:
+            await self._netlink.link("del", index=index)
+        except NetlinkError as e:
+            if e.code != errno.ENODEV:
                 raise
 
     async def close(self) -> None:

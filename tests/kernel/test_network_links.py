@@ -20,6 +20,7 @@ from network_kit import EVERYWHERE, Box, Rig, reaches, rig, tcp
 
 from container import Depot
 from container.network.link import GATEWAY_MAC
+from container.pools import AddressLease
 
 pytestmark = pytest.mark.kernel
 
@@ -203,6 +204,20 @@ async def test_nothing_else_of_the_host_is_touched(tmp_path: Path, stack: Path) 
 
 def changes(before: dict[str, str], after: dict[str, str]) -> set[str]:
     return {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+
+
+async def test_a_link_to_a_process_that_is_gone_is_refused_and_named(scene: Rig) -> None:
+    """By its interface; neither the pair nor a rule is left."""
+    process = await asyncio.create_subprocess_exec("true")
+    await process.wait()
+    before = scene.rules()
+    lease = AddressLease("10.254.9.0/30", "10.254.9.1", "10.254.9.2")
+
+    with pytest.raises(OSError, match="link w-00000000001-0: No such process"):
+        await scene.depot._host.networks.attach("00000000001", process.pid, lease, (EVERYWHERE,))
+
+    assert links() == []
+    assert scene.rules() == before
 
 
 async def test_a_network_rests_until_its_link_is_gone(tmp_path: Path, stack: Path) -> None:

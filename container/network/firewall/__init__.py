@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class FirewallError(RuntimeError):
-    """The kernel refused a change; the text is its own, with the line."""
+    """The kernel refused a change, or there is nothing that could make it; the text says why, and in what."""
 
 
 class Firewall(Protocol):

@@ -44,11 +44,21 @@ class _Context:
 
     def run(self, text: str) -> None:
         if self._lib.nft_run_cmd_from_buffer(self._ctx, text.encode()) != 0:
-            why = self._lib.nft_ctx_get_error_buffer(self._ctx) or b""
-            raise FirewallError(why.decode(errors="replace").strip() or "refused without a reason")
+            said = self._lib.nft_ctx_get_error_buffer(self._ctx) or b""
+            raise FirewallError(_explain(said.decode(errors="replace"), text))
 
     def close(self) -> None:
         self._lib.nft_ctx_free(self._ctx)
+
+
+def _explain(said: str, text: str) -> str:
+    """The reasons alone: below each the library quotes a line, but of several it quotes the wrong one (1.0.6)."""
+    reasons = [line.removeprefix("Error: ") for line in said.splitlines() if line.startswith("Error: ")]
+    lines = text.strip().splitlines() or [""]
+    rest = f" and {len(lines) - 1} more lines" if len(lines) > 1 else ""
+    return (
+        f"nftables: {'; '.join(dict.fromkeys(reasons)) or 'refused without a reason'} (in {lines[0]!r}{rest})"
+    )
 
 
 class Nftables:
