@@ -284,6 +284,7 @@ FINE: dict[str, Fine] = {
         file(b"s", b"s", mode=0o6755) + directory(b"t", 0o1777) + directory(b"g", 0o2755) + END,
         {"s": "file 755 s", "t": "directory 777", "g": "directory 755"},
     ),
+    "open to all": Fine(file(b"a", b"aaa", mode=0o666) + END, {"a": "file 666 aaa"}),
     "attributes": Fine(
         pax(
             {

@@ -186,8 +186,7 @@ class Transfers:
     async def _post(self, where: _Address, path: Path, filename: str) -> bytes:
         watched = _WatchedFile(path)
         with io.BufferedReader(watched) as file:
-            # names as they are: quoted, no Cloud Controller would find the brackets
-            form = aiohttp.FormData(quote_fields=False)
+            form = aiohttp.FormData()
             form.add_field(
                 "upload[droplet]", file, filename=filename, content_type="application/octet-stream"
             )

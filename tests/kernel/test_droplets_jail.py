@@ -55,6 +55,7 @@ def probe(target: Path) -> Iterator[subprocess.Popen[bytes]]:
         [sys.executable, "-I", str(PROBE), str(target), str(os.getpid())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        extra_groups=[4242],  # an agent's own, which must not come along
     )
     assert process.stdout is not None
     assert process.stdout.readline() == b"in\n"

@@ -93,8 +93,9 @@ def with_zip64_end(data: bytes, directory_bytes: int) -> bytes:
 
 
 def overlapping(count: int) -> bytes:
-    """Many names for one stretch of zeros: a bomb that no single member gives away."""
-    data = zipped((entry("00", method=zipfile.ZIP_DEFLATED), bytes(10_000)))
+    """Many names for one stretch of data: a bomb that no single member gives away."""
+    contents = os.urandom(400) * 25  # each by itself is well below the bound of the ratio
+    data = zipped((entry("00", method=zipfile.ZIP_DEFLATED), contents))
     at, end = data.index(b"PK\1\2"), data.index(END)
     record = data[at:end]
     directory = record * count
