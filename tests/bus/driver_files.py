@@ -23,12 +23,16 @@ class _Stall:
 
 @dataclass
 class FileServer:
-    """``files``: path to bytes; what is not there is a 404. ``uploads``: path to what was sent last."""
+    """``files``: path to bytes; what is not there is a 404. ``uploads``: path to what was sent last.
+
+    ``broken``: paths whose uploads are answered with a 500.
+    """
 
     port: int = 0
     files: dict[str, bytes] = field(default_factory=dict)
     uploads: dict[str, bytes] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    broken: set[str] = field(default_factory=set)
     _stalls: dict[str, _Stall] = field(default_factory=dict)
     _runner: web.AppRunner | None = None
 
@@ -91,6 +95,8 @@ class FileServer:
         if part is None or getattr(part, "name", None) != "upload[droplet]":
             return web.Response(status=400, text="expected a part upload[droplet]")
         data = bytes(await part.read())  # type: ignore[union-attr]
+        if request.path in self.broken:
+            return web.Response(status=500)
         self.uploads[request.path] = data
         self.files[request.path.removesuffix("/upload")] = data
         return web.json_response({"metadata": {"guid": _sha1(data)}, "entity": {"status": "finished"}})
