@@ -63,11 +63,10 @@ class Networks:
     """Made by :meth:`open`. What the kernel has is always made from ``_held``."""
 
     def __init__(
-        self, settings: NetworkSettings, firewall: Firewall, links: Links, ports: HostPorts, log: Log
+        self, policy: Policy, mtu: int, firewall: Firewall, links: Links, ports: HostPorts, log: Log
     ) -> None:
-        self._settings = settings
-        pool = str(ipaddress.IPv4Network(settings.pool_network, strict=False))
-        self._policy = Policy(pool, settings.dns_servers, settings.allow_networks, settings.allow_host_access)
+        self._policy = policy
+        self._mtu = mtu
         self._firewall = firewall
         self._links = links
         self._ports = ports
@@ -84,9 +83,11 @@ class Networks:
     @classmethod
     async def open(cls, settings: NetworkSettings, log: Log) -> Networks:
         """Sets up forwarding and, where our tables are missing, their base. Raises FirewallError, NoPorts."""
-        Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+        pool = str(ipaddress.IPv4Network(settings.pool_network, strict=False))
+        policy = Policy(pool, settings.dns_servers, settings.allow_networks, settings.allow_host_access)
         ports = HostPorts.of_host(settings.port_first, settings.port_count)
-        networks = cls(settings, Nftables(), await Links.open(), ports, log)
+        Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+        networks = cls(policy, settings.mtu, Nftables(), await Links.open(), ports, log)
         try:
             await networks._ensure_tables()
         except BaseException:
@@ -102,7 +103,7 @@ class Networks:
             await self._firewall.apply(rules.base(self._policy))
 
     def plan_for(self, link_id: str, lease: AddressLease) -> Ethernet:
-        return Ethernet(lease.container_ip, 30, lease.host_ip, GATEWAY_MAC, self._settings.mtu)
+        return Ethernet(lease.container_ip, 30, lease.host_ip, GATEWAY_MAC, self._mtu)
 
     # What callers do. A caller that goes away leaves nothing half done.
 
@@ -165,7 +166,7 @@ class Networks:
         interface = interface_of(link_id)
         member = Member(interface, link_id, lease, make_egress(egress, self._policy))
         try:
-            await self._links.add(link_id, pid, lease, self._settings.mtu)
+            await self._links.add(link_id, pid, lease, self._mtu)
             await self._change(lambda held: held.add(member))
         except BaseException:
             await self._links.delete(interface)

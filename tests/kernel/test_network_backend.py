@@ -1,16 +1,19 @@
-"""The nftables back end by itself: the library that is not there, refusals, whole transactions."""
+"""The nftables back end by itself: a library that is not there, refusals, whole transactions, and what is held."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 import testhost
 
-from container.network import FirewallError
+from container.aio import SilentLog
+from container.network import FirewallError, Networks, NetworkSettings
 from container.network.firewall.nftables import Nftables
 
 pytestmark = pytest.mark.kernel
@@ -63,3 +66,38 @@ async def test_what_is_not_text_of_nft_is_refused(firewall: Nftables) -> None:
     )
 
     assert [type(one) for one in results] == [FirewallError, type(None), FirewallError]
+
+
+def held() -> tuple[set[str], set[str]]:
+    """Descriptors by what they are, and threads by name."""
+    found = {os.readlink(path) for path in Path("/proc/self/fd").iterdir() if os.path.lexists(path)}
+    return found, {thread.name for thread in threading.enumerate()}
+
+
+async def test_a_network_that_was_closed_holds_nothing() -> None:
+    """No socket, no thread; the tables stay unless told."""
+    before = held()
+    for remove_tables in (False, True):
+        networks = await Networks.open(NetworkSettings(), SilentLog())
+        await networks.close(remove_tables=remove_tables)
+        assert ("table inet garrison" in testhost.run("nft", "list", "tables")) is not remove_tables
+
+    assert held() == before
+
+
+BAD_SETTINGS = {
+    "an address that is none": (NetworkSettings(dns_servers=("resolver",)), FirewallError),
+    "a pool that is none": (NetworkSettings(pool_network="10.254.0.0/33"), ValueError),
+}
+
+
+@pytest.mark.parametrize("what", BAD_SETTINGS)
+async def test_a_network_that_cannot_be_opened_holds_nothing(what: str) -> None:
+    """Neither sockets nor half of a table."""
+    settings, error = BAD_SETTINGS[what]
+    before = held()
+
+    with pytest.raises(error):
+        await Networks.open(settings, SilentLog())
+
+    assert held() == before

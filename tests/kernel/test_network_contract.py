@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 import testhost
+from depot_kit import sh
 from depot_kit import stack as stack
 from netns_kit import (
     DNS_IP,
@@ -265,3 +266,17 @@ async def test_nobody_answers_who_asks_for_an_address(scene: Rig) -> None:
 
         with pytest.raises(TimeoutError):
             raw.recv(2048)
+
+
+WORDS = {"world": (FAR_IP, 8080, True), "host": (HOST_IP, HOST_PORTS[0], False)}
+
+
+@pytest.mark.parametrize("to", WORDS)
+async def test_a_program_inside_finds_what_the_rows_above_say(scene: Rig, to: str) -> None:
+    """The rows are asked by sockets that root of the host put there; an app's own is no different."""
+    address, port, may = WORDS[to]
+    result = await scene.boxes["wide"].container.run(sh(f"echo -n hello | nc -w 20 {address} {port}"))
+
+    assert result.stdout.decode() == (f"hello {to} {HOST_IP}" if may else "")
+    assert result.status.ok is may
+    assert may or b"refused" in result.stderr
