@@ -104,7 +104,6 @@ class Sender:
         """All kept events go first, in their order."""
         self._connection, self._inbox_prefix = connection, inbox_prefix
         self._queue = deque(self._outbox)
-        self._unheard.clear()
         self._wake.set()
 
     def disconnected(self) -> None:

@@ -97,13 +97,16 @@ class NatsServer:
             await self.kill()
 
 
-class FakeServer:
-    """Speaks just enough to be connected to; ``talk`` then has the socket. ``heard``: every line of every client."""
+Talk = Callable[["FakeServer", asyncio.StreamWriter], Awaitable[None]]
 
-    def __init__(
-        self, talk: Callable[[FakeServer, asyncio.StreamWriter], Awaitable[None]] | None = None
-    ) -> None:
+
+class FakeServer:
+    """Speaks just enough to be connected to; ``talk`` has the socket after each PONG, ``before_pong`` before it.
+    ``heard``: every line of every client."""
+
+    def __init__(self, talk: Talk | None = None, before_pong: Talk | None = None) -> None:
         self._talk = talk
+        self._before_pong = before_pong
         self._writers: list[asyncio.StreamWriter] = []
         self._server: asyncio.Server | None = None
         self.connections = 0
@@ -128,6 +131,8 @@ class FakeServer:
             while line := await reader.readline():
                 self.heard.append(line)
                 if line == b"PING\r\n":
+                    if self._before_pong is not None:
+                        await self._before_pong(self, writer)
                     writer.write(b"PONG\r\n")
                     await self._talk(self, writer)
 

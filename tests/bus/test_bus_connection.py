@@ -186,6 +186,19 @@ async def test_a_server_that_dies_between_connect_and_subscribe_costs_that_conne
     assert host.connects == 0
 
 
+async def test_what_is_asked_of_a_connection_that_has_ended_fails_in_one_way(server: NatsServer) -> None:
+    """Whatever it is, the caller takes a new connection."""
+    connection = await Connection.open(NatsSettings(), server.url, "test", lambda _: None, print)
+    await server.kill()
+    await connection.ended.wait()
+    with pytest.raises(BusError, match="subscribe to a"):
+        await connection.subscribe("a", print)
+    with pytest.raises(BusError, match="publish on a"):
+        await connection.publish("a", b"")
+    with pytest.raises(BusError, match="ended"):
+        await connection.barrier()
+
+
 async def test_a_cancelled_task_ends_also_when_nats_py_swallowed_its_cancellation(server: NatsServer) -> None:
     """publish() waits for a stalled server once 64 MiB are pending, and there swallows CancelledError."""
     connection = await Connection.open(NatsSettings(), server.url, "test", lambda _: None, lambda _: None)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import Host, NatsServer, Peer, Relay, exited, nats_server, route, until
+from servers import FakeServer, Host, NatsServer, Peer, Relay, exited, nats_server, route, until
 
 from agent.bus import messages as m
 from agent.bus.outbox import Kept, Outbox
@@ -264,19 +264,45 @@ async def test_an_exit_waits_for_a_listener_and_what_is_behind_it_goes_on(
     assert len(peer.heard) == 4
 
 
-async def test_a_listener_that_answers_an_exit_has_heard_it(
-    make_host: MakeHost, listen: Listen, tmp_path: Path
+@pytest.mark.parametrize(
+    ("answer", "is_heard"),
+    [
+        (b"MSG %b %b 0\r\n\r\n", True),
+        (b"MSG %b %b 2\r\nok\r\n", True),
+        (b"HMSG %b %b 18 18\r\nNATS/1.0\r\nA: b\r\n\r\n\r\n", True),
+        (b"HMSG %b %b 16 16\r\nNATS/1.0 503\r\n\r\n\r\n", False),
+    ],
+    ids=["empty", "a word", "a header", "503"],
+)
+async def test_only_the_servers_503_says_that_nobody_listens(
+    stack: AsyncExitStack, tmp_path: Path, answer: bytes, is_heard: bool
 ) -> None:
-    """Only the server's own 503 says that nobody listens."""
-    host = make_host()
+    """A listener that answers has heard it, whatever it says."""
+
+    async def answer_exits(fake: FakeServer, writer: asyncio.StreamWriter) -> None:
+        words = [line.split() for line in fake.heard]
+        number = next((word[2] for word in words if word[0] == b"SUB" and word[1].startswith(b"_INBOX")), b"")
+        for word in words:
+            if word[:2] == [b"PUB", b"droplet.exited"]:
+                writer.write(answer % (word[2], number))
+        fake.heard = [line for line in fake.heard if line.startswith(b"SUB")]
+
+    async def nothing(_: FakeServer, __: asyncio.StreamWriter) -> None: ...
+
+    fake = FakeServer(nothing, answer_exits)
+    stack.push_async_callback(fake.close)
+    await fake.start()
+    host = Host([fake.url], tmp_path / "outbox")
+    stack.push_async_callback(host.stop)
     await host.run_until_connected()
 
-    peer = await listen("droplet.exited")
     host.bus.tell(exited(1))
-    await until(lambda: peer.heard, "it arrives")
-    await peer.say(peer.heard[0][1], b"")
-    await until(lambda: kept_files(tmp_path) == [], "it is told")
-    assert len(peer.heard) == 1
+
+    if is_heard:
+        await until(lambda: not host.bus.untold, "it is told")
+    else:
+        await until(lambda: host.bus._sender.unheard, "nobody listens")
+        assert host.bus.untold == 1
 
 
 async def test_an_exit_that_nobody_wants_is_given_up(make_host: MakeHost, tmp_path: Path) -> None:
