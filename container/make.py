@@ -214,6 +214,8 @@ async def rebuild(host: Host, found: Snapshot) -> Parts:
             raise LookupError("its cgroup is gone")
         if host.disks is not None:
             parts.disk = await host.disks.reopen(directory / "disk.img", directory / "disk")
+            if not parts.disk.is_mounted():
+                raise LookupError("its disk is not mounted here")
         _open_roots(parts)
     except BaseException:
         parts.close()
