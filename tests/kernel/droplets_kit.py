@@ -20,6 +20,7 @@ from agent.droplets.unpacker import Unpacker
 WAIT_S = 30.0
 STALL_S = 1.5
 MIB = 1 << 20
+DATA = b"droplet" * 10_000
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -115,3 +116,35 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(WAIT_S):
         while not condition():
             await asyncio.sleep(0.01)
+
+
+def with_credentials(url: str, credentials: str = "staging-user:s3%40cret") -> str:
+    return url.replace("http://", f"http://{credentials}@")
+
+
+async def download(transfers: Transfers, url: str, limit_bytes: int = MIB) -> bytes:
+    found = bytearray()
+
+    async def sink(piece: bytes) -> None:
+        found.extend(piece)
+
+    await transfers.download(url, sink, limit_bytes=limit_bytes)
+    return bytes(found)
+
+
+def answer(status: int, body: bytes | str = b"") -> Handler:
+    async def handler(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=status, body=body)
+
+    return handler
+
+
+async def never_answer(_: web.Request) -> web.StreamResponse:
+    await asyncio.sleep(WAIT_S)
+    return web.Response()
+
+
+async def hang_up(request: web.Request) -> web.StreamResponse:
+    assert request.transport is not None
+    request.transport.abort()
+    return web.Response()

@@ -9,9 +9,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -78,13 +77,6 @@ def status_of(pid: int) -> dict[str, str]:
     return {key: " ".join(value.split()) for key, _, value in (line.partition(":") for line in lines)}
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to that in time"
-        time.sleep(0.01)
-
-
 def test_a_jailed_process_is_nobody(probe: subprocess.Popen[bytes]) -> None:
     """An id that exists nowhere else, no group, no capability of any kind, and a filter."""
     status = status_of(probe.pid)
@@ -141,30 +133,25 @@ def test_what_a_jailed_process_gets(probe: subprocess.Popen[bytes], target: Path
     assert owners == {(jail.VCAP, jail.VCAP)}
 
 
-async def test_a_worker_dies_with_its_agent(base_dir: Path) -> None:
-    """Killed, so that it can clean up nothing: what it fed must not go on writing into a tree that is thrown away."""
-    script = (
-        "import asyncio, sys\n"
-        "from pathlib import Path\n"
-        "from agent.droplets.archive import Bounds\n"
-        "from agent.droplets.unpacker import Unpacker\n"
-        "async def main():\n"
-        f"    async with Unpacker(low_water_bytes=0).feeding_tar(Path({str(base_dir / 'new')!r}), Bounds(1 << 20)) as f:\n"
-        "        print(f._process.pid, flush=True)\n"
-        "        await f.feed(b'a')\n"
-        "        await asyncio.sleep(3600)\n"
-        "asyncio.run(main())\n"
+def test_a_worker_dies_with_its_agent(target: Path) -> None:
+    """Also one that does not wait for input: it must not go on writing into a tree that the next agent throws away."""
+    script = "import subprocess, sys; print(subprocess.Popen(sys.argv[1:]).pid, flush=True); sys.stdin.read()"
+    agent = subprocess.Popen(
+        [sys.executable, "-c", script, sys.executable, "-I", str(PROBE), str(target), "0"],
+        stdin=subprocess.PIPE,  # held by the test, so that the worker sees no end of it
+        stdout=subprocess.PIPE,
     )
-    agent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
     assert agent.stdout is not None
-    worker = int(agent.stdout.readline())
-    wait_until(lambda: status_of(worker)["Seccomp"] == "2")
+    lines = {agent.stdout.readline(), agent.stdout.readline()}
+    (worker,) = lines - {b"in\n"}
 
     agent.kill()
-    agent.communicate()
+    agent.wait()
 
-    _, status = os.waitpid(worker, 0)  # an orphan of ours: the test host is a subreaper
+    _, status = os.waitpid(int(worker), 0)  # an orphan of ours: the test host is a subreaper
+    assert os.WIFSIGNALED(status)
     assert os.WTERMSIG(status) == signal.SIGKILL
+    agent.communicate()
 
 
 async def test_the_root_is_vcaps_whatever_the_archive_says(base_dir: Path) -> None:

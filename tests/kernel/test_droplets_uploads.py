@@ -1,26 +1,36 @@
-"""Downloads and uploads over real HTTP: the words of dea-bus.md 2.3 and 3.6 for everything that can go wrong."""
+"""Uploads over real HTTP: the words of dea-bus.md 3.6 for everything that can go wrong."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import resource
-import ssl
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from aiohttp import web
-from droplets_kit import MIB, STALL_S, WAIT_S, Handler, Peer, peer, sha1, until
+from droplets_kit import (
+    DATA,
+    MIB,
+    STALL_S,
+    WAIT_S,
+    Handler,
+    Peer,
+    answer,
+    download,
+    hang_up,
+    never_answer,
+    peer,
+    until,
+    with_credentials,
+)
 
 from agent.droplets.transfer import TransferError, Transfers
 
 pytestmark = pytest.mark.kernel
 
-DATA = b"droplet" * 10_000
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 
 
@@ -35,265 +45,6 @@ async def transfers() -> AsyncIterator[Transfers]:
     found = Transfers(4, stall_s=STALL_S, poll_period_s=0.01, poll_limit_s=1.0)
     yield found
     await found.close()
-
-
-def with_credentials(url: str, credentials: str = "staging-user:s3%40cret") -> str:
-    return url.replace("http://", f"http://{credentials}@")
-
-
-# -- downloads -------------------------------------------------------------------------------------------------
-
-
-async def test_a_download_is_hashed_and_stored(
-    transfers: Transfers, controller: Peer, tmp_path: Path
-) -> None:
-    """Every byte, in order; nobody on the way may pack it for the journey."""
-    digest, url = controller.serve(DATA)
-
-    got = await transfers.download_file(url, tmp_path / "file", limit_bytes=len(DATA))
-
-    assert (got.sha1, got.bytes) == (digest, len(DATA))
-    assert (tmp_path / "file").read_bytes() == DATA
-    assert controller.requests[0].headers["Accept-Encoding"] == "identity"
-
-
-async def test_what_is_packed_all_the_same_stays_packed(transfers: Transfers, controller: Peer) -> None:
-    """A droplet is a gzip file: a server that calls that an encoding does not make it another file."""
-
-    async def encoded(_: web.Request) -> web.StreamResponse:
-        return web.Response(body=DATA, headers={"Content-Encoding": "gzip"})
-
-    got = await download(transfers, controller.handle("/d", encoded))
-
-    assert got == DATA
-
-
-async def download(transfers: Transfers, url: str, limit_bytes: int = MIB) -> bytes:
-    found = bytearray()
-
-    async def sink(piece: bytes) -> None:
-        found.extend(piece)
-
-    await transfers.download(url, sink, limit_bytes=limit_bytes)
-    return bytes(found)
-
-
-async def stall(request: web.Request) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"Content-Length": str(len(DATA))})
-    await response.prepare(request)
-    await response.write(DATA[:1000])
-    await asyncio.sleep(WAIT_S)
-    return response
-
-
-async def never_answer(_: web.Request) -> web.StreamResponse:
-    await asyncio.sleep(WAIT_S)
-    return web.Response()
-
-
-async def break_off(request: web.Request) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"Content-Length": str(len(DATA))})
-    await response.prepare(request)
-    await response.write(DATA[:1000])
-    assert request.transport is not None
-    request.transport.close()
-    return response
-
-
-async def hang_up(request: web.Request) -> web.StreamResponse:
-    assert request.transport is not None
-    request.transport.abort()
-    return web.Response()
-
-
-async def redirect(_: web.Request) -> web.StreamResponse:
-    raise web.HTTPFound("/elsewhere")
-
-
-async def too_much(request: web.Request) -> web.StreamResponse:
-    response = web.StreamResponse()
-    response.enable_chunked_encoding()
-    await response.prepare(request)
-    for _ in range(20):
-        await response.write(bytes(100_000))
-    return response
-
-
-async def declared_too_much(request: web.Request) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"Content-Length": str(1 << 40)})
-    await response.prepare(request)
-    await asyncio.sleep(WAIT_S)
-    return response
-
-
-def answer(status: int, body: bytes | str = b"") -> Handler:
-    async def handler(_: web.Request) -> web.StreamResponse:
-        return web.Response(status=status, body=body)
-
-    return handler
-
-
-@pytest.mark.parametrize(
-    ("handler", "words"),
-    [
-        (answer(404), "Error downloading: HTTP status: 404"),
-        (answer(500), "Error downloading: HTTP status: 500"),
-        (answer(206, DATA), "Error downloading: HTTP status: 206"),
-        (redirect, "Error downloading: HTTP status: 302"),
-        (stall, "Error downloading: nothing came for 2 s"),
-        (never_answer, "Error downloading: nothing came for 2 s"),
-        (break_off, "Error downloading: Response status: unknown, Error: ClientPayloadError"),
-        (too_much, "Error downloading: more than 1048576 bytes"),
-        (declared_too_much, "Error downloading: more than 1048576 bytes"),
-    ],
-)
-async def test_a_download_that_fails(
-    handler: Handler, words: str, transfers: Transfers, controller: Peer, tmp_path: Path
-) -> None:
-    """Says what the DEA said, once, without a second try; no file is left, and credentials stand in no word of it."""
-    url = with_credentials(controller.handle("/d", handler))
-
-    with pytest.raises(TransferError) as failed:
-        await transfers.download_file(url, tmp_path / "file", limit_bytes=MIB)
-
-    assert str(failed.value) == words
-    assert not (tmp_path / "file").exists()
-    assert controller.count("/d") == len(controller.requests) == 1
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "",
-        "droplet",
-        "/etc/passwd",
-        "file:///etc/passwd",
-        "ftp://u:s3cret@h/d",
-        "http://",
-        "http://u:s3cret@h:99999999/d",
-        "http://u:s3cret@[::1/d",
-        "http://u:s3cret@\N{FULLWIDTH SOLIDUS}h/d",
-        "http://u%3As3cret@h/d",
-    ],
-)
-async def test_what_is_no_address(url: str, transfers: Transfers, tmp_path: Path) -> None:
-    """Said without quoting it: it may hold a password."""
-    with pytest.raises(TransferError, match=r"^Error downloading: not a URL of http or https$"):
-        await transfers.download_file(url, tmp_path / "file", limit_bytes=MIB)
-
-
-async def test_nobody_listens(transfers: Transfers) -> None:
-    """With the system's own word for it."""
-    with pytest.raises(TransferError) as failed:
-        await download(transfers, "http://u:s3cret@127.0.0.1:1/d")
-
-    assert str(failed.value) == (
-        "Error downloading: Response status: unknown, Error: ClientConnectorError (Connection refused)"
-    )
-
-
-async def test_a_server_that_hangs_up(transfers: Transfers, controller: Peer, droplet: Path) -> None:
-    """Before any word of an answer; whether the system notices a reset or only an end is chance."""
-    url = with_credentials(controller.handle("/d", hang_up))
-    words = r"Error: (ServerDisconnectedError|ClientOSError \(Connection reset by peer\)|ClientOSError \(Broken pipe\))$"
-
-    with pytest.raises(TransferError, match=f"Error downloading: Response status: unknown, {words}"):
-        await download(transfers, url)
-    with pytest.raises(TransferError, match=r"Error uploading: \(Upload failed - status 0; error: "):
-        await transfers.upload(url, droplet, "droplet.tgz")
-
-
-async def test_credentials_go_as_basic_auth(transfers: Transfers, controller: Peer) -> None:
-    """Decoded; letters of any alphabet as UTF-8."""
-    _, url = controller.serve(DATA)
-
-    await download(transfers, with_credentials(url))
-    await download(transfers, with_credentials(url, "u:p%C3%A4%E2%82%AC"))
-    await download(transfers, url)
-
-    sent = [request.headers.get("Authorization") for request in controller.requests]
-    assert sent == [
-        "Basic " + base64.b64encode(b"staging-user:s3@cret").decode(),
-        "Basic " + base64.b64encode("u:pä€".encode()).decode(),
-        None,
-    ]
-    assert all("@" not in str(request.url) for request in controller.requests)
-
-
-async def test_a_file_that_is_there_stays(transfers: Transfers, controller: Peer, tmp_path: Path) -> None:
-    """It is not this download's to remove."""
-    _, url = controller.serve(DATA)
-    (tmp_path / "file").write_text("older")
-
-    with pytest.raises(FileExistsError):
-        await transfers.download_file(url, tmp_path / "file", limit_bytes=MIB)
-
-    assert (tmp_path / "file").read_text() == "older"
-
-
-async def test_a_cancelled_download_leaves_no_file_and_no_slot_taken(
-    transfers: Transfers, controller: Peer, tmp_path: Path
-) -> None:
-    """As often as there are slots, and one more."""
-    url = controller.handle("/d", stall)
-    for number in range(5):
-        task = asyncio.create_task(transfers.download_file(url, tmp_path / "file", limit_bytes=MIB))
-        await until(lambda: controller.count("/d") == number + 1)  # noqa: B023  (awaited in its turn)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        assert not (tmp_path / "file").exists()
-
-    assert await download(transfers, controller.serve(DATA)[1]) == DATA
-
-
-async def test_https_needs_a_certificate_that_the_host_trusts(
-    controller: Peer, transfers: Transfers, tmp_path: Path
-) -> None:
-    """One signed by nobody is refused; one of a CA that OpenSSL was told of is taken."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    chain, key = certificate(tmp_path)
-    context.load_cert_chain(chain, key)
-    runner = web.ServerRunner(web.Server(controller.answer))  # type: ignore[arg-type]
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
-    url = f"https://127.0.0.1:{runner.addresses[0][1]}/d"
-    controller.files["/d"] = DATA
-    try:
-        with pytest.raises(TransferError, match="Error: ClientConnectorCertificateError"):
-            await download(transfers, url)
-        trusting = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", DOWNLOAD, url, env={"SSL_CERT_FILE": str(chain)}, stdout=subprocess.PIPE
-        )
-        said, _ = await trusting.communicate()
-    finally:
-        await runner.cleanup()
-    assert said.decode().strip() == sha1(DATA)
-
-
-#: A process of its own: which certificates a host trusts is decided as aiohttp is loaded.
-DOWNLOAD = """
-import asyncio, sys
-from agent.droplets.transfer import Transfers
-async def main():
-    transfers = Transfers(1)
-    print((await transfers.download(sys.argv[1], lambda piece: asyncio.sleep(0), limit_bytes=1 << 20)).sha1)
-    await transfers.close()
-asyncio.run(main())
-"""
-
-
-def certificate(directory: Path) -> tuple[Path, Path]:
-    chain, key = directory / "cert.pem", directory / "key.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-         "-keyout", key, "-out", chain, "-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"],
-        check=True,
-        capture_output=True,
-    )  # fmt: skip
-    return chain, key
-
-
-# -- uploads ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -458,6 +209,12 @@ async def test_an_upload_that_fails(
         await transfers.upload(with_credentials(controller.handle("/u", handler)), droplet, "droplet.tgz")
 
     assert str(failed.value) == words
+
+
+async def test_a_server_that_hangs_up(transfers: Transfers, controller: Peer, droplet: Path) -> None:
+    """Before any word of an answer; whether the system notices a reset or only an end is chance."""
+    with pytest.raises(TransferError, match=r"^Error uploading: \(Upload failed - status 0; error: [A-Z]"):
+        await transfers.upload(controller.handle("/u", hang_up), droplet, "droplet.tgz")
 
 
 async def test_a_poll_that_stalls_is_asked_again(
