@@ -40,7 +40,7 @@ def build(name: str, stacks_dir: Path | None) -> None:
         stack = rootfs_builder.build(
             name, stacks_dir or default_stacks_dir(), lambda text: line.show(f"{name}  {text}")
         )
-    except rootfs_builder.BuildError as error:
+    except (rootfs_builder.BuildError, OSError) as error:
         line.clear()
         raise ui.Failure(f"could not build {name}", str(error)) from error
     line.finish(
