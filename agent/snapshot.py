@@ -123,13 +123,15 @@ def read(path: Path) -> Memory | None:
 
 
 def write(path: Path, memory: Memory) -> None:
-    """OSError: the old one stands as it was. Blocking."""
+    """OSError: the old one stands as it was. Blocking.
+
+    Not synced to the disk: that would widen the time in which a killed agent forgets, and a host that crashes has no containers
+    left to remember.
+    """
     new = path.with_suffix(".new")
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "wb") as file:
-        file.write(msgspec.json.encode(memory))  # a full disk raises here: half a memory is never renamed
-        file.flush()
-        os.fdatasync(fd)
+        file.write(msgspec.json.encode(memory))  # a full disk raises: half a memory is never renamed
     new.rename(path)
 
 

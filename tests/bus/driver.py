@@ -21,7 +21,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ import testhost
 from driver_apps import Droplet, make_droplet
 from driver_files import FileServer
 from driver_peer import Peer, Said, Word
+from driver_process import AgentProcess
+from driver_process import poll as poll  # tests take it from here
 
 from agent.dev import children
 
@@ -86,68 +88,6 @@ class App:
         return self.versions[1]
 
 
-class AgentProcess:
-    """One life of the agent. ``hold``: run held_agent.py instead, which stops at a phase of each start."""
-
-    def __init__(self, process: asyncio.subprocess.Process, log_path: Path) -> None:
-        self._process = process
-        self._log_path = log_path
-        self._log_from = log_path.stat().st_size if log_path.exists() else 0
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def is_running(self) -> bool:
-        return self._process.returncode is None
-
-    def log(self, event: str | None = None, **fields: Any) -> list[dict[str, Any]]:
-        """Lines of this life's log, or those of one event with these fields."""
-        if not self._log_path.exists():
-            return []
-        with self._log_path.open("rb") as file:
-            file.seek(self._log_from)
-            lines = [json.loads(line) for line in file if line.endswith(b"\n")]
-        return [
-            line
-            for line in lines
-            if (event is None or line["event"] == event)
-            and all(line.get(key) == value for key, value in fields.items())
-        ]
-
-    async def wait_log(self, event: str, *, within_s: float = 20.0, **fields: Any) -> dict[str, Any]:
-        """The first line of an event with these fields."""
-        await poll(lambda: self.log(event, **fields), within_s)
-        found = self.log(event, **fields)
-        assert found, f"no {event} {fields} within {within_s} s:\n{self.log_text()}"
-        return found[0]
-
-    def log_text(self, lines: int = 40) -> str:
-        return "\n".join(json.dumps(line) for line in self.log()[-lines:])
-
-    def signal(self, number: signal.Signals) -> None:
-        self._process.send_signal(number)
-
-    async def wait_exited(self, within_s: float = 40.0) -> int:
-        """Its exit status. An agent that does not end is killed, and the test fails."""
-        try:
-            async with asyncio.timeout(within_s):
-                return await self._process.wait()
-        except TimeoutError:
-            self._process.kill()
-            await self._process.wait()
-            raise AssertionError(f"the agent did not end within {within_s} s:\n{self.log_text()}") from None
-
-
-async def poll(look: Callable[[], Any], within_s: float) -> Any:
-    """What ``look`` finds as soon as it finds something, looked at every 20 ms; else what it says at the end."""
-    deadline = time.monotonic() + within_s
-    while not (found := look()) and time.monotonic() < deadline:
-        await asyncio.sleep(0.02)  # files and processes of others tell nobody when they change
-    return found
-
-
 @dataclass
 class Host:
     """See the module. Made by `open_host`."""
@@ -170,6 +110,10 @@ class Host:
         return Path(self.settings["base_dir"])
 
     @property
+    def memory_path(self) -> Path:
+        return self.base_dir / "db" / "agent.json"
+
+    @property
     def hold_flag(self) -> Path:
         """There while a held agent holds; removing it lets the start go on."""
         return self.dir / "held"
@@ -181,22 +125,29 @@ class Host:
 
     async def start_agent(self, *, hold: str | None = None) -> AgentProcess:
         """Until it has advertised itself; its id is then known. ``hold``: a phase of held_agent.py."""
+        since = self.peer.mark
+        agent = await self._spawn_agent(hold)
+        advert = await self._first_advert(since)
+        self.dea = advert.body["id"]
+        await agent.wait_log("agent_started")
+        return agent
+
+    async def run_broken_agent(self) -> int:
+        """One that cannot go on; its exit status."""
+        agent = await self._spawn_agent(None)
+        return await agent.wait_exited()
+
+    async def _spawn_agent(self, hold: str | None) -> AgentProcess:
         config = self.dir / "config.yml"
         config.write_text(json.dumps(self.settings))
-        since = self.peer.mark
-        program = (
-            ["-m", "agent"]
-            if hold is None
-            else [str(Path(__file__).with_name("held_agent.py")), hold, str(self.hold_flag)]
-        )
+        program = ["-m", "agent"]
+        if hold is not None:
+            program = [str(Path(__file__).with_name("held_agent.py")), hold, str(self.hold_flag)]
         with (self.dir / "agent.out").open("ab") as out:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, *program, "run", "--config", str(config), stdout=out, stderr=out
             )
         self.agent = AgentProcess(process, Path(self.settings["logging"]["file"]))
-        advert = await self._first_advert(since)
-        self.dea = advert.body["id"]
-        await self.agent.wait_log("agent_started")
         return self.agent
 
     async def _first_advert(self, since: int) -> Said:
@@ -226,6 +177,13 @@ class Host:
         async with self._session() as session:
             async with session.request(method, f"http://agent{path}") as answer:
                 return await answer.json()
+
+    async def control_lines(self, path: str) -> list[dict[str, Any]]:
+        """A stream of the control socket, a line of JSON each, until its end."""
+        async with self._session() as session:
+            async with session.get(f"http://agent{path}") as answer:
+                assert answer.status == 200, await answer.text()
+                return [json.loads(line) async for line in answer.content]
 
     async def status(self) -> dict[str, Any]:
         found: dict[str, Any] = await self.control("GET", "/v1/status")
@@ -358,6 +316,11 @@ class Host:
         _, _, text = (await self.ask_app(port)).partition("\r\n\r\n")
         return dict(line.partition("=")[::2] for line in text.splitlines())
 
+    async def wait_remembered(self, text: str, within_s: float = 20.0) -> None:
+        """Until a next agent would know it."""
+        await poll(lambda: text in self.memory_path.read_text(), within_s)
+        assert text in self.memory_path.read_text(), self.memory_path.read_text()
+
     # -- what is left ------------------------------------------------------------------------------------------
 
     def picture(self) -> testhost.Picture:
@@ -367,6 +330,11 @@ class Host:
         """Handles in the depot."""
         depot = self.base_dir / "depot"
         return [path.name for path in depot.iterdir()] if depot.exists() else []
+
+    def pid_of_container(self, handle: str) -> int:
+        """Of its pid 1, by the depot's own record."""
+        record = json.loads((self.base_dir / "depot" / handle / "snapshot.json").read_text())
+        return int(record["pid"])
 
     async def wait_depot_empty(self, within_s: float = 20.0) -> None:
         await poll(lambda: not self.containers(), within_s)

@@ -7,7 +7,7 @@ import contextlib
 import re
 import signal
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,21 +15,14 @@ from typing import Any
 
 from driver import FIXTURES, App, Host, fixture, set_path
 from driver_apps import make_buildpack, make_package
-from driver_match import Unknown, fill, load, matches
+from driver_known import Known
+from driver_match import fill, load, matches
 from driver_peer import Said, Word
 
 SEQUENCES = FIXTURES / "sequences"
 EXPECT_S, WAIT_S, END_S, NEVER_S = 10.0, 10.0, 15.0, 3.0
 #: Phases at which a start is held by held_agent.py; the others are made from outside.
 HELD = frozenset({"unpacking", "creating", "spawned"})
-_INSTANCE = re.compile(r"([A-Z])/(\d+)(?:\.(\d+))?$")
-
-
-def parts(text: str) -> tuple[str, int, int | None]:
-    """`A/0.2`: app A, index 0, the second instance seen of it."""
-    found = _INSTANCE.match(text)
-    assert found is not None, f"no instance: {text!r}"
-    return found[1], int(found[2]), int(found[3]) if found[3] else None
 
 
 @dataclass
@@ -50,17 +43,16 @@ class Talk:
     turn: str
     script: dict[str, Any]
     host: Host
-    apps: dict[str, App] = field(default_factory=dict)
-    kept: dict[str, Any] = field(default_factory=dict)
-    seen: dict[tuple[str, int], list[str]] = field(default_factory=lambda: defaultdict(list))
-    ports: dict[str, int] = field(default_factory=dict)
-    routes: dict[str, str] = field(default_factory=dict)
     taken: set[int] = field(default_factory=set)
     counts: list[_Count] = field(default_factory=list)
     begun: int = 0
     mark: int = 0
     holding: bool = False
     downloading: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.known = Known(self.host)
+        self.lookup = self.known.lookup
 
     @property
     def phase(self) -> str:
@@ -94,14 +86,14 @@ class Talk:
 
     def _make_app(self, letter: str) -> None:
         uris = self.script.get("given", {}).get(letter, {}).get("uris")
-        self.apps[letter] = self.host.make_app(letter, uris=None if uris is None else tuple(uris))
+        self.known.apps[letter] = self.host.make_app(letter, uris=None if uris is None else tuple(uris))
 
     async def _given(self) -> None:
         for letter, wanted in self.script.get("given", {}).items():
-            app = self.apps[letter]
+            app = self.known.apps[letter]
             for index in (*wanted.get("v1", ()), *wanted.get("crashed", ())):
                 running = await self.host.run(app, index, **self._limits())
-                self._learn(running)
+                self.known.learn(running)
                 if index in wanted.get("crashed", ()):
                     await self.host.ask_app(running["stats"]["port"], "exit 1")
                     await self.host.wait_state(app, "CRASHED", index=index)
@@ -123,13 +115,13 @@ class Talk:
                     undo.push_async_callback(self.host.wait_gone, other)
                     undo.push_async_callback(self.host.stop, other)
                 case "downloading":
-                    path = self.apps[self.turn.partition(" ")[0]].path
+                    path = self.known.apps[self.turn.partition(" ")[0]].path
                     self.downloading = undo.enter_context(self.host.files.stalled(path))
             yield
 
     async def _wait_phase(self, text: str) -> None:
         letter, _, phase = (self.turn if text == "the one in turn" else text).partition(" ")
-        app = self.apps[letter]
+        app = self.known.apps[letter]
         match phase:
             case "queued":
                 await self.host.wait_state(app, "BORN")
@@ -179,14 +171,14 @@ class Talk:
         self.mark = self.host.peer.mark
         await self.host.peer.burst(words)
         if self.holding:
-            await self._let_go(self.apps["A"])
+            await self._let_go(self.known.apps["A"])
 
     async def _world(self, world: dict[str, Any]) -> None:
         match world:
             case {"app": text, "exits": status}:
-                port = await self._port_of(text)
+                port = self.known.port(text)
                 if "note" in world:
-                    self.kept[world["note"]] = time.time()
+                    self.known.kept[world["note"]] = time.time()
                 await self.host.ask_app(port, f"exit {status}")
             case {"signal": "KILL"}:
                 await self.host.stop_agent(signal.SIGKILL)
@@ -196,11 +188,6 @@ class Talk:
                 await self.host.start_agent()
             case _:
                 raise AssertionError(f"no such world: {world}")
-
-    async def _port_of(self, text: str) -> int:
-        letter, index, number = parts(text)
-        wanted = self.seen[letter, index][(number or 1) - 1]
-        return self.ports[wanted]
 
     async def _wait(self, wanted: dict[str, Any]) -> None:
         within_s = wanted.get("within_s", WAIT_S)
@@ -213,20 +200,12 @@ class Talk:
                 name, _, state = text.partition(" ")
                 version = fill(wanted.get("version"), self.lookup)
                 await self._until_asked(
-                    lambda told: any(self._is(one, name, state, version) for one in told),
+                    lambda told: any(self.known.is_meant(one, name, state, version) for one in told),
                     within_s,
                     f"{text} {version or ''}",
                 )
             case _:
                 raise AssertionError(f"no such wait: {wanted}")
-
-    def _is(self, told: dict[str, Any], name: str, state: str, version: str | None) -> bool:
-        letter, index, number = parts(name)
-        if (told["droplet"], told["index"], told["state"]) != (self.apps[letter].id, index, state):
-            return False
-        if number is not None and self.seen[letter, index].index(told["instance"]) != number - 1:
-            return False
-        return version in (None, told["version"])
 
     async def _expect(self, subject: str, step: dict[str, Any]) -> None:
         wanted, since = step.get("match", {}), self.mark
@@ -240,7 +219,7 @@ class Talk:
         found: Said = await self._until(look, step.get("within_s", EXPECT_S), f"{subject} {wanted}")
         self.taken.add(found.number)
         for name, key in step.get("keep", {}).items():
-            self.kept[name] = found.body[key]
+            self.known.kept[name] = found.body[key]
         if "count" in step:
             self.counts.append(_Count(self._subject(subject), wanted, step["count"], since))
 
@@ -270,23 +249,14 @@ class Talk:
             return
         wanted = Counter[tuple[str, str, int]]()
         for letter, what in end.items():
-            if letter in self.apps:
+            if letter in self.known.apps:
                 for version, indices in what.items():
                     wanted.update((letter, version, index) for index in indices)
 
         def stands(told: list[dict[str, Any]]) -> bool:
-            return Counter(self._standing(one) for one in told) == wanted
+            return Counter(self.known.standing(one) for one in told) == wanted
 
         await self._until_asked(stands, END_S, f"the end {dict(wanted)}")
-
-    def _standing(self, told: dict[str, Any]) -> tuple[str, str, int]:
-        letter = next(letter for letter, app in self.apps.items() if app.id == told["droplet"])
-        if told["state"] == "CRASHED":
-            return letter, "crashed", told["index"]
-        app = self.apps[letter]
-        known = {app.v1: "v1", app.v2: "v2"}
-        version = known.get(told["version"], told["version"])
-        return letter, version if told["state"] == "RUNNING" else told["state"], told["index"]
 
     def _check_never(self) -> None:
         for one in self.script.get("never", ()):
@@ -325,15 +295,12 @@ class Talk:
             return Word.of(subject, fill(step["body"], self.lookup), inbox)
         changes = fill(step.get("set", {}), self.lookup)
         body = fixture(step["from"])
-        app = self._app_of(changes.get("droplet") or changes.get("app_id"))
+        app = self.known.app(changes.get("droplet") or changes.get("app_id"))
         if app is not None:
             body = self._staging(body, app) if "app_id" in body else self._start(body, app)
         for path, value in changes.items():
             set_path(body, path, value)
         return Word.of(subject, body, inbox)
-
-    def _app_of(self, app_id: str | None) -> App | None:
-        return next((app for app in self.apps.values() if app.id == app_id), None)
 
     def _start(self, body: dict[str, Any], app: App) -> dict[str, Any]:
         body = self.host.of_app(body, app) | self._limits()
@@ -354,46 +321,16 @@ class Talk:
         found["start_message"] |= self._limits()
         return found
 
-    # -- what is known -----------------------------------------------------------------------------------------
-
-    def lookup(self, name: str) -> Any:
-        if name == "dea":
-            return self.host.dea
-        if "." not in name:
-            if name not in self.kept:
-                raise Unknown(name)
-            return self.kept[name]
-        what, _, key = name.rpartition(".")
-        if key in ("id", "v1", "v2"):
-            return getattr(self.apps[what], key)
-        letter, index, number = parts(what)
-        try:
-            instance = self.seen[letter, index][(number or 1) - 1]
-            return instance if key == "instance" else self.routes[instance]
-        except LookupError:
-            raise Unknown(name) from None
-
-    def _learn(self, told: dict[str, Any]) -> None:
-        """Which instance is the first, the second... of its index; and its route, which names no instance but its port."""
-        app = self._app_of(told["droplet"])
-        letter = next(letter for letter, one in self.apps.items() if one is app)
-        instance, seen = told["instance"], self.seen[letter, told["index"]]
-        if instance not in seen:
-            seen.append(instance)
-        if (port := told.get("stats", {}).get("port")) is not None:
-            self.ports[instance] = port
-            for one in self.host.peer.on("router.register"):
-                if (one.body["app"], one.body["port"]) == (told["droplet"], port):
-                    self.routes[instance] = one.body["private_instance_id"]
+    # -- asking ------------------------------------------------------------------------------------------------
 
     async def _ask(self) -> list[dict[str, Any]]:
         """All that find.droplet tells of the talk's apps."""
         answers = await asyncio.gather(
-            *(self.host.find(app, include_stats=True) for app in self.apps.values())
+            *(self.host.find(app, include_stats=True) for app in self.known.apps.values())
         )
         told = [one for answer in answers for one in answer]
         for one in sorted(told, key=lambda one: one["state_timestamp"]):
-            self._learn(one)
+            self.known.learn(one)
         return told
 
     async def _until_asked(

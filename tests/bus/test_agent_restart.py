@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import pytest
 from driver import Host
+from driver_apps import make_buildpack, make_package
 
 pytestmark = pytest.mark.bus
 
@@ -43,12 +44,9 @@ async def test_the_next_agent_takes_the_apps_over_as_they_are(host: Host, leave:
     await host.start_agent()
 
     assert host.dea == dea
-    for port in ports:
-        await host.peer.wait_for(
-            "router.register",
-            lambda body, port=port: (body["app"], body["port"]) == (app.id, port),
-            since=since,
-        )
+    await host.peer.until(lambda: len(host.peer.on("router.register", since)) >= len(ports), 20)
+    routes = [(one.body["app"], one.body["port"]) for one in host.peer.on("router.register", since)]
+    assert sorted(set(routes)) == sorted((app.id, port) for port in ports)
     after = sorted(await host.find(app), key=lambda one: int(one["index"]))
     kept = ("dea", "instance", "version", "index", "state", "state_timestamp")
     assert [[one[key] for key in kept] for one in after] == [[one[key] for key in kept] for one in before]
@@ -116,7 +114,7 @@ async def test_a_stop_that_an_agent_did_not_finish_is_finished_by_the_next(host:
     running = await host.run(app)
     await host.ask_app(running["stats"]["port"], f"mask {signal.SIGTERM:d}")
     await host.stop(app)
-    await host.wait_state(app, "STOPPING")
+    await host.wait_remembered('"STOPPING"')
     await kill(host)
 
     await host.start_agent()
@@ -131,7 +129,7 @@ async def test_a_damaged_memory_is_put_aside_and_the_apps_without_owner_go(host:
     app = host.make_app("shop")
     await host.run(app)
     await kill(host)
-    memory: Path = host.base_dir / "db" / "agent.json"
+    memory = host.memory_path
     memory.write_bytes(memory.read_bytes()[:-20])
 
     await host.start_agent()
@@ -140,3 +138,59 @@ async def test_a_damaged_memory_is_put_aside_and_the_apps_without_owner_go(host:
     assert memory.with_suffix(".damaged").exists()
     assert await host.find(app) == []
     await host.wait_depot_empty()
+
+
+async def test_an_agent_that_breaks_takes_no_app_along(host: Host) -> None:
+    """A fault of the agent's is not the apps'; the next one finds them."""
+    app = host.make_app("shop")
+    running = await host.run(app)
+    await kill(host)
+    in_the_way = host.base_dir / "agent.sock"
+    in_the_way.unlink()
+    (in_the_way / "full").mkdir(parents=True)  # no socket can be made there
+
+    assert await host.run_broken_agent() == 1
+
+    assert "PORT" in await host.environment_of(running["stats"]["port"])
+    (in_the_way / "full").rmdir()
+    in_the_way.rmdir()
+    await host.start_agent()
+    (found,) = await host.find(app)
+    assert (found["instance"], found["state"]) == (running["instance"], "RUNNING")
+    assert host.peer.on("droplet.exited") == []
+
+
+async def test_an_instance_whose_container_is_gone_is_told_and_its_routes_are_taken_back(host: Host) -> None:
+    """As after a reboot: its address may soon be another's."""
+    app = host.make_app("shop")
+    running = await host.run(app)
+    (handle,) = host.containers()
+    await kill(host)
+    os.kill(host.pid_of_container(handle), signal.SIGKILL)
+
+    await host.start_agent()
+
+    exited = await host.peer.wait_for("droplet.exited")
+    assert (exited.body["instance"], exited.body["exit_status"]) == (running["instance"], -1)
+    assert exited.body["exit_description"] == "unknown"
+    (unregistered,) = host.peer.on("router.unregister")
+    assert unregistered.number < exited.number
+    assert unregistered.body["port"] == running["stats"]["port"]
+    await host.wait_depot_empty()
+
+
+async def test_a_detached_agent_answers_a_staging_and_leaves_its_container_to_nobody(host: Host) -> None:
+    """A staging cannot be taken over; who waits for it is told at once."""
+    app = host.make_app("staged")
+    host.files.put(f"/packages/{app.id}", make_package(host.listener, app.id))
+    pack = host.files.put("/buildpacks/slow", make_buildpack(takes=True, compile_waits_s=60))
+    message = host.staging_message(app, admin_buildpacks=[{"key": "slow", "url": pack}])
+    await host.peer.say(f"staging.{host.dea}.start", message, "staged")
+    await host.running.wait_log("buildpack_begun", app=app.id)
+
+    await detach(host)
+
+    assert [one.body["error"] for one in host.peer.on("staged")] == [None, "Error staging: task stopped"]
+    assert host.containers() == []
+    await host.start_agent()
+    assert len(host.peer.on("staged")) == 2
