@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import gzip
 import io
-import json
 import tarfile
 import time
 from collections.abc import Callable
 from typing import Any
 
-import aiohttp
 from driver import App, Host, poll
 from driver_apps import Droplet
 
@@ -89,17 +87,8 @@ def words_about(host: Host, app: App, since: int = 0) -> list[str]:
 
 async def output_of(host: Host, app: App, index: int = 0) -> str:
     """What an instance has said so far."""
-    lines = await control_lines(host, f"/v1/apps/{app.id}/logs")
+    lines = await host.control_lines(f"/v1/apps/{app.id}/logs")
     return "".join(line.get("data", "") for line in lines if line.get("index") == index)
-
-
-async def control_lines(host: Host, path: str) -> list[dict[str, Any]]:
-    connector = aiohttp.UnixConnector(str(host.base_dir / "agent.sock"))
-    async with (
-        aiohttp.ClientSession(connector=connector) as session,
-        session.get(f"http://agent{path}") as answer,
-    ):
-        return [json.loads(line) for line in (await answer.text()).splitlines()]
 
 
 async def wait_output(host: Host, app: App, text: str, within_s: float = 20.0) -> str:

@@ -14,7 +14,6 @@ from bad_input_kit import (
     SMALL,
     add_file,
     add_special,
-    control_lines,
     exit_of,
     half_made_layers,
     tar_droplet,
@@ -252,7 +251,7 @@ async def test_what_an_app_is_called_and_says_is_data(host: Host) -> None:
     await host.run(app, limits=SMALL, start_command="printf 'x\\0\\377y\\n'; exec sleep 1000")
 
     async def said() -> list[dict[str, Any]]:
-        return await control_lines(host, f"/v1/apps/{app.id}/logs")
+        return await host.control_lines(f"/v1/apps/{app.id}/logs")
 
     while not (lines := await said()):
         await asyncio.sleep(0.02)
