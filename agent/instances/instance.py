@@ -1,7 +1,7 @@
 """An instance: one running copy of an app, and its states as one table.
 
 The table is the documentation. `Instance.move` looks a pair up; what is not listed is refused, loudly for the log and
-harmlessly for the app. Effects are named here and carried out by effects.py.
+harmlessly for the app. Effects are named here and carried out by keeper.py.
 """
 
 from __future__ import annotations
