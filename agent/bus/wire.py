@@ -120,8 +120,6 @@ class Connection:
             self._why_not = _said(error)  # nats-py's own word for it is "no servers available"
         elif not self.ended.is_set():
             self._alarm(_said(error))
-            if isinstance(error, OSError | nats.errors.UnexpectedEOF):
-                self.ended.set()  # its closing may break on what is pending, and then tells nobody
 
     async def _note_end(self) -> None:
         self.ended.set()

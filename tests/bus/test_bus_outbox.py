@@ -324,14 +324,15 @@ async def test_time_without_a_bus_does_not_count_against_an_exit(
     """A bus that comes back before its peers (sequence 17), after it was away longer than the patience lasts."""
     host = make_host(listener_patience_s=2.0)
     await host.run_until_connected()
+    host.bus.tell(exited(1))
+    await until(lambda: host.bus._sender.unheard, "nobody listens")
     await server.kill()
     await until(lambda: not host.bus.connected, "the death is seen")
-    host.bus.tell(exited(1))
     away_since = time.monotonic()
     await until(lambda: time.monotonic() - away_since > 2.2, "longer than its patience")
     await server.start()
     await until(lambda: host.connects == 2, "connected")
-    await until(lambda: host.bus._sender.unheard, "nobody listens")
+    await until(lambda: host.bus._sender.unheard, "still nobody listens")
 
     peer = await listen("droplet.exited")
 
