@@ -125,13 +125,9 @@ static int enter_tree(void)
     scoped_fd int old = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (old < 0 || chdir(STAGE_ROOT) || syscall(SYS_pivot_root, ".", "."))
         die("pivot_root", STAGE_ROOT);
-    int root = open(".", O_PATH | O_DIRECTORY | O_CLOEXEC);
     /* pivot_root(2): the old root is stacked on the new one; "." may be either, "/" is the new one. */
+    int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (root < 0 || chdir("/"))
-        die("open", "new root");
-    (void)close(root);
-    root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
-    if (root < 0)
         die("open", "new root");
     mount_at(root, "proc", "/proc", NULL, HARD);
     mount_at(root, "sysfs", "/sys", NULL, HARD | MOUNT_ATTR_RDONLY);

@@ -117,8 +117,9 @@ static void shed_inheritance(void)
     for (int number = 1; number <= 64; number++)
         (void)signal(number, SIG_DFL);
     (void)setpriority(PRIO_PROCESS, 0, 0);
+    /* Raising it is always allowed; what cannot be lowered (no CAP_SYS_RESOURCE) stays, and protects nobody. */
     scoped_fd int score = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
-    if (score < 0 || write_all(score, "0", 1))
+    if (score < 0 || (write_all(score, "0", 1) && errno != EACCES))
         die("reset", "oom_score_adj");
 }
 

@@ -6,6 +6,8 @@
 #include <sys/wait.h>
 #include <time.h>
 
+enum { RETRY_MS = 500 }; /* what was short may have been the host's, whose relief nobody tells us */
+
 /* A descriptor has been closed: one that accept4 had not may be had now. */
 void accept_again(struct server *server)
 {
@@ -169,9 +171,11 @@ _Noreturn void serve(struct inside *inside)
     for (;;) {
         /* One event a turn: a handler may free what a second event of the same batch would point to. */
         struct epoll_event event;
-        if (epoll_wait(server.epoll, &event, 1, -1) == 1) {
+        int ready = epoll_wait(server.epoll, &event, 1, server.listener_off ? RETRY_MS : -1);
+        if (ready == 1) {
             struct source *source = event.data.ptr;
             source->handle(source, event.events);
-        }
+        } else if (ready == 0)
+            accept_again(&server);
     }
 }

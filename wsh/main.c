@@ -34,7 +34,11 @@ int main(int argc, char **argv)
     static struct plan plan;
     bool no_net = false;
     char **words;
-    int at = 1, count;
+    int at = 1, count, fd;
+    /* What is opened below must not become somebody's standard descriptor. */
+    while ((fd = open("/dev/null", O_RDWR | O_CLOEXEC)) >= 0 && fd < 3)
+        ;
+    close_fd(&fd);
     if (at < argc && !strcmp(argv[at], "--no-net")) {
         no_net = true;
         at++;
@@ -42,10 +46,10 @@ int main(int argc, char **argv)
     if (at + 1 >= argc)
         usage();
     if (!strcmp(argv[at], "--plan")) {
-        uint64_t fd;
-        if (!parse_number(argv[at + 1], 1 << 20, &fd))
+        uint64_t number;
+        if (!parse_number(argv[at + 1], 1 << 20, &number))
             usage();
-        words = plan_read((int)fd, &count);
+        words = plan_read((int)number, &count);
     } else if (!strcmp(argv[at], "--args")) {
         count = argc - at - 1;
         words = take_words(argv + at + 1, count);

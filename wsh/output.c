@@ -5,6 +5,7 @@
  * no reader sees zeros), `block` stops reading until a reader has trimmed.
  */
 #include "serve.h"
+#include <poll.h>
 #include <sys/ioctl.h>
 
 static uint64_t minimum(uint64_t a, uint64_t b) { return a < b ? a : b; }
@@ -78,10 +79,9 @@ static ssize_t move(struct stream *stream)
     if (holes_fail(stream))
         return paid(stream, discard(stream, size));
     if (over) {
-        int waiting = 0;
-        if (!ioctl(stream->source.fd, FIONREAD, &waiting) && waiting > 0)
-            return -EDQUOT;
-        size = 1; /* nothing is there: this asks only for the end of file */
+        struct pollfd pipe = {stream->source.fd, POLLIN, 0};
+        (void)poll(&pipe, 1, 0);
+        return pipe.revents & POLLIN ? -EDQUOT : pipe.revents & POLLHUP ? 0 : -EAGAIN;
     }
     off_t at = (off_t)stream->end;
     ssize_t moved = splice(stream->source.fd, NULL, stream->spool, &at, size, SPLICE_F_NONBLOCK | SPLICE_F_MOVE);

@@ -1,5 +1,6 @@
 /* One row a directive: its name, how many values it takes, and what it does with them. */
 #include "plan.h"
+#include <linux/capability.h>
 
 static _Noreturn void refuse(const char *directive, const char *why)
 {
@@ -102,6 +103,8 @@ static void do_bounding(struct plan *p, char **v)
     p->bounding = strtoull(v[0], &end, 16);
     if (*end || !*v[0])
         refuse("bounding", v[0]);
+    if (p->bounding >> CAP_SYS_ADMIN & 1)
+        refuse("bounding", "CAP_SYS_ADMIN undoes every mask inside");
 }
 static void do_seccomp(struct plan *p, char **v) { set_filter("seccomp", &p->job_filter, v[0]); }
 static void do_seccomp_init(struct plan *p, char **v) { set_filter("seccomp-init", &p->init_filter, v[0]); }

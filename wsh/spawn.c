@@ -289,6 +289,16 @@ static int open_spool(struct job *job, int index, int spool, int *ret_write_end)
     return stream->spool < 0 ? -errno : 0;
 }
 
+/* A file: a pipe that nobody reads would hold up pid 1. */
+static int open_record(struct job *job, int fd)
+{
+    struct stat what;
+    if (fstat(fd, &what) || !S_ISREG(what.st_mode))
+        return -EINVAL;
+    job->record = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    return job->record < 0 ? -errno : 0;
+}
+
 static int open_terminal(struct job *job, const struct spawn_request *r, int *ret_slave)
 {
     int zero = 0, master = openat(job->server->inside->pts_fd, "ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC);
@@ -362,8 +372,8 @@ int spawn(struct server *server, struct spawn_request *request, struct job **ret
     struct child child = {.request = request, .server = server, .error_fd = error_end};
     int error = prepare(job, &child, made);
     first = made[0], second = made[1];
-    if (!error && (job->record = fcntl(request->record_fd, F_DUPFD_CLOEXEC, 3)) < 0)
-        error = -errno;
+    if (!error)
+        error = open_record(job, request->record_fd);
     if (!error && (error = watch(server, &job->exec, EPOLLIN)) == 0) {
         job->pid = fork();
         if (job->pid == 0)

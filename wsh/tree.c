@@ -18,6 +18,7 @@
 #include <sys/sysmacros.h>
 #include <sys/un.h>
 
+enum { MAX_PATH = 4096 };
 #define NO_LINKS (RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
 
 static const struct {
@@ -52,15 +53,19 @@ static int open_path(const char *path, int flags)
     return fd;
 }
 
+static char *copy_path(char *to, const char *path)
+{
+    if (strlen(path) >= MAX_PATH) {
+        errno = ENAMETOOLONG;
+        die("path", path);
+    }
+    return strcpy(to, path);
+}
+
 static int bind_socket(const char *path)
 {
-    char copy[4096], at[128];
-    if (strlen(path) >= sizeof copy) {
-        errno = ENAMETOOLONG;
-        die("socket", path);
-    }
-    strcpy(copy, path);
-    char *slash = strrchr(copy, '/');
+    char copy[MAX_PATH], at[128];
+    char *slash = strrchr(copy_path(copy, path), '/');
     *slash = 0;
     scoped_fd int dir = open_path(slash == copy ? "/" : copy, O_PATH | O_DIRECTORY);
     int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -124,34 +129,31 @@ void mount_onto(int mount_fd, int target_fd, const char *what)
 
 int ensure_below(int root, const char *path, bool directory)
 {
-    int fd = sys_openat2(root, path, O_PATH, 0, NO_LINKS);
-    if (fd >= 0)
-        return fd;
+    int at = sys_openat2(root, path, O_PATH, 0, NO_LINKS);
+    if (at >= 0)
+        return at;
     if (errno != ENOENT)
         die("mount point", path);
-    char copy[4096];
-    if (strlen(path) >= sizeof copy) {
-        errno = ENAMETOOLONG;
-        die("mount point", path);
+    char copy[MAX_PATH], *save = NULL;
+    at = fcntl(root, F_DUPFD_CLOEXEC, 3);
+    for (char *name = strtok_r(copy_path(copy, path), "/", &save), *next; name; name = next) {
+        next = strtok_r(NULL, "/", &save);
+        scoped_fd int parent = steal_fd(&at);
+        /* Each step is resolved below its parent, where `..` would be the parent itself. */
+        if (!strcmp(name, "..")) {
+            errno = EINVAL;
+            die("mount point", path);
+        }
+        at = sys_openat2(parent, name, O_PATH, 0, NO_LINKS);
+        if (at < 0 && errno == ENOENT) {
+            if (next || directory ? mkdirat(parent, name, 0755) : mknodat(parent, name, S_IFREG | 0644, 0))
+                die("make mount point", path);
+            at = sys_openat2(parent, name, O_PATH, 0, NO_LINKS);
+        }
+        if (at < 0)
+            die("mount point", path);
     }
-    strcpy(copy, path);
-    while (strlen(copy) > 1 && copy[strlen(copy) - 1] == '/')
-        copy[strlen(copy) - 1] = 0;
-    char *slash = strrchr(copy, '/');
-    const char *name = slash ? slash + 1 : copy;
-    if (slash)
-        *slash = 0;
-    if (!*name) {
-        errno = ENOENT;
-        die("mount point", path);
-    }
-    scoped_fd int parent = slash && *copy ? ensure_below(root, copy, true) : fcntl(root, F_DUPFD_CLOEXEC, 0);
-    if (directory ? mkdirat(parent, name, 0755) : mknodat(parent, name, S_IFREG | 0644, 0))
-        die("make mount point", path);
-    fd = sys_openat2(parent, name, O_PATH, 0, NO_LINKS);
-    if (fd < 0)
-        die("mount point", path);
-    return fd;
+    return at;
 }
 
 /* An idmapped, read-only clone of a layer, parked at STAGE/NAME; the descriptor stays valid as a lower. */
@@ -185,7 +187,11 @@ static int make_overlay(const int *layers, int count, int upper, const char *ext
     }
     const char *options[12][2] = {{"lowerdir", lower}, {"upperdir", up}, {"workdir", work}};
     int at = 3;
-    for (char *save = NULL, *word = strtok_r(words, ",", &save); word && at < 11; word = strtok_r(NULL, ",", &save)) {
+    for (char *save = NULL, *word = strtok_r(words, ",", &save); word; word = strtok_r(NULL, ",", &save)) {
+        if (at == 11) {
+            errno = E2BIG;
+            die("overlay", extra);
+        }
         char *equals = strchr(word, '=');
         if (equals)
             *equals = 0;
@@ -200,9 +206,8 @@ static int make_overlay(const int *layers, int count, int upper, const char *ext
 
 static void write_file(int root, const struct plan_file *file)
 {
-    char copy[4096];
-    (void)snprintf(copy, sizeof copy, "%s", file->path);
-    char *slash = strrchr(copy, '/');
+    char copy[MAX_PATH];
+    char *slash = strrchr(copy_path(copy, file->path), '/');
     *slash = 0;
     scoped_fd int parent = ensure_below(root, *copy ? copy : "/", true);
     (void)unlinkat(parent, slash + 1, 0); /* a link or an old file: replaced, never written through */

@@ -12,8 +12,10 @@ _Noreturn void die(const char *what, const char *on)
     char line[512];
     int size = snprintf(line, sizeof line, "%s: %s: %s: %s %s\n", program, what, on, errno_name(error),
                         error ? strerror(error) : "");
-    if (size > (int)sizeof line - 1)
+    if (size > (int)sizeof line - 1) {
         size = sizeof line - 1;
+        line[size - 1] = '\n';
+    }
     (void)write_all(die_fd, line, (size_t)size);
     if (on_die)
         on_die();
@@ -31,6 +33,7 @@ const char *errno_name(int error)
         {EBUSY, "EBUSY"},   {EEXIST, "EEXIST"}, {EXDEV, "EXDEV"},     {ENOTDIR, "ENOTDIR"}, {EISDIR, "EISDIR"},
         {EINVAL, "EINVAL"}, {EMFILE, "EMFILE"}, {ETXTBSY, "ETXTBSY"}, {ENOSPC, "ENOSPC"},   {EROFS, "EROFS"},
         {ELOOP, "ELOOP"},   {ENAMETOOLONG, "ENAMETOOLONG"}, {ENOSYS, "ENOSYS"}, {ENODEV, "ENODEV"}, {EDQUOT, "EDQUOT"},
+        {ENFILE, "ENFILE"}, {EADDRINUSE, "EADDRINUSE"}, {ECANCELED, "ECANCELED"}, {ECHILD, "ECHILD"}, {ENXIO, "ENXIO"},
     };
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (names[i].number == error)
