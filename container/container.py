@@ -23,17 +23,13 @@ from container.events import Events
 from container.job import Job, JobHost
 from container.jobs import DirectJob, Jobs, RunResult, TerminalJob
 from container.network import Networks
-from container.parts import MOVES, ContainerState, Info, Move, Parts
+from container.parts import MOVES, ContainerState, Info, Move, Parts, WrongState
 from container.plan import HOME
 from container.snapshot import Phase
 from container.spec import EgressRule, JobSpec, Limits, PortMapping, User
 from container.wshd import Wshd, WshdGone
 
 _STDERR_LIMIT_BYTES: Final = 4096
-
-
-class WrongState(RuntimeError):
-    """The container is in no state for that (any more)."""
 
 
 class Container:
@@ -144,9 +140,11 @@ class Container:
         """End every process but pid 1: TERM, then KILL after the grace. Files, addresses, limits remain."""
         self._enter(Move.STOP)
         self._parts.stopped = True
-        self._save()
-        with suppress(WshdGone):
-            await self._wshd.stop(grace_s)
+        try:
+            self._save()
+        finally:  # a full disk keeps nobody alive
+            with suppress(WshdGone):
+                await self._wshd.stop(grace_s)
 
     async def wait_dead(self) -> None:
         """Until pid 1 is dead."""
@@ -177,6 +175,7 @@ class Container:
     # Limits and measurements.
 
     async def info(self) -> Info:
+        self._check(Move.LOOK)
         cgroup, disk = self._parts.cgroup, self._parts.disk
         assert cgroup is not None
         usage = disk.usage() if disk is not None else None
@@ -282,8 +281,7 @@ class Container:
             os.close(errors)
 
     def _root_for(self, path: str) -> tuple[int, str]:
-        if self.state is ContainerState.DESTROYED:
-            raise WrongState(f"{self.handle}: destroyed")
+        self._check(Move.LOOK)
         if not self._died.is_set() or self._parts.home_fd < 0:
             return self._parts.root_fd, path
         # The container's mounts went apart with pid 1; the home's own tree is still held.

@@ -116,6 +116,15 @@ class Depot:
             subuid=_read("/etc/subuid"),
             subgid=_read("/etc/subgid"),
         )
+        # What only computes comes first: a wrong setting is told before anything is held.
+        addresses = Pool(
+            "address",
+            address_leases(settings.pool_network),
+            rest_s=settings.release_delay_s,
+            now_s=time.monotonic,
+        )
+        ids = Pool("ids", id_leases(settings.uid_first, settings.uid_count), now_s=time.monotonic)
+        job_filter = seccomp.compile_filter(seccomp.DEFAULT_PROFILE, platform.machine())
         for directory in (settings.depot_dir, settings.templates_dir):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         settings.depot_dir.chmod(0o700)
@@ -125,6 +134,8 @@ class Depot:
             servers, left_out = nameservers(
                 settings.dns_servers, _read("/etc/resolv.conf"), _read("/run/systemd/resolve/resolv.conf")
             )
+            launcher = Launcher(settings.wshd_binary or wsh.wshd_path())
+            undo.callback(launcher.close)
             if left_out:
                 log.warning("nameservers_left_out", servers=left_out, used=servers)
             networks = await Networks.open(
@@ -146,18 +157,13 @@ class Depot:
                 cgroups=open_backend(settings.cgroup_parent),
                 disks=Disks(settings.templates_dir) if settings.disk_limits else None,
                 networks=networks,
-                launcher=Launcher(settings.wshd_binary or wsh.wshd_path()),
+                launcher=launcher,
                 watcher=FileWatcher(),
-                addresses=Pool(
-                    "address",
-                    address_leases(settings.pool_network),
-                    rest_s=settings.release_delay_s,
-                    now_s=time.monotonic,
-                ),
-                ids=Pool("ids", id_leases(settings.uid_first, settings.uid_count), now_s=time.monotonic),
+                addresses=addresses,
+                ids=ids,
                 link_ids=IdSource(time.time_ns() // 1000),
                 dns_servers=servers,
-                seccomp=seccomp.compile_filter(seccomp.DEFAULT_PROFILE, platform.machine()),
+                seccomp=job_filter,
                 background=Background(log),
                 log=log,
                 fault=fault,
@@ -235,9 +241,11 @@ class Depot:
 
     async def _destroy(self, container: Container, grace_s: float) -> None:
         try:
-            if grace_s > 0:
-                await container.stop(grace_s)
-            await container.release()
+            try:
+                if grace_s > 0:
+                    await container.stop(grace_s)
+            finally:
+                await container.release()
         finally:
             # Its handle is free only when nothing of it is left.
             del self._containers[container.handle]

@@ -92,7 +92,12 @@ def _open_directories(root_fd: int, directory: PurePosixPath, owner: int) -> int
     try:
         with contextlib.suppress(FileExistsError):
             os.mkdir(directory.name, 0o755, dir_fd=parent)
-            os.chown(directory.name, owner, owner, dir_fd=parent, follow_symlinks=False)
+            # By descriptor: an app could put a hard link to another's file in its place.
+            made = os.open(directory.name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+            try:
+                os.fchown(made, owner, owner)
+            finally:
+                os.close(made)
     finally:
         os.close(parent)
     return open_inside(root_fd, str(directory), flags)

@@ -129,10 +129,15 @@ class Jobs:
 
     async def recover(self) -> None:
         """After a restart of the manager: take up the jobs whose files lie in the spool."""
-        listed = {job.job: job.pid for job in await self._host.wshd.jobs()}
+        listed: dict[str, int] = {}
+        died = False
+        try:
+            listed = {job.job: job.pid for job in await self._host.wshd.jobs()}
+        except WshdGone:  # just now: its jobs are lost, which is not the same as unknown
+            died = True
         for job_id in found_jobs(self._host.spool):
             job = Job(self._host, job_id, pid=listed.get(job_id, 0))
-            started = job_id in listed or job.record().status is not None
+            started = died or job_id in listed or job.record().status is not None
             if not started or not job.has_files():
                 # The manager died between making the files and wshd's taking them, or while it forgot the
                 # job.

@@ -30,19 +30,23 @@ class Move(StrEnum):
     DESTROY = "destroy"
     SPAWN = "spawn"
     CHANGE = "change"
+    LOOK = "look"
 
 
 _S, _M = ContainerState, Move
 MOVES: Final[Mapping[tuple[ContainerState, Move], ContainerState]] = {
     (_S.ACTIVE, _M.SPAWN): _S.ACTIVE,
     (_S.ACTIVE, _M.CHANGE): _S.ACTIVE,
+    (_S.ACTIVE, _M.LOOK): _S.ACTIVE,
     (_S.ACTIVE, _M.STOP): _S.STOPPED,
     (_S.ACTIVE, _M.DIE): _S.DEAD,
     (_S.ACTIVE, _M.DESTROY): _S.DESTROYED,
     (_S.STOPPED, _M.CHANGE): _S.STOPPED,
+    (_S.STOPPED, _M.LOOK): _S.STOPPED,
     (_S.STOPPED, _M.STOP): _S.STOPPED,
     (_S.STOPPED, _M.DIE): _S.DEAD,
     (_S.STOPPED, _M.DESTROY): _S.DESTROYED,
+    (_S.DEAD, _M.LOOK): _S.DEAD,
     (_S.DEAD, _M.STOP): _S.DEAD,
     (_S.DEAD, _M.DIE): _S.DEAD,
     (_S.DEAD, _M.DESTROY): _S.DESTROYED,

@@ -13,6 +13,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -22,6 +23,7 @@ from container.plan import Plan
 
 _LAUNCH_TIMEOUT_S: Final = 20.0
 _REPLY_BYTES: Final = 65536
+_REQUEST_BYTES: Final = 1 << 20
 _BIG_REQUEST_BYTES: Final = 100_000
 _SO_SNDBUFFORCE: Final = 32
 
@@ -58,7 +60,8 @@ class Launch:
         return int(number)
 
     def go(self) -> None:
-        os.write(self._stdin, b"go\n")
+        with suppress(BrokenPipeError):  # it has ended: `ready` reads why
+            os.write(self._stdin, b"go\n")
 
     async def ready(self) -> None:
         line = await self._line()
@@ -258,6 +261,10 @@ class Wshd:
 
     async def _ask(self, words: Sequence[str], fds: Sequence[int] = ()) -> tuple[list[str], list[int]]:
         packet = b"".join(word.encode("utf-8", "surrogateescape") + b"\0" for word in words)
+        if len(packet) > _REQUEST_BYTES:  # wshd would hang up without a word
+            raise WshdError(
+                "E2BIG", f"{words[0]}: expected at most {_REQUEST_BYTES} bytes, got {len(packet)}"
+            )
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK) as sock:
                 await _connect(sock, self._address)
@@ -308,7 +315,7 @@ async def _receive(sock: socket.socket) -> tuple[list[str], list[int]]:
             fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
     if not data:
         raise ConnectionResetError("connection closed")
-    if flags & socket.MSG_TRUNC or not data.endswith(b"\0"):
+    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or not data.endswith(b"\0"):
         for fd in fds:
             os.close(fd)
         raise ConnectionResetError("truncated reply")
