@@ -132,11 +132,6 @@ class Host:
         await agent.wait_log("agent_started")
         return agent
 
-    async def run_broken_agent(self) -> int:
-        """One that cannot go on; its exit status."""
-        agent = await self._spawn_agent(None)
-        return await agent.wait_exited()
-
     async def _spawn_agent(self, hold: str | None) -> AgentProcess:
         config = self.dir / "config.yml"
         config.write_text(json.dumps(self.settings))

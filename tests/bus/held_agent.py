@@ -1,4 +1,4 @@
-"""The agent, held at one point of every start: for talks that must meet it where nobody outside can see it.
+"""The agent, held at one point of every start: for talks that must meet it where nobody outside can see it. Or broken there.
 
     held_agent.py PHASE FLAG run --config FILE
 
@@ -15,6 +15,7 @@ from typing import Any
 
 from agent.cli.app import main
 from agent.droplets.unpacker import Feeding
+from agent.worker import Worker
 from container import Container
 from container.network import Networks
 
@@ -46,7 +47,14 @@ PHASES: Mapping[str, tuple[type, str, bool]] = {
 }
 
 
+async def break_down(worker: Worker) -> None:
+    raise RuntimeError("broken on purpose")
+
+
 def hold(phase: str, flag: Path) -> None:
+    if phase == "broken":  # something that the agent cannot do without, when FLAG is gone
+        setattr(Worker, "_reap_for_ever", held(break_down, flag))  # noqa: B010  (mypy: not to be assigned)
+        return
     kind, name, after = PHASES[phase]
     setattr(kind, name, held(getattr(kind, name), flag, after=after))
 

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 
 import pytest
 from driver import Host
@@ -27,6 +28,7 @@ async def kill(host: Host) -> None:
     await host.stop_agent(signal.SIGKILL)
 
 
+OpenHost = Callable[..., AbstractAsyncContextManager[Host]]
 WAYS = pytest.mark.parametrize("leave", [detach, kill])
 Leave = Callable[[Host], Awaitable[None]]
 
@@ -140,24 +142,21 @@ async def test_a_damaged_memory_is_put_aside_and_the_apps_without_owner_go(host:
     await host.wait_depot_empty()
 
 
-async def test_an_agent_that_breaks_takes_no_app_along(host: Host) -> None:
+async def test_an_agent_that_breaks_takes_no_app_along(hosts: OpenHost) -> None:
     """A fault of the agent's is not the apps'; the next one finds them."""
-    app = host.make_app("shop")
-    running = await host.run(app)
-    await kill(host)
-    in_the_way = host.base_dir / "agent.sock"
-    in_the_way.unlink()
-    (in_the_way / "full").mkdir(parents=True)  # no socket can be made there
+    async with hosts() as host:
+        broken = await host.start_agent(hold="broken")
+        app = host.make_app("shop")
+        running = await host.run(app)
+        host.hold_flag.unlink()
 
-    assert await host.run_broken_agent() == 1
+        assert await broken.wait_exited() == 1
 
-    assert "PORT" in await host.environment_of(running["stats"]["port"])
-    (in_the_way / "full").rmdir()
-    in_the_way.rmdir()
-    await host.start_agent()
-    (found,) = await host.find(app)
-    assert (found["instance"], found["state"]) == (running["instance"], "RUNNING")
-    assert host.peer.on("droplet.exited") == []
+        assert "PORT" in await host.environment_of(running["stats"]["port"])
+        await host.start_agent()
+        (found,) = await host.find(app)
+        assert (found["instance"], found["state"]) == (running["instance"], "RUNNING")
+        assert host.peer.on("droplet.exited") == []
 
 
 async def test_an_instance_whose_container_is_gone_is_told_and_its_routes_are_taken_back(host: Host) -> None:
