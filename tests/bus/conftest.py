@@ -18,6 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import testhost
 from driver import Host, open_host
 from driver_apps import build_listener
+from servers_fixtures import listen, make_host, server, stack
+
+__all__ = ["listen", "make_host", "server", "stack"]  # fixtures by import
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -323,3 +323,12 @@ def exited(number: int) -> m.DropletExited:
 
 def route(kind: type[Any], port: int = 61001, *uris: str, owner: str = "p1") -> Any:
     return kind("host1", "app", uris or ("a.example.com",), "10.0.0.1", port, {"component": "dea-0"}, owner)
+
+
+def staged(number: int) -> m.StagingRefused:
+    """An event that wants no listener."""
+    return m.StagingRefused(f"task-{number}", "x" * 200)
+
+
+def kept_files(tmp_path: Path) -> list[str]:
+    return sorted(path.name for path in (tmp_path / "outbox").iterdir())

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from servers import Host, NatsServer, Peer, nats_server, put, until
+from servers import Host, NatsServer, Peer, put, until
 
 from agent.bus import messages as m
 from agent.bus.wire import Arrived, Connection
@@ -21,12 +21,6 @@ pytestmark = pytest.mark.bus
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 COUNT = 2_000
 SUBJECTS = [f"order.{letter}" for letter in "abcdefgh"]
-
-
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
-    async with nats_server(tmp_path) as one:
-        yield one
 
 
 @pytest.fixture

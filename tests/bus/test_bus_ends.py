@@ -1,0 +1,154 @@
+"""The two ends of a connection: what is said when it begins, and the farewell (design of the bus, 3 to 5)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+from servers import (
+    NatsServer,
+    kept_files,
+    route,
+    staged,
+    until,
+)
+from servers_fixtures import Listen, MakeHost
+
+from agent.bus import messages as m
+
+pytestmark = pytest.mark.bus
+
+
+async def test_after_each_connect_all_is_said_in_its_order(
+    server: NatsServer, make_host: MakeHost, listen: Listen
+) -> None:
+    """Kept events, routes that went, heartbeat, adverts, registers; then the routers are asked for."""
+    host = make_host()
+    advert = m.Advertise("host1", ("s",), 1, 1, {}, {"zone": "z"})
+
+    def speak_anew() -> None:
+        host.bus.say(m.Heartbeat((), "host1"))
+        host.bus.say(advert)
+        host.bus.say(m.StagingAdvertise("host1", ("s",), 1, 1))
+        host.bus.say(route(m.RouterRegister, 61002))
+
+    host.at_connect = speak_anew
+    await host.run_until_connected()
+    host.bus.tell(route(m.RouterUnregister))
+    await until(lambda: not host.bus.untold, "the unregister is told")
+    await server.kill()
+    await until(lambda: not host.bus.connected, "the death is seen")
+    host.bus.say(advert)  # a voice is never stored
+    host.bus.tell(staged(1), reply_to="box")
+    host.bus.tell(m.DeaShutdown("host1", "10.0.0.1", "0.0.1", {}))
+    await host.stop()
+    await server.start()
+    peer = await listen(">")
+
+    host.run()
+
+    await until(lambda: peer.on("router.greet"), "the greeting")
+    assert [subject for subject, _, _ in peer.heard] == [
+        "box", "dea.shutdown", "router.unregister", "dea.heartbeat", "dea.advertise", "staging.advertise",
+        "router.register", "router.greet",
+    ]  # fmt: skip
+
+
+async def test_a_router_that_answers_the_greeting_is_heard_as_one_that_starts(
+    make_host: MakeHost, listen: Listen
+) -> None:
+    """Without a router the server's 503 is no answer."""
+    host = make_host()
+    await host.run_until_connected()
+    host.bus.tell(staged(1), reply_to="box")
+    await until(lambda: not host.bus.untold, "what was said behind the greeting is told")
+    assert host.commands == []
+    await host.stop()
+    router = await listen("router.greet")
+    host.run()
+    await until(lambda: router.heard, "the greeting")
+
+    await router.say(router.heard[0][1], b'{"minimumRegisterIntervalInSeconds":5}')
+
+    await until(lambda: host.commands, "it is heard")
+    assert host.commands == [m.RouterStartCommand(m.RouterStart(5))]
+
+
+async def test_unregisters_are_repeated_to_a_router_that_starts(make_host: MakeHost, listen: Listen) -> None:
+    """Unless host and port have a new owner."""
+    host = make_host()
+    await host.run_until_connected()
+    host.bus.tell(route(m.RouterUnregister, 61001))
+    host.bus.tell(route(m.RouterUnregister, 61002))
+    host.bus.say(route(m.RouterRegister, 61002, owner="p2"))
+    await until(lambda: not host.bus.untold, "all is told")
+    peer = await listen("router.unregister")
+
+    host.bus.repeat_unregisters()
+
+    await until(lambda: peer.heard, "repeated")
+    await peer.flush()
+    assert peer.on("router.unregister") == [m.encode(route(m.RouterUnregister, 61001))]
+
+
+@pytest.mark.parametrize("bus_is", ["up", "gone", "stalled", "back after a second"])
+async def test_a_farewell_ends_in_its_time(
+    server: NatsServer,
+    make_host: MakeHost,
+    listen: Listen,
+    tmp_path: Path,
+    bus_is: str,
+) -> None:
+    """201 events: at once with the server up, else at 3 s, and what is left stays for the next agent."""
+    host = make_host()
+    await host.run_until_connected()
+    peer = await listen("box")
+    if bus_is == "stalled":
+        server.stall()
+    elif bus_is != "up":
+        await server.kill()
+        await until(lambda: not host.bus.connected, "the death is seen")
+    for number in range(201):
+        host.bus.tell(staged(number), reply_to="box")
+
+    began = time.monotonic()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(host.bus.farewell())
+        if bus_is == "back after a second":
+            await asyncio.sleep(1)
+            await server.start()
+    took_s = time.monotonic() - began
+    print(f"{bus_is}: {took_s * 1e3:.0f} ms")
+
+    assert not host.bus.connected
+    if bus_is in ("up", "back after a second"):
+        assert kept_files(tmp_path) == []
+        assert took_s < 3
+    else:
+        assert len(kept_files(tmp_path)) == 201
+        assert 2.9 < took_s < 6
+    if bus_is == "up":
+        await until(lambda: len(peer.heard) == 201, "all arrived")
+    if bus_is == "stalled":
+        server.resume()
+
+
+async def test_nothing_is_said_after_the_farewell(
+    server: NatsServer, make_host: MakeHost, listen: Listen
+) -> None:
+    """The loop does not connect again: an advert of an agent that ends would draw new apps to it."""
+    host = make_host()
+    await host.run_until_connected()
+    peer = await listen("dea.*")
+    host.bus.tell(m.DeaShutdown("host1", "10.0.0.1", "0.0.1", {}))
+    host.bus.say(m.Heartbeat((), "host1"))
+
+    await host.bus.farewell()
+
+    await until(lambda: len(peer.heard) == 2, "the last words")
+    connecting = next(task for task in asyncio.all_tasks() if task.get_name() == "bus-connect")
+    await asyncio.wait({connecting}, timeout=10)
+    assert connecting.done()
+    assert host.connects == 1
