@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-import struct
 import subprocess
 import sys
 
 import pytest
+from bpf import ARCHITECTURES, verdict
 
 from agent.droplets import jail
 from agent.droplets.jail import ALLOW, ERRNO, KILL_PROCESS, make_filter
@@ -15,30 +15,8 @@ from container.seccomp import NUMBERS
 
 pytestmark = pytest.mark.unit
 
-ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 COLUMN = {"x86_64": 0, "aarch64": 1}
 EPERM = ERRNO | errno.EPERM
-
-
-def verdict(code: bytes, arch: int, number: int, *arguments: int) -> int:
-    """What the kernel would answer (bpf: loads, two jumps, return)."""
-    data = struct.pack("=IIQ6Q", number, arch, 0, *arguments, *[0] * (6 - len(arguments)))
-    steps = list(struct.iter_unpack("=HBBI", code))
-    at = accumulator = 0
-    while True:
-        operation, if_true, if_false, value = steps[at]
-        at += 1
-        match operation:
-            case 0x20:
-                (accumulator,) = struct.unpack_from("=I", data, value)
-            case 0x15:
-                at += if_true if accumulator == value else if_false
-            case 0x45:
-                at += if_true if accumulator & value else if_false
-            case 0x06:
-                return int(value)
-            case _:
-                raise AssertionError(f"operation {operation:#x}")
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
