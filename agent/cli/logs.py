@@ -26,12 +26,15 @@ COLOURS = {"err": "yellow", "sys": "cyan"}
 )
 @reach.state_option
 def command(app: str, follow: bool, as_json: bool, config: Path | None, state_dir: Path) -> None:
-    """Shows what APP (or APP/INDEX) has said on this host, oldest first."""
+    """Shows what APP (or APP/INDEX) has said on this host.
+
+    Times are known of what is said while you follow. With -f it goes on over stops, crashes and restarts, until Ctrl-C.
+    """
     name, _, index = app.partition("/")
     agent = reach.agent(state_dir, config)
     guid = find_app_guid(agent, name, state_dir, config)
     query = {"follow": "1"} if follow else {}
-    lines = Lines(name)
+    lines = Lines(name, with_time=follow)
     for event in agent.lines("GET", f"/v1/apps/{guid}/logs", **query):
         if index and str(event.get("index")) != index:
             continue
@@ -45,26 +48,27 @@ def command(app: str, follow: bool, as_json: bool, config: Path | None, state_di
 class Lines:
     """Chunks of several instances and streams, printed as whole lines."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, name: str, *, with_time: bool) -> None:
+        self._name, self._with_time = name, with_time
         self._rest: dict[tuple[str, str], tuple[bytes, str]] = {}
 
     def add(self, event: dict[str, Any]) -> None:
         stream = str(event.get("stream", "sys"))
         stream = STREAMS.get(stream, stream)
         label = f"{self._name}/{event.get('index', '?')}"
-        lead = f"{clock(event.get('at'))} {label} {ui.paint(f'{stream:<4}', COLOURS.get(stream, 'dim'))} "
+        clock = f"{local_time(event['at'])} " if self._with_time else ""
+        lead = f"{clock}{label} {ui.paint(f'{stream:<4}', COLOURS.get(stream, 'dim'))} "
         if event.get("gap_bytes"):
             print(f"{lead}({ui.size(event['gap_bytes'])} are no longer kept)", flush=True)
-        key = (label, stream)
+        if stream == "sys":
+            self.flush()
+        key = (str(event.get("instance", label)), stream)
         rest, _ = self._rest.pop(key, (b"", ""))
         *whole, rest = (rest + reach.event_bytes(event)).split(b"\n")
         for line in whole:
             print(lead + reach.printable(line), flush=True)
         if rest:
             self._rest[key] = (rest, lead)
-        if stream == "sys":
-            self.flush()
 
     def flush(self) -> None:
         """What did not end with a newline."""
@@ -74,8 +78,8 @@ class Lines:
         sys.stdout.flush()
 
 
-def clock(at: Any) -> str:
-    """Local time with milliseconds; `at` is in seconds since 1970."""
-    if not isinstance(at, int | float):
-        return "--:--:--.---"
+def local_time(at: float | None) -> str:
+    """With milliseconds, or as many blanks; `at` is in seconds since 1970."""
+    if at is None:
+        return "            "
     return time.strftime("%H:%M:%S", time.localtime(at)) + f".{int(at * 1000) % 1000:03d}"

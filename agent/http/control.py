@@ -5,30 +5,23 @@ What is asked and answered stands in agent/cli/__init__.py. A refusal is a statu
 
 from __future__ import annotations
 
-import asyncio
-import base64
 import contextlib
 import json
 import os
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+import socket
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
+from agent.http import output
+from agent.http.output import Lines
 from agent.instances.instance import Instance, State
 from agent.instances.registry import Registry
 from agent.logs import Log
 from agent.staging.registry import StagingRegistry
-from container import Chunk, Depot, UnknownHandle
-
-
-def _data(data: bytes) -> dict[str, str]:
-    try:
-        return {"data": data.decode()}
-    except UnicodeDecodeError:
-        return {"data_base64": base64.b64encode(data).decode()}
+from container import Depot, UnknownHandle
 
 
 class Control:
@@ -73,21 +66,12 @@ class Control:
             handler_cancellation=True,  # a client that has gone would else be followed until its app ends
         )
         await self._runner.setup()
-        path.unlink(missing_ok=True)
-        # a socket's path ends at 107 bytes, a base_dir may be longer
-        directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        old = os.umask(0o177)
-        try:
-            await web.UnixSite(self._runner, f"/proc/self/fd/{directory}/{path.name}").start()
-        finally:
-            os.umask(old)
-            os.close(directory)
+        await web.SockSite(self._runner, _private_socket(path)).start()
         self._path = path
 
     async def close(self) -> None:
         if self._runner is not None:
-            with contextlib.suppress(FileNotFoundError):  # its site unlinks by a path that is closed by now
-                await self._runner.cleanup()
+            await self._runner.cleanup()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
@@ -134,63 +118,31 @@ class Control:
         return found[0]
 
     async def _get_instance_logs(self, request: web.Request) -> web.StreamResponse:
-        return await self._logs(request, (self._named(request),))
+        instance = self._named(request)
+        return await self._logs(request, lambda: (instance,))
 
     async def _get_app_logs(self, request: web.Request) -> web.StreamResponse:
-        return await self._logs(request, self._registry.of_app(request.match_info["app"]))
+        app = request.match_info["app"]
+        return await self._logs(request, lambda: self._registry.of_app(app))
 
-    async def _logs(self, request: web.Request, instances: tuple[Instance, ...]) -> web.StreamResponse:
-
+    async def _logs(
+        self, request: web.Request, instances: Callable[[], Iterable[Instance]]
+    ) -> web.StreamResponse:
         follow = request.query.get("follow") == "1"
-        response = await _begin_lines(request)
-        writing = asyncio.Lock()
-
-        async def tell(instance: Instance) -> None:
-            async for chunk in self._chunks(instance, follow):
-                line = {
-                    "at": time.time(),
-                    "index": instance.index,
-                    "instance": instance.id,
-                    "stream": chunk.stream,
-                }
-                if chunk.gap_bytes:
-                    line["gap_bytes"] = chunk.gap_bytes
-                async with writing:
-                    await _write_line(response, {**line, **_data(chunk.data)})
-            if instance.state is State.CRASHED:
-                said = f"{instance.exit.description}, exit status {instance.exit.status}\n"
-                async with writing:
-                    await _write_line(
-                        response,
-                        {"at": instance.crashed_at_s, "index": instance.index, "stream": "sys", "data": said},
-                    )
-
-        with contextlib.suppress(ConnectionResetError):
-            await _all_or_none(tell(one) for one in instances)
-            await response.write_eof()
-        return response
-
-    async def _chunks(self, instance: Instance, follow: bool) -> AsyncIterator[Chunk]:
-        if instance.job is not None and instance.state is not State.CRASHED:
-            async for chunk in instance.job.stream(None, follow=follow):
-                yield chunk
-            return
-        for stream in ("stdout", "stderr"):
-            with contextlib.suppress(FileNotFoundError):
-                data = (self._crashes_dir / instance.id / stream).read_bytes()
-                if data:
-                    yield Chunk(stream, 0, data, 0)
+        return await _streamed(
+            request, lambda lines: output.tell(lines, instances, self._crashes_dir, follow=follow)
+        )
 
     async def _get_staging_log(self, request: web.Request) -> web.StreamResponse:
         task = self._stagings.find(request.match_info["task"])
         if task is None:
             return web.json_response({"error": "no such staging"}, status=404)
-        response = await _begin_lines(request)
-        with contextlib.suppress(ConnectionResetError):
+
+        async def tell(lines: Lines) -> None:
             async for piece in task.output.follow():
-                await _write_line(response, {"at": piece.at_s, "stream": piece.stream, **_data(piece.data)})
-            await response.write_eof()
-        return response
+                await lines.write(piece.data, at=piece.at_s, stream=piece.stream)
+
+        return await _streamed(request, tell)
 
     async def _post_shell(self, request: web.Request) -> web.Response:
         instance = self._named(request)
@@ -206,21 +158,28 @@ class Control:
         return web.json_response({})
 
 
-async def _all_or_none(works: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Together; the first that fails ends the others, and its error is raised."""
+def _private_socket(path: Path) -> socket.socket:
+    """Bound, mode 0600 from birth. Without an await: the umask is the whole process's."""
+    path.unlink(missing_ok=True)
+    # a socket's path ends at 107 bytes, a base_dir may be longer
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    old = os.umask(0o177)
     try:
-        async with asyncio.TaskGroup() as group:
-            for work in works:
-                group.create_task(work, name="control-follow")
-    except BaseExceptionGroup as failed:
-        raise failed.exceptions[0] from None
+        listening.bind(f"/proc/self/fd/{directory}/{path.name}")
+    except OSError:
+        listening.close()
+        raise
+    finally:
+        os.umask(old)
+        os.close(directory)
+    return listening
 
 
-async def _begin_lines(request: web.Request) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-    await response.prepare(request)
-    return response
-
-
-async def _write_line(response: web.StreamResponse, value: dict[str, Any]) -> None:
-    await response.write(json.dumps(value, separators=(",", ":")).encode() + b"\n")
+async def _streamed(request: web.Request, tell: Callable[[Lines], Awaitable[None]]) -> web.StreamResponse:
+    lines = Lines(request)
+    await lines.begin()
+    with contextlib.suppress(ConnectionResetError):  # a client that has gone is not followed for
+        await tell(lines)
+        await lines.end()
+    return lines.response

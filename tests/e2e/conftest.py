@@ -51,20 +51,25 @@ def _sysfs_of_this_network() -> None:
         subprocess.run(["umount", "--lazy", aside], check=True)
 
 
+def garrison(*words: str | Path, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "agent", *words],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=timeout,
+        env={**os.environ, **env},
+        check=False,
+    )
+
+
 @dataclass
 class Platform:
     state: Path
     port: int
 
     def run(self, verb: str, *words: str | Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "agent", verb, "--state", self.state, *words],
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            timeout=timeout,
-            check=False,
-        )
+        return garrison(verb, "--state", self.state, *words, timeout=timeout)
 
     def ok(self, verb: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
         done = self.run(verb, *words)

@@ -77,7 +77,7 @@ def test_no_control_sequence_of_an_app_reaches_the_terminal() -> None:
 
 def test_log_lines_are_put_together(capsys: pytest.CaptureFixture[str]) -> None:
     """Chunks of two instances that break lines come out as whole lines, each with its instance."""
-    lines = logs.Lines("hello")
+    lines = logs.Lines("hello", with_time=True)
     for event in (
         {"at": 0.5, "index": 0, "stream": "stdout", "data": "one\ntw"},
         {"at": 0.5, "index": 1, "stream": "stderr", "data": "other\n"},

@@ -1,0 +1,116 @@
+"""What instances say, as lines of JSON to one client: what was said before, then what they go on to say.
+
+The spool keeps bytes, not times: `at` is null for what was there before the client asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from agent.instances.instance import Instance, State
+from container import Chunk
+
+LOOK_PERIOD_S = 0.3
+SETTLE_S = 5.0
+STREAMS = ("stdout", "stderr")
+_GOING_ON = frozenset({State.BORN, State.STARTING, State.RUNNING, State.EVACUATING})
+
+
+class Lines:
+    """The response, a line at a time however many speak at once. ConnectionResetError: the client has gone."""
+
+    def __init__(self, request: web.Request) -> None:
+        self._request = request
+        self.response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        self._lock = asyncio.Lock()
+
+    async def begin(self) -> None:
+        await self.response.prepare(self._request)
+
+    def check(self) -> None:
+        """Also while nothing is said."""
+        transport = self._request.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the client has gone")
+
+    async def write(self, data: bytes, **more: Any) -> None:
+        line = json.dumps({**more, **_data(data)}, separators=(",", ":")).encode()
+        async with self._lock:
+            await self.response.write(line + b"\n")
+
+    async def end(self) -> None:
+        await self.response.write_eof()
+
+
+def _data(data: bytes) -> dict[str, str]:
+    try:
+        return {"data": data.decode()}
+    except UnicodeDecodeError:
+        return {"data_base64": base64.b64encode(data).decode()}
+
+
+async def tell(
+    lines: Lines, instances: Callable[[], Iterable[Instance]], crashes_dir: Path, *, follow: bool
+) -> None:
+    """With ``follow`` until the client goes, also of instances that come later. ConnectionResetError."""
+    told: set[str] = set()
+    try:
+        async with asyncio.TaskGroup() as group:
+            while True:
+                for one in instances():
+                    if one.id not in told and (one.job is not None or one.state is State.CRASHED):
+                        told.add(one.id)
+                        work = _tell_one(lines, one, crashes_dir, follow=follow)
+                        group.create_task(work, name=f"control-output-{one.id[:8]}")
+                if not follow:
+                    return
+                lines.check()
+                await asyncio.sleep(LOOK_PERIOD_S)
+    except BaseExceptionGroup as failed:  # the first that failed has ended the others
+        raise failed.exceptions[0] from None
+
+
+async def _tell_one(lines: Lines, one: Instance, crashes_dir: Path, *, follow: bool) -> None:
+    facts: dict[str, Any] = {"index": one.index, "instance": one.id}
+    async for chunk, is_new in _chunks(one, crashes_dir, follow=follow):
+        gap = {"gap_bytes": chunk.gap_bytes} if chunk.gap_bytes else {}
+        at = time.time() if is_new else None
+        await lines.write(chunk.data, at=at, stream=chunk.stream, **facts, **gap)
+    if follow:
+        await _settled(one)
+    if one.state is State.CRASHED:
+        said = f"{one.exit.description}, exit status {one.exit.status}\n"
+        await lines.write(said.encode(), at=one.crashed_at_s, stream="sys", **facts)
+    elif follow:
+        await lines.write(b"stopped on request\n", at=time.time(), stream="sys", **facts)
+
+
+async def _chunks(one: Instance, crashes_dir: Path, *, follow: bool) -> AsyncIterator[tuple[Chunk, bool]]:
+    """Each with whether it was said after the beginning."""
+    job = one.job
+    if job is not None and one.state is not State.CRASHED:
+        known = {name: job.size_bytes(name) for name in STREAMS}
+        async for chunk in job.stream(None, follow=follow):
+            yield chunk, chunk.offset >= known[chunk.stream]
+        return
+    for stream in STREAMS:
+        with contextlib.suppress(FileNotFoundError):
+            data = (crashes_dir / one.id / stream).read_bytes()
+            if data:
+                yield Chunk(stream, 0, data, 0), False
+
+
+async def _settled(one: Instance) -> None:
+    """The output ends a moment before what the end was is known."""
+    deadline = time.monotonic() + SETTLE_S
+    while one.state in _GOING_ON and time.monotonic() < deadline:  # noqa: ASYNC110  the table tells nobody
+        await asyncio.sleep(0.05)
