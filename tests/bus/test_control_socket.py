@@ -1,0 +1,124 @@
+"""The local control socket: for root alone, and whatever a client does costs nobody but that client."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+
+import pytest
+from bad_input_kit import SMALL
+from driver import Host, poll
+
+pytestmark = pytest.mark.bus
+
+#: Descriptors that a follower costs: its connection and the two streams.
+OF_ONE = 3
+#: What is asked, and the statuses that may be the answer (0: the connection is closed without one).
+ASKED: tuple[tuple[bytes, set[int]], ...] = (
+    (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", {404}),
+    (b"GET /v1/instances/nobody/logs HTTP/1.1\r\nHost: a\r\n\r\n", {404}),
+    (b"GET /v1/instances/../../../../etc/shadow HTTP/1.1\r\nHost: a\r\n\r\n", {404}),
+    (b"GET /v1/instances/%2e%2e%2f%2e%2e%2fetc/logs HTTP/1.1\r\nHost: a\r\n\r\n", {404}),
+    (b"GET /v1/instances/..%2f..%2f/logs?stream=../../db/agent.json HTTP/1.1\r\nHost: a\r\n\r\n", {404}),
+    (b"GET /v1/instances/%00/logs HTTP/1.1\r\nHost: a\r\n\r\n", {404, 400}),
+    (b"GET /v1/instances/%ff%fe/logs HTTP/1.1\r\nHost: a\r\n\r\n", {404, 400}),
+    (b"GET /v1/staging/../log HTTP/1.1\r\nHost: a\r\n\r\n", {404}),
+    (b"GET /v1/apps/%2e%2e%2f/logs HTTP/1.1\r\nHost: a\r\n\r\n", {200}),  # no such app: nothing to tell
+    (b"POST /v1/instances/nobody/shell HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n", {404}),
+    (b"DELETE /v1/instances HTTP/1.1\r\nHost: a\r\n\r\n", {405}),
+    (b"GET /v1/detach HTTP/1.1\r\nHost: a\r\n\r\n", {405}),
+    (b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", {400, 414, 404}),
+    (b"GET /v1/status HTTP/1.1\r\n" + b"X-Many: y\r\n" * 50_000 + b"\r\n", {400, 0}),
+    (b"GET /v1/status HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n", {200, 400}),
+    (b"GET /v1/status HTTP/1.1\r\nContent-Length: -1\r\n\r\n", {400}),
+    (b"GET /v1/status HTTP/9.9\r\n\r\n", {400}),
+    (b"\x16\x03\x01\x02\x00\x01\x00\x01", {400, 0}),
+    (b"\0" * 4096 + b"\r\n\r\n", {400, 0}),
+    (b"{}\r\n\r\n", {400}),
+)
+
+
+async def ask(host: Host, request: bytes) -> int:
+    """The status of the answer; 0: there was none."""
+    reader, writer = await connect(host)
+    try:
+        writer.write(request)
+        line = await asyncio.wait_for(reader.readline(), 20)
+        return int(line.split()[1]) if line else 0
+    except ConnectionError:
+        return 0
+    finally:
+        writer.close()
+
+
+async def connect(host: Host) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_unix_connection(str(host.base_dir / "agent.sock"))
+
+
+def descriptors(host: Host) -> int:
+    return len(os.listdir(f"/proc/{host.running.pid}/fd"))
+
+
+async def test_the_socket_is_roots_alone_and_gone_when_the_agent_is(host: Host) -> None:
+    """Whoever may speak to it may open a shell in every app."""
+    path = host.base_dir / "agent.sock"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert path.stat().st_uid == 0
+
+    await host.stop_agent()
+
+    assert not path.exists()
+
+
+async def test_a_hostile_request_is_refused_and_the_next_one_answered(host: Host) -> None:
+    """Paths that climb, bodies without end, bytes that are no HTTP: none of it ends, detaches or slows the agent."""
+    answers = [await ask(host, request) for request, _ in ASKED]
+
+    wrong = {
+        request[:60]: answer
+        for (request, allowed), answer in zip(ASKED, answers, strict=True)
+        if answer not in allowed
+    }
+    assert wrong == {}
+    assert (await host.status())["connected"]
+    assert host.running.log("detach_asked") == []
+
+
+async def test_followers_that_vanish_are_let_go_and_the_others_hear_on(host: Host) -> None:
+    """Also while an app says nothing: a client that has gone is noticed by itself."""
+    app = host.make_app("quiet")
+    running = await host.run(app, limits=SMALL)
+    before = descriptors(host)
+    follow = f"GET /v1/apps/{app.id}/logs?follow=1 HTTP/1.1\r\nHost: a\r\n\r\n".encode()
+    followers = [await connect(host) for _ in range(60)]
+    for _, writer in followers:
+        writer.write(follow)
+    for reader, _ in followers:
+        await asyncio.wait_for(reader.readuntil(b"listening"), 20)
+    assert descriptors(host) >= before + 60
+
+    staying = followers.pop()
+    for _, writer in followers:
+        writer.transport.abort()
+    assert await poll(lambda: descriptors(host) <= before + OF_ONE, 20), (before, descriptors(host))
+
+    await host.ask_app(running["stats"]["port"], "exit 3")
+    await asyncio.wait_for(staying[0].readuntil(b"app instance exited, exit status 3"), 20)
+    staying[1].close()
+
+
+async def test_a_follower_that_does_not_read_slows_nobody(host: Host) -> None:
+    """An app that says a lot goes on, and so does the agent."""
+    app = host.make_app("loud")
+    command = "head -c 8388608 /dev/zero | tr '\\0' x; echo said; exec ./listener"
+    reader, writer = await connect(host)
+    running = await host.run(app, limits=SMALL, start_command=command)
+    writer.write(f"GET /v1/apps/{app.id}/logs?follow=1 HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+    await reader.readline()
+
+    assert "PORT" in await host.environment_of(running["stats"]["port"])
+    assert (await host.status())["instances"] == 1
+    await host.stop(app)
+    await host.wait_gone(app)
+    writer.transport.abort()
