@@ -4,11 +4,12 @@ Knows nothing of NATS, apps or droplets. `Depot` is the entry; what stands here 
 """
 
 from container.container import Container
-from container.depot import Depot, DepotBusy, DepotSettings, Recovery, UnknownHandle
+from container.depot import Depot, DepotSettings, Recovery, UnknownHandle
 from container.events import Event
 from container.files import FileEntry, FilesError, NotAFile
 from container.job import Chunk, ExitStatus, Job
 from container.jobs import DirectJob, RunResult, TerminalJob
+from container.locks import DepotBusy
 from container.make import CreateError
 from container.parts import ContainerState, Info, WrongState
 from container.pools import NoLease

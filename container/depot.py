@@ -11,18 +11,16 @@ behind. The steps themselves are in make.py.
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import os
 import platform
 import time
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import wsh
-from container import make, seccomp, snapshot, users
+from container import locks, make, seccomp, snapshot, users
 from container.aio import Background, FileWatcher, Log, SilentLog, finish
 from container.cgroups import open_backend
 from container.container import Container
@@ -37,10 +35,6 @@ from container.spec import ContainerSpec, SpecError
 from container.wshd import Launcher
 
 _CLOSE_TIMEOUT_S: Final = 30.0
-
-
-class DepotBusy(RuntimeError):
-    """Another manager has this depot open."""
 
 
 class UnknownHandle(LookupError):
@@ -96,7 +90,7 @@ class Depot:
 
     settings: DepotSettings
     _host: Host
-    _lock_fd: int
+    _locks: ExitStack
     _containers: dict[str, Container] = field(default_factory=dict)
     _making: dict[str, _Making] = field(default_factory=dict)
     _ending: dict[str, asyncio.Task[None]] = field(default_factory=dict)
@@ -106,7 +100,7 @@ class Depot:
         cls, settings: DepotSettings, *, log: Log | None = None, fault: Callable[[str], None] = no_fault
     ) -> Depot:
         """Set up the host: firewall base, forwarding, cgroup parents, directories. Containers are
-        `recover`'s.
+        `recover`'s. DepotBusy: another manager has part of it.
         """
         log = log if log is not None else SilentLog()
         users.check_ids_free(
@@ -128,9 +122,13 @@ class Depot:
         for directory in (settings.depot_dir, settings.templates_dir):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         settings.depot_dir.chmod(0o700)
-        lock_fd = _lock(settings.depot_dir)
         async with AsyncExitStack() as undo:
-            undo.callback(os.close, lock_fd)
+            held = undo.enter_context(ExitStack())
+            held.callback(locks.lock_directory(settings.depot_dir))
+            cgroups = open_backend(settings.cgroup_parent)
+            held.callback(locks.lock_directory(cgroups.directory))
+            undo.callback(cgroups.remove_parents)
+            held.callback(locks.lock_tables())
             servers, left_out = nameservers(
                 settings.dns_servers, _read("/etc/resolv.conf"), _read("/run/systemd/resolve/resolv.conf")
             )
@@ -154,7 +152,7 @@ class Depot:
             host = Host(
                 depot_dir=settings.depot_dir,
                 boot_id=snapshot.boot_id(),
-                cgroups=open_backend(settings.cgroup_parent),
+                cgroups=cgroups,
                 disks=Disks(settings.templates_dir) if settings.disk_limits else None,
                 networks=networks,
                 launcher=launcher,
@@ -169,7 +167,7 @@ class Depot:
                 fault=fault,
             )
             undo.pop_all()
-            return cls(settings, host, lock_fd)
+            return cls(settings, host, held)
 
     def find(self, handle: str) -> Container:
         try:
@@ -309,18 +307,7 @@ class Depot:
         await host.networks.close(remove_tables=remove_tables)
         if remove_tables:
             host.cgroups.remove_parents()
-        os.close(self._lock_fd)
-
-
-def _lock(depot_dir: Path) -> int:
-    """Two managers of one depot would destroy each other's containers. The lock goes with the process."""
-    fd = os.open(depot_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as e:
-        os.close(fd)
-        raise DepotBusy(f"{depot_dir}: another manager has it open") from e
-    return fd
+        self._locks.close()
 
 
 def _snapshot_of(directory: Path) -> tuple[Snapshot | None, str]:

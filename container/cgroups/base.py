@@ -216,6 +216,11 @@ class Cgroups(ABC):
         self.parent = check_name("cgroup parent", parent)
         self._make_parents()
 
+    @property
+    def directory(self) -> Path:
+        """One parent directory, which stands for all of them."""
+        return self._parents()[0]
+
     def create(self, name: str) -> CgroupSet:
         """Raises FileExistsError: the name is taken. OSError: the kernel refused; nothing is left of it then."""
         made = self._set(check_name("cgroup", name))

@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -358,8 +359,21 @@ async def test_a_handle_is_given_once(depot: Depot, stack: Path, box: Container)
 
 async def test_a_depot_has_one_manager(depot: Depot) -> None:
     """A second one would destroy the first one's containers."""
-    with pytest.raises(DepotBusy):
+    with pytest.raises(DepotBusy, match=str(depot.settings.depot_dir)):
         await Depot.open(depot.settings)
+
+
+async def test_a_cgroup_parent_has_one_manager(depot: Depot, tmp_path: Path) -> None:
+    """The second would sweep the first one's cgroups, as nobody's."""
+    with pytest.raises(DepotBusy, match=depot.settings.cgroup_parent):
+        await Depot.open(replace(depot.settings, depot_dir=tmp_path / "other"))
+
+
+async def test_the_tables_of_a_network_namespace_have_one_manager(depot: Depot, tmp_path: Path) -> None:
+    """Two would undo each other's rules for ever; the one that is refused names the other."""
+    other = f"{depot.settings.cgroup_parent}-other"
+    with pytest.raises(DepotBusy, match=rf"pid {os.getpid()}\b"):
+        await Depot.open(replace(depot.settings, depot_dir=tmp_path / "other", cgroup_parent=other))
 
 
 async def test_twenty_at_once(depot: Depot, stack: Path) -> None:
