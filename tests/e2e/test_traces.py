@@ -81,9 +81,9 @@ def test_each_kind_of_trace_is_seen(tmp_path: Path) -> None:
         undo.enter_context(loop_of(tmp_path / "image"))
         undo.enter_context(mounted(tmp_path / "point"))
         undo.enter_context(linked("w-00000"))
-        for table in ("garrison", "stranger"):
+        for table in ("garrison", "stranger"):  # of a family that no agent uses: one may run here
             undo.enter_context(
-                made("nft", "add", "table", "inet", table, undo=("nft", "delete", "table", "inet", table))
+                made("nft", "add", "table", "ip", table, undo=("nft", "delete", "table", "ip", table))
             )
         kinds = [one.partition(":")[0] for one in look(tmp_path).beyond(before)]
     assert kinds == [
