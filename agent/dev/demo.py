@@ -38,7 +38,7 @@ def main() -> int:
         print("demo: containers need root", file=sys.stderr)
         return 2
     adopt_orphans()
-    state = Path(tempfile.mkdtemp(prefix="garrison-demo-"))
+    state = Path(tempfile.mkdtemp(prefix="garrison-demo-", dir="/var/tmp"))  # /tmp may be a tmpfs
     before = look(state)
     try:
         with _garrison_up(state) as port:
