@@ -1,0 +1,69 @@
+"""YAML of strangers: plain data or one error, quickly, whatever the text."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from agent.plain_yaml import YamlError, load
+
+pytestmark = pytest.mark.unit
+
+
+class Info(msgspec.Struct, frozen=True):
+    start_command: str | None = None
+
+
+def nested(item: bytes) -> bytes:
+    """Eleven anchors, each ten times the one before."""
+    return b"a0: &a0 {x: 1}\n" + b"".join(
+        b"a%d: &a%d %s\n" % (n, n, item.replace(b"@", b",".join([b"*a%d" % (n - 1)] * 10)))
+        for n in range(1, 12)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "command"),
+    [
+        (b"", None),
+        (b"--- {}\n", None),
+        (b"start_command: ~\n", None),
+        (b"start_command: ./run\nother: [1, 2]\n", "./run"),
+        (
+            b"start_command: &c ./run\neffective_procfile: {web: *c}\n",
+            "./run",
+        ),  # as Ruby writes one text said twice
+        (nested(b"[@]") + b"start_command: ./run\n", "./run"),  # shared, not multiplied
+        (b"&all {start_command: ./run, all: *all}\n", "./run"),
+    ],
+)
+def test_what_is_plain_data_is_taken(text: bytes, command: str | None) -> None:
+    """Unknown keys and aliases included."""
+    assert load(text, Info) == Info(command)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (nested(b"{<<: [@]}"), "line 2: merge keys are not taken"),
+        (b"!!python/object/apply:os.system [id]\n", "could not determine a constructor"),
+        (b"start_command: !!python/name:os.system\n", "could not determine a constructor"),
+        (b"[" * 60_000, "nesting depth"),
+        (b"{a: " * 10_000, "nesting depth"),
+        (b"a: 2001-13-01\n", "ValueError"),
+        (b"a: " + b"9" * 5000, "ValueError"),
+        (b"a: 0b_\n", "ValueError"),
+        (b"? [a]\n: b\n", "unhashable key"),
+        (b"[1]\n", "Expected `object`, got `array`"),
+        (b"start_command: 12\n", "Expected `str | null`, got `int`"),
+        (b"a\0b", "no YAML"),
+        (b"\xff\xfe\xff", "no YAML"),
+        (b"{{{", "did not find expected node"),
+    ],
+)
+def test_anything_else_is_one_kind_of_error(text: bytes, why: str) -> None:
+    """It names the place and the reason, and repeats nothing of the text."""
+    with pytest.raises(YamlError) as refused:
+        load(text, Info)
+    assert why in str(refused.value)
+    assert len(str(refused.value)) < 150
