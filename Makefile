@@ -14,7 +14,7 @@ export GARRISON_CACHE := $(CACHE)
 .PHONY: help setup demo test test-unit test-kernel test-bus test-e2e vm-test soak lint format bench lock clean
 
 help: ## show this
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.ready wsh/_bin/.ready ## system packages, venv, wshd, stacks, the example's wheels
 	@.ci/setup stacks
@@ -70,5 +70,5 @@ lock: $(VENV)/.ready ## requirements.txt from pyproject.toml (needs uv)
 	uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
 	    --extra dev pyproject.toml -o requirements.txt
 
-clean: ## what was made here (the cache of stacks stays: $(CACHE))
+clean: ## remove what was made here; the cache of stacks stays
 	rm -rf $(VENV) wsh/_bin build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -23,6 +23,7 @@ Recipe = Callable[[Path, Progress], tuple[str, ...]]
 
 VCAP_ID = 2000
 SUITE = "bookworm"
+SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 DEBIAN_PACKAGES = ("bash", "ca-certificates", "python3", "python3-venv", "tar")
 
 #: Directory, mode, owner: where a container mounts, or where an app may write.
@@ -173,8 +174,9 @@ def debian(root: Path, progress: Progress) -> tuple[str, ...]:
     for unwanted in ("doc", "man", "info", "locale", "lintian", "bug"):
         argv += [f"--dpkgopt=path-exclude=/usr/share/{unwanted}/*"]
     argv += [SUITE, str(root), *sources]
-    # A mount namespace of its own: what a killed mmdebstrap has mounted goes with it.
-    env = {**os.environ, "LC_ALL": "C.UTF-8", "TMPDIR": tempfile.gettempdir()}
+    # A mount namespace of its own: what a killed mmdebstrap has mounted goes with it. The distribution's own PATH:
+    # its tarfilter is a Python script that takes the first python3.
+    env = {**os.environ, "PATH": SYSTEM_PATH, "LC_ALL": "C.UTF-8", "TMPDIR": tempfile.gettempdir()}
     _run("mmdebstrap", ["unshare", "--mount", "--propagation", "private", *argv], env=env)
     progress("trimming")
     query = ["dpkg-query", f"--admindir={root}/var/lib/dpkg", "-W", "-f", "${Package}=${Version}\n"]

@@ -94,7 +94,7 @@ class MovingLine:
 
 
 def with_time(text: str, seconds: float, width: int = 74) -> str:
-    return f"{text:<{width}}{paint(f'{seconds:.1f} s', 'dim', sys.stderr)}"
+    return f"{text:<{width - 1}} {paint(f'{seconds:.1f} s', 'dim', sys.stderr)}"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
