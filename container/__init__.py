@@ -7,6 +7,7 @@ from container.container import Container
 from container.depot import Depot, DepotSettings, Recovery, UnknownHandle
 from container.events import Event
 from container.files import FileEntry, FilesError, NotAFile
+from container.host import HostUnfit, check_kernel, kernel_version
 from container.job import Chunk, ExitStatus, Job
 from container.jobs import DirectJob, RunResult, TerminalJob
 from container.locks import DepotBusy
@@ -48,6 +49,7 @@ __all__ = [
     "ExitStatus",
     "FileEntry",
     "FilesError",
+    "HostUnfit",
     "IdsTaken",
     "Info",
     "Job",
@@ -70,4 +72,6 @@ __all__ = [
     "WrongState",
     "WshdError",
     "WshdGone",
+    "check_kernel",
+    "kernel_version",
 ]

@@ -25,8 +25,11 @@ from container.aio import Background, FileWatcher, Log, SilentLog, finish
 from container.cgroups import open_backend
 from container.container import Container
 from container.disk import Disks
+from container.host import HostUnfit, check_kernel
 from container.make import Abandoned, CreateError, Host, Ladder
 from container.network import Networks, NetworkSettings, Restored
+from container.network.firewall import FirewallError
+from container.network.ports import NoPorts
 from container.parts import Parts
 from container.plan import nameservers
 from container.pools import IdSource, NoLease, Pool, address_leases, id_leases
@@ -100,9 +103,10 @@ class Depot:
         cls, settings: DepotSettings, *, log: Log | None = None, fault: Callable[[str], None] = no_fault
     ) -> Depot:
         """Set up the host: firewall base, forwarding, cgroup parents, directories. Containers are
-        `recover`'s. DepotBusy: another manager has part of it.
+        `recover`'s. HostUnfit: why there can be none; DepotBusy: another manager has part of it.
         """
         log = log if log is not None else SilentLog()
+        check_kernel(platform.release())
         users.check_ids_free(
             settings.uid_first,
             settings.uid_count,
@@ -136,18 +140,7 @@ class Depot:
             undo.callback(launcher.close)
             if left_out:
                 log.warning("nameservers_left_out", servers=left_out, used=servers)
-            networks = await Networks.open(
-                NetworkSettings(
-                    pool_network=settings.pool_network,
-                    mtu=settings.mtu,
-                    dns_servers=servers,
-                    allow_networks=settings.allow_networks,
-                    allow_host_access=settings.allow_host_access,
-                    port_first=settings.port_first,
-                    port_count=settings.port_count,
-                ),
-                log,
-            )
+            networks = await _open_networks(settings, servers, log)
             undo.push_async_callback(networks.close)
             host = Host(
                 depot_dir=settings.depot_dir,
@@ -308,6 +301,22 @@ class Depot:
         if remove_tables:
             host.cgroups.remove_parents()
         self._locks.close()
+
+
+async def _open_networks(settings: DepotSettings, dns_servers: tuple[str, ...], log: Log) -> Networks:
+    chosen = NetworkSettings(
+        pool_network=settings.pool_network,
+        mtu=settings.mtu,
+        dns_servers=dns_servers,
+        allow_networks=settings.allow_networks,
+        allow_host_access=settings.allow_host_access,
+        port_first=settings.port_first,
+        port_count=settings.port_count,
+    )
+    try:
+        return await Networks.open(chosen, log)
+    except (FirewallError, NoPorts) as e:
+        raise HostUnfit(f"network: {e}") from e
 
 
 def _snapshot_of(directory: Path) -> tuple[Snapshot | None, str]:

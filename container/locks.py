@@ -14,11 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from container.host import HostUnfit
+
 #: Abstract, so that no file stays behind; such names belong to a network namespace (unix(7)), as our tables do.
 _TABLES: Final = "\0garrison-tables"
 
 
-class DepotBusy(RuntimeError):
+class DepotBusy(HostUnfit):
     """Another manager has what this one needs; the text says what."""
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from container.host import HostUnfit
 from container.pools import IDS_PER_CONTAINER
 from container.spec import User
 
 
-class IdsTaken(ValueError):
+class IdsTaken(HostUnfit):
     """The configured id ranges overlap ids that the host has given to somebody else."""
 
 

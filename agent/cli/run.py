@@ -31,7 +31,12 @@ def command(config: Path) -> None:
 
     from agent.logs import configure
     from agent.worker import Worker
+    from container import HostUnfit
 
     log = configure(settings.logging)
-    status = asyncio.run(Worker(settings, log).run())
+    try:
+        status = asyncio.run(Worker(settings, log).run())
+    except HostUnfit as e:
+        log.error("host_unfit", error=str(e))
+        raise ui.Failure("the agent cannot run on this host", str(e)) from e
     ui.stop(status or ui.DONE)

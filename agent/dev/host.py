@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-MINIMUM_KERNEL = (5, 19)  # overlay over idmapped layers
+import container
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,18 +20,13 @@ class Finding:
     """What to do about it; None when all is well."""
 
 
-def kernel_version(release: str) -> tuple[int, int]:
-    match = re.match(r"(\d+)\.(\d+)", release)
-    return (int(match[1]), int(match[2])) if match else (0, 0)
-
-
 def check_kernel(release: str) -> Finding:
-    version = kernel_version(release)
+    version = container.kernel_version(release)
     text = f"kernel {version[0]}.{version[1]}"
-    if version < MINIMUM_KERNEL:
-        return Finding(
-            text, f"kernel {release} cannot mount overlay over idmapped layers: 5.19 or later is needed"
-        )
+    try:
+        container.check_kernel(release)
+    except container.HostUnfit as e:
+        return Finding(text, str(e))
     return Finding(text)
 
 

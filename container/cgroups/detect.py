@@ -14,6 +14,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
+from container.host import HostUnfit
+
 #: Controllers that limits and measurements need on v1; v2 has devices as a program and freezer built in.
 V1_NEEDED: Final = ("cpu", "cpuacct", "memory", "devices", "pids", "freezer")
 V2_NEEDED: Final = ("cpu", "memory", "pids")
@@ -24,7 +26,7 @@ class Version(Enum):
     V2 = 2
 
 
-class CgroupsMissing(RuntimeError):
+class CgroupsMissing(HostUnfit):
     """The host has no usable hierarchy; the text names what is missing."""
 
 

@@ -1,0 +1,28 @@
+"""Can this host have a depot at all? Asked once, when it is opened."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+#: The first kernel whose overlay takes idmapped layers (mount_setattr(2), house.md "Shape").
+MINIMUM_KERNEL: Final = (5, 19)
+
+
+class HostUnfit(RuntimeError):
+    """This host, as it is or as it is configured, cannot have a depot; the text says why."""
+
+
+def kernel_version(release: str) -> tuple[int, int]:
+    """Of uname's release; (0, 0) where there is no number."""
+    match = re.match(r"(\d+)\.(\d+)", release)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def check_kernel(release: str) -> None:
+    """Raises HostUnfit."""
+    if kernel_version(release) < MINIMUM_KERNEL:
+        needed = ".".join(map(str, MINIMUM_KERNEL))
+        raise HostUnfit(
+            f"kernel {release} cannot mount overlay over idmapped layers: {needed} or later is needed"
+        )

@@ -1,0 +1,27 @@
+"""Which hosts are refused before anything is made on them."""
+
+from __future__ import annotations
+
+import pytest
+
+from container import HostUnfit, check_kernel, kernel_version
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize("release", ["5.19.0", "6.1.0-56-amd64", "6.18.44-fc", "10.0"])
+def test_a_kernel_from_5_19_on_is_fine(release: str) -> None:
+    """Versions are numbers: 5.19 is later than 5.4, and 10.0 than 6.1."""
+    check_kernel(release)
+
+
+@pytest.mark.parametrize("release", ["5.18.19", "5.4.0-100-generic", "4.19.0", "", "unknown"])
+def test_an_older_kernel_is_refused_with_the_reason(release: str) -> None:
+    """The person is told what it lacks and what is needed, not that a mount failed."""
+    with pytest.raises(HostUnfit, match=r"overlay over idmapped layers: 5\.19 or later"):
+        check_kernel(release)
+
+
+def test_a_version_is_the_first_two_numbers() -> None:
+    """Whatever a distribution writes behind them."""
+    assert kernel_version("6.1.0-56-cloud-amd64") == (6, 1)
