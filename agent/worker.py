@@ -22,6 +22,7 @@ from typing import Any
 import buildpacks
 from agent import recovery, snapshot
 from agent.announce import Announcer, Voice
+from agent.bus import commands as c
 from agent.bus import messages as m
 from agent.bus.connection import Bus
 from agent.config import Settings
@@ -235,23 +236,23 @@ class Worker:
 
     # -- commands ----------------------------------------------------------------------------------------------
 
-    def _apply(self, command: m.Command) -> None:
+    def _apply(self, command: c.Command) -> None:
         match command:
-            case m.StartCommand(message):
+            case c.StartCommand(message):
                 self._keeper.start(message)
-            case m.StopCommand(stop):
+            case c.StopCommand(stop):
                 if stop.only_app:
                     self._stagings.stop_app(stop.app)
                 self._keeper.stop(stop)
-            case m.UpdateCommand(update):
+            case c.UpdateCommand(update):
                 self._keeper.update(update)
-            case m.FindCommand(question, reply_to):
+            case c.FindCommand(question, reply_to):
                 self._keeper.find(question, reply_to)
-            case m.RouterStartCommand(router):
+            case c.RouterStartCommand(router):
                 self._announcer.heard_router(router)
-            case m.StageCommand(request, reply_to):
+            case c.StageCommand(request, reply_to):
                 self._stagings.stage(request, reply_to)
-            case m.StopStagingCommand(stop_staging):
+            case c.StopStagingCommand(stop_staging):
                 self._stagings.stop_app(stop_staging.app_id)
 
     def _begin_life(self, instance: Instance) -> None:

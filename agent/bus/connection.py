@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
+from agent.bus import commands as c
 from agent.bus import credentials
 from agent.bus import messages as m
 from agent.bus.outbox import Kept, Outbox
@@ -41,7 +42,7 @@ class Bus:
         *,
         agent_id: str,
         outbox_dir: Path,
-        apply: Callable[[m.Command], None],
+        apply: Callable[[c.Command], None],
         on_connected: Callable[[], None],
         staging: bool,
         log: Log,

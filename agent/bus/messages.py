@@ -345,50 +345,6 @@ Event = RouterUnregister | DropletExited | DeaShutdown | StagingReply
 Word = Heartbeat | Advertise | StagingAdvertise | RouterRegister
 
 
-# ---- commands: what the dispatcher hands to the worker ------------------------------------------------------------
-
-
-class StartCommand(Struct, frozen=True):
-    message: StartMessage
-
-
-class StopCommand(Struct, frozen=True):
-    message: StopMessage
-
-
-class UpdateCommand(Struct, frozen=True):
-    message: UpdateMessage
-
-
-class FindCommand(Struct, frozen=True):
-    message: FindMessage
-    reply_to: str
-
-
-class RouterStartCommand(Struct, frozen=True):
-    message: RouterStart
-
-
-class StageCommand(Struct, frozen=True):
-    message: StagingStart
-    reply_to: str
-
-
-class StopStagingCommand(Struct, frozen=True):
-    message: StagingStop
-
-
-Command = (
-    StartCommand
-    | StopCommand
-    | UpdateCommand
-    | FindCommand
-    | RouterStartCommand
-    | StageCommand
-    | StopStagingCommand
-)
-
-
 T = TypeVar("T", bound=Struct)
 _encoder = msgspec.json.Encoder()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from agent.bus import commands as c
 from agent.bus import messages as m
 
 
@@ -13,37 +14,37 @@ class Inbound:
     """A subscription. ``make`` gets the payload and the reply subject; MessageError: not for us."""
 
     subject: str
-    make: Callable[[bytes, str], m.Command]
+    make: Callable[[bytes, str], c.Command]
     staging: bool = False
 
 
-def _find(payload: bytes, reply_to: str) -> m.Command:
+def _find(payload: bytes, reply_to: str) -> c.Command:
     if not reply_to:
         raise m.MessageError("a question without a reply subject")
-    return m.FindCommand(m.decode(m.FindMessage, payload), reply_to)
+    return c.FindCommand(m.decode(m.FindMessage, payload), reply_to)
 
 
-def _router_start(payload: bytes, reply_to: str) -> m.Command:
+def _router_start(payload: bytes, reply_to: str) -> c.Command:
     """Any payload is a greeting: a router that says nothing of itself is a router all the same."""
     try:
-        return m.RouterStartCommand(m.decode(m.RouterStart, payload))
+        return c.RouterStartCommand(m.decode(m.RouterStart, payload))
     except m.MessageError:
-        return m.RouterStartCommand(m.RouterStart())
+        return c.RouterStartCommand(m.RouterStart())
 
 
 def inbound(agent_id: str) -> tuple[Inbound, ...]:
     return (
-        Inbound(f"dea.{agent_id}.start", lambda p, _: m.StartCommand(m.decode(m.StartMessage, p))),
-        Inbound("dea.stop", lambda p, _: m.StopCommand(m.decode(m.StopMessage, p))),
-        Inbound("dea.update", lambda p, _: m.UpdateCommand(m.decode(m.UpdateMessage, p))),
+        Inbound(f"dea.{agent_id}.start", lambda p, _: c.StartCommand(m.decode(m.StartMessage, p))),
+        Inbound("dea.stop", lambda p, _: c.StopCommand(m.decode(m.StopMessage, p))),
+        Inbound("dea.update", lambda p, _: c.UpdateCommand(m.decode(m.UpdateMessage, p))),
         Inbound("dea.find.droplet", _find),
         Inbound("router.start", _router_start),
         Inbound(
             f"staging.{agent_id}.start",
-            lambda p, r: m.StageCommand(m.decode(m.StagingStart, p), r),
+            lambda p, r: c.StageCommand(m.decode(m.StagingStart, p), r),
             staging=True,
         ),
-        Inbound("staging.stop", lambda p, _: m.StopStagingCommand(m.decode(m.StagingStop, p)), staging=True),
+        Inbound("staging.stop", lambda p, _: c.StopStagingCommand(m.decode(m.StagingStop, p)), staging=True),
     )
 
 

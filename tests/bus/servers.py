@@ -15,6 +15,7 @@ from typing import Any
 
 import structlog
 
+from agent.bus import commands as c
 from agent.bus import messages as m
 from agent.bus.connection import Bus
 from agent.config import NatsSettings
@@ -260,11 +261,11 @@ class Host:
     """A `Bus` that runs, and what it did: commands carried out, connects, log lines."""
 
     def __init__(self, servers: list[str], outbox_dir: Path, **more: Any) -> None:
-        self.commands: list[m.Command] = []
+        self.commands: list[c.Command] = []
         self.connects = 0
         self.lines: list[dict[str, Any]] = []
         self.at_connect: Callable[[], None] = lambda: None
-        self.apply: Callable[[m.Command], None] = self.commands.append
+        self.apply: Callable[[c.Command], None] = self.commands.append
         settings = NatsSettings(servers=tuple(servers), **more.pop("settings", {}))
         self.bus = Bus(
             settings,

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from servers import FakeServer, Host, NatsServer, Peer, nats_server, until
 
+from agent.bus import commands as c
 from agent.bus import messages as m
 from agent.bus.wire import BusError, Connection, Unsendable
 from agent.config import NatsSettings
@@ -42,7 +43,7 @@ async def hears(host: Host, server: NatsServer, app: str) -> None:
     """A command said on ``server`` is carried out."""
     peer = await Peer.open(server)
     await peer.say("staging.stop", b'{"app_id":"%b"}' % app.encode())
-    await until(lambda: m.StopStagingCommand(m.StagingStop(app)) in host.commands, f"{app} is heard")
+    await until(lambda: c.StopStagingCommand(m.StagingStop(app)) in host.commands, f"{app} is heard")
     await peer.close()
 
 

@@ -16,6 +16,7 @@ from servers import (
 )
 from servers_fixtures import Listen, MakeHost
 
+from agent.bus import commands as c
 from agent.bus import messages as m
 
 pytestmark = pytest.mark.bus
@@ -73,7 +74,7 @@ async def test_a_router_that_answers_the_greeting_is_heard_as_one_that_starts(
     await router.say(router.heard[0][1], b'{"minimumRegisterIntervalInSeconds":5}')
 
     await until(lambda: host.commands, "it is heard")
-    assert host.commands == [m.RouterStartCommand(m.RouterStart(5))]
+    assert host.commands == [c.RouterStartCommand(m.RouterStart(5))]
 
 
 async def test_unregisters_are_repeated_to_a_router_that_starts(make_host: MakeHost, listen: Listen) -> None:

@@ -13,6 +13,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from servers import Host, NatsServer, Peer, put, until
 
+from agent.bus import commands as c
 from agent.bus import messages as m
 from agent.bus.wire import Arrived, Connection
 from agent.config import NatsSettings
@@ -89,13 +90,13 @@ async def test_commands_of_all_kinds_are_applied_in_the_order_of_the_wire(
         )
         return put(subject.encode(), json.dumps(body).encode(), reply)
 
-    def number_of(command: m.Command) -> int:
+    def number_of(command: c.Command) -> int:
         match command:
-            case m.RouterStartCommand(message):
+            case c.RouterStartCommand(message):
                 return int(message.interval_s or 0)
-            case m.StageCommand(request, _):
+            case c.StageCommand(request, _):
                 return int(request.app_id)
-            case m.StopStagingCommand(stop):
+            case c.StopStagingCommand(stop):
                 return int(stop.app_id)
             case _:
                 return int(command.message.app)
@@ -129,7 +130,7 @@ async def test_a_message_that_was_not_handed_over_raises_the_alarm(
     await writer.say("staging.stop", b'{"app_id":"next"}')
 
     await until(lambda: host.commands, "the next command")
-    assert host.commands == [m.StopStagingCommand(m.StagingStop("next"))]
+    assert host.commands == [c.StopStagingCommand(m.StagingStop("next"))]
     await until(lambda: host.logged("bus_message_not_handed_over"), "the alarm")
     assert host.logged("bus_message_not_handed_over")[0]["subject"] == "staging.stop"
     assert host.connects == 1
@@ -166,7 +167,7 @@ async def test_a_refused_message_costs_one_log_line(
     await writer.say("dea.stop", b'{"droplet": "next", "droplet": "twice"}')
 
     await until(lambda: host.commands, "the next command")
-    assert [command.message.app for command in host.commands if isinstance(command, m.StopCommand)] == [
+    assert [command.message.app for command in host.commands if isinstance(command, c.StopCommand)] == [
         "twice"
     ]
     refused = host.lines[quiet:]
@@ -200,7 +201,7 @@ async def test_what_is_no_text_around_the_payload_leaves_the_client_hearing(
     writer.writer.write(raw)
     await writer.say("staging.stop", b'{"app_id":"next"}')
 
-    await until(lambda: m.StopStagingCommand(m.StagingStop("next")) in host.commands, "the next command")
+    await until(lambda: c.StopStagingCommand(m.StagingStop("next")) in host.commands, "the next command")
     assert host.connects == 1
     await host.stop()
 
@@ -212,8 +213,8 @@ async def test_a_command_that_breaks_its_handler_costs_itself_only(
     host = Host([server.url], tmp_path / "outbox")
     done = asyncio.Event()
 
-    def apply(command: m.Command) -> None:
-        if command == m.StopStagingCommand(m.StagingStop("bad")):
+    def apply(command: c.Command) -> None:
+        if command == c.StopStagingCommand(m.StagingStop("bad")):
             raise KeyError("a bug of ours")
         done.set()
 
