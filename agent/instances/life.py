@@ -20,6 +20,7 @@ from agent.config import Settings
 from agent.droplets.archive import ArchiveError
 from agent.droplets.layers import Layer, LayerError, Layers
 from agent.droplets.transfer import TransferError
+from agent.droplets.unpacker import JailError
 from agent.instances.environment import HOME, app_environment, start_argv
 from agent.instances.health import wait_accepting
 from agent.instances.instance import Event, Exit, Instance, State
@@ -251,7 +252,7 @@ async def _fetch(instance: Instance, home: Home, held: AsyncExitStack, log: Log)
     limit_bytes = message.limits.disk * MIB
     try:
         layer = await home.layers.ensure(message.sha1, message.executableUri, limit_bytes)
-    except (LayerError, TransferError, ArchiveError, OSError) as e:
+    except (LayerError, TransferError, ArchiveError, JailError, OSError) as e:
         raise StartFailed(FAILED, f"droplet {message.sha1}: {e}") from e
     held.enter_context(home.layers.use(message.sha1))
     if layer.bytes > limit_bytes:

@@ -292,7 +292,7 @@ class StagingTask:
                 bounds=Bounds(total_bytes=self.disk_mb * MIB),
             )
             status = await job.wait()
-        except (ArchiveError, OSError, WshdError, WshdGone) as e:
+        except (ArchiveError, JailError, OSError, WshdError, WshdGone) as e:
             raise StagingFailed("Error staging: the droplet cannot be packed", "StagingError", str(e)) from e
         finally:
             for fd in (read_fd, write_fd):
