@@ -23,7 +23,9 @@ DIRECTORIES = (
 
 def make_directories(base_dir: Path) -> None:
     for name in DIRECTORIES:
-        (base_dir / name).mkdir(mode=0o755, parents=True, exist_ok=True)
+        directory = base_dir / name
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.chmod(0o700)  # droplets and packages hold what only their app should read
 
 
 def local_address(configured: str | None) -> str:

@@ -84,6 +84,10 @@ async def test_no_secret_is_in_the_log_or_in_a_command_line(hosts: OpenHost, bas
             await host.peer.wait_for("dea.heartbeat")
             memory = host.base_dir / "db" / "agent.json"
             assert stat.S_IMODE(memory.stat().st_mode) == 0o600
+            open_to_others = [
+                path.name for path in host.base_dir.iterdir() if path.is_dir() and path.stat().st_mode & 0o077
+            ]
+            assert open_to_others == []
             await host.stop_agent()
             await host.peer.close()
 
