@@ -9,7 +9,7 @@ from enum import Enum
 from pathlib import Path
 
 from agent.config import ResourceSettings
-from agent.instances.instance import HOLDS_DISK, HOLDS_MEMORY, Instance
+from agent.instances.instance import HOLDS_DISK, HOLDS_MEMORY, Instance, State
 
 MIB = 1 << 20
 #: Of the host's memory, what is left to the host where no `memory_mb` is configured.
@@ -50,6 +50,11 @@ class Capacity:
 
 
 def claim_of(instance: Instance) -> Claim:
+    """A start that never came to a container holds nothing once it has failed: in the original one that asked for more
+    disk than there is kept the host from taking anything until it was reaped (dea-bus.md 1.4, step 4).
+    """
+    if instance.state is State.CRASHED and instance.handle is None:
+        return Claim(0, 0)
     return Claim(
         instance.memory_mb if instance.state in HOLDS_MEMORY else 0,
         instance.disk_mb if instance.state in HOLDS_DISK else 0,
