@@ -3,9 +3,12 @@
 #include <stdio.h>
 
 #ifdef __SANITIZE_ADDRESS__
+/* pid 1 never ends by itself, and it may not be traced: the leak check could not run. UBSan reads its options only when it
+ * has something to say, and pid 1 cannot read its own environment: so they stand here. */
 const char *__asan_default_options(void);
-/* pid 1 never ends by itself, and it may not be traced: the leak check could not run. */
 const char *__asan_default_options(void) { return "detect_leaks=0:abort_on_error=1"; }
+const char *__ubsan_default_options(void);
+const char *__ubsan_default_options(void) { return "print_stacktrace=1"; }
 #endif
 
 static _Noreturn void usage(void)

@@ -330,9 +330,10 @@ static int prepare(struct job *job, struct child *child, int *made)
             return -EINVAL;
         child->groups[i] = (gid_t)group;
     }
-    child->fds[0] = r->stdin_fd >= 0 ? r->stdin_fd : 0;
-    child->fds[1] = r->stdout_fd >= 0 ? r->stdout_fd : 1;
-    child->fds[2] = r->stderr_fd >= 0 ? r->stderr_fd : 2;
+    const int null = 0; /* pid 1's own, open both ways */
+    child->fds[0] = r->stdin_fd >= 0 ? r->stdin_fd : null;
+    child->fds[1] = r->stdout_fd >= 0 ? r->stdout_fd : null;
+    child->fds[2] = r->stderr_fd >= 0 ? r->stderr_fd : null;
     if (r->io == IO_TERMINAL) {
         child->terminal = true;
         error = open_terminal(job, r, &made[0]);

@@ -23,6 +23,7 @@ ID_BASE = 1_700_000_000
 ID_COUNT = 65_536
 REPLY_BYTES = 1 << 20
 BUILDS = ("static", "asan")
+REPORT = "sanitizer-report"  # inside.c
 
 
 def bounding_mask() -> int:
@@ -237,6 +238,7 @@ class Box:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 pass_fds=(plan_fd,),
+                cwd=self.folder,
             )
         finally:
             os.close(plan_fd)
@@ -251,12 +253,24 @@ class Box:
             raise LaunchError(f"exit {process.returncode}: {err.decode()}")
         return self
 
+    def reports(self) -> str:
+        """What the sanitizers have found in pid 1 and its children; the launcher's go to its standard error."""
+        path = self.folder / "disk/upper" / REPORT
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def descriptors_of_pid_1(self) -> int:
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
     def alive(self) -> bool:
         with Client(self.socket) as client:
             return client.ask("ping").ok
 
     def kill(self) -> None:
-        """Ends pid 1, and with it everything inside; waits for the kernel to have it done."""
+        """Ends pid 1, and with it everything inside; waits for the kernel to have it done. A report fails the test."""
+        self._end()
+        assert not (found := self.reports()), found
+
+    def _end(self) -> None:
         if not self.pid:
             return
         with contextlib.suppress(ProcessLookupError):
@@ -327,6 +341,6 @@ def running(folder: Path, build: str, *extra: str | int) -> Iterator[Box]:
     try:
         box.launch(*extra)
         yield box
-        assert box.alive(), "wshd died under the test"
+        assert box.alive(), f"wshd died under the test\n{box.reports()}"
     finally:
         box.kill()
