@@ -8,6 +8,7 @@ those are compared by what this process and its children made.
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import subprocess
 import tempfile
@@ -78,6 +79,8 @@ class Picture:
     rules: frozenset[str]
     loops: frozenset[str]
     processes: frozenset[str]
+    depots: frozenset[str]
+    leases: frozenset[str]
 
 
 def take_picture() -> Picture:
@@ -89,6 +92,8 @@ def take_picture() -> Picture:
         rules=frozenset(_rules()),
         loops=frozenset(_loops()),
         processes=frozenset(_descendants(os.getpid())),
+        depots=frozenset(str(entry) for depot in own_depots if depot.exists() for entry in depot.iterdir()),
+        leases=frozenset(_leases()),
     )
 
 
@@ -125,6 +130,22 @@ def _loops() -> list[str]:
             continue
         if any(place in text for place in own_places):
             found.append(f"{path.parent.parent.name} {text}")
+    return found
+
+
+#: The depots of this session's tests.
+own_depots: set[Path] = set()
+
+
+def _leases() -> list[str]:
+    """What the containers of a depot hold; one that rests after its container is written down nowhere."""
+    found = []
+    for path in (path for depot in own_depots for path in depot.glob("*/snapshot.json")):
+        try:
+            held = json.loads(path.read_bytes())
+        except (OSError, ValueError):  # it went meanwhile, or a test has damaged it
+            continue
+        found += [f"{kind} {held.get(kind)} of {path.parent}" for kind in ("network", "ids_first")]
     return found
 
 

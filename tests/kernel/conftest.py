@@ -27,7 +27,7 @@ def test_host(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(autouse=True)
 def no_leaks(test_host: None) -> Iterator[None]:
-    """Mounts, cgroups, links, rules, loop devices and processes are after the test what they were before."""
+    """Mounts, cgroups, links, rules, loop devices, processes, depots and leases are after the test as they were before."""
     before = testhost.take_picture()
     yield
     left = testhost.wait_same(before)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+import testhost
 
 from container import ContainerSpec, Depot, DepotSettings, JobSpec, User
 
@@ -42,10 +43,11 @@ def make_stack(directory: Path) -> Path:
 
 
 def settings_for(base: Path, **changes: object) -> DepotSettings:
-    """Everything below ``base``; a cgroup parent of our own."""
+    """A depot below ``base``; a cgroup parent of our own. What is in the depot is compared after each test."""
+    testhost.own_depots.add(base / "depot")
     values: dict[str, object] = {
         "depot_dir": base / "depot",
-        "templates_dir": base / "templates",
+        "templates_dir": base.parent / "templates",  # made once for all tests of a session
         "cgroup_parent": f"garrison-test-{os.getpid()}",
         "release_delay_s": 0.0,
         "dns_servers": ("9.9.9.9",),
@@ -78,8 +80,9 @@ def remains(settings: DepotSettings) -> list[str]:
                 found.append(f"loop {loop.parent.parent.name} {text.strip()}")
         except OSError:  # it has just been detached
             continue
-    for parent in Path("/sys/fs/cgroup").glob(f"*/{settings.cgroup_parent}"):
-        found += [f"cgroup {path}" for path in parent.iterdir() if path.is_dir()]
+    for pattern in (settings.cgroup_parent, f"*/{settings.cgroup_parent}"):  # v2, v1
+        for parent in Path("/sys/fs/cgroup").glob(pattern):
+            found += [f"cgroup {path}" for path in parent.iterdir() if path.is_dir()]
     return found
 
 
@@ -122,9 +125,13 @@ async def depot(tmp_path: Path) -> AsyncIterator[Depot]:
     """A depot of its own, which must be empty again in the end."""
     opened = await Depot.open(settings_for(tmp_path))
     yield opened
-    for handle in opened.handles():
-        await opened.destroy(handle)
-    await nothing_left(opened.settings)
-    await until(lambda: leases_in_use(opened) == 0, lambda: f"leases left: {leases_in_use(opened)}")
-    await opened.close(remove_tables=True)
-    opened._host.cgroups.remove_parents()
+    await close_empty(opened)
+
+
+async def close_empty(depot: Depot) -> None:
+    """Destroys what is there and closes; nothing may be left, on the host or in the pools."""
+    for handle in depot.handles():
+        await depot.destroy(handle)
+    await nothing_left(depot.settings)
+    await until(lambda: leases_in_use(depot) == 0, lambda: f"leases left: {leases_in_use(depot)}")
+    await depot.close(remove_tables=True)

@@ -16,6 +16,7 @@ import pytest
 from depot_kit import (
     SCALE,
     app,
+    close_empty,
     leases_in_use,
     links,
     nothing_left,
@@ -54,10 +55,7 @@ async def opened(base: Path, **changes: object) -> AsyncIterator[tuple[Depot, Fa
         yield depot, faults
     finally:
         faults.rung = ""
-        for handle in depot.handles():
-            await depot.destroy(handle)
-        await depot.close(remove_tables=True)
-        depot._host.cgroups.remove_parents()
+        await close_empty(depot)
 
 
 @pytest.mark.parametrize("rung", RUNGS)
