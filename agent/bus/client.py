@@ -17,6 +17,8 @@ import nats.errors
 from nats.aio.client import Client as NatsClient
 from nats.aio.msg import Msg
 
+from agent.bus.wire import honour_cancellation
+
 Handler = Callable[[str, str, bytes], None]
 """subject, reply inbox (or ""), payload"""
 
@@ -91,7 +93,8 @@ class PeerClient:
             self._on_connected()
             while not lost.is_set():
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(lost.wait(), PROBE_INTERVAL_S)
+                    async with asyncio.timeout(PROBE_INTERVAL_S):
+                        await lost.wait()
                 if not lost.is_set():
                     await client.rtt(2)
         finally:
@@ -116,6 +119,7 @@ class PeerClient:
             await self._client.publish(subject, payload, reply=reply)
         except (nats.errors.Error, OSError) as error:
             raise NotConnected(str(error)) from error
+        honour_cancellation()
 
     @contextlib.asynccontextmanager
     async def request_many(self, subject: str, payload: bytes) -> AsyncIterator[asyncio.Queue[bytes]]:
@@ -133,6 +137,7 @@ class PeerClient:
         subscription = await client.subscribe(inbox, cb=receive)
         try:
             await client.publish(subject, payload, reply=inbox)
+            honour_cancellation()
             yield queue
         finally:
             with contextlib.suppress(nats.errors.Error, OSError):

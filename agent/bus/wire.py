@@ -135,7 +135,7 @@ class Connection:
             await self._client.subscribe(subject, cb=not_handed_over)
         except Exception as e:
             raise BusError(f"subscribe to {subject}: {_said(e)}") from e
-        _honour_cancellation()
+        honour_cancellation()
 
     async def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
         """Unsendable: the fault is the message's. BusError: the connection's."""
@@ -147,7 +147,7 @@ class Connection:
             raise Unsendable(f"{len(payload)} bytes on {subject[:200]!r}: {_said(e)}") from e
         except Exception as e:
             raise BusError(f"publish on {subject}: {_said(e)}") from e
-        _honour_cancellation()
+        honour_cancellation()
 
     def new_inbox(self) -> str:
         return self._client.new_inbox()
@@ -206,7 +206,7 @@ def _discard_pending(client: Client) -> None:
         writer.transport.abort()
 
 
-def _honour_cancellation() -> None:
+def honour_cancellation() -> None:
     """nats-py swallows CancelledError where it flushes; a task that was cancelled meanwhile ends here."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():

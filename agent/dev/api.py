@@ -172,7 +172,8 @@ class Api:
         over = await self._controller.stop_staging(request.match_info["name"])
         if over is not None:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(over.wait(), STOP_STAGING_S)
+                async with asyncio.timeout(STOP_STAGING_S):
+                    await over.wait()
         return web.json_response({})
 
     # For the agent

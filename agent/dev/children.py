@@ -48,7 +48,8 @@ async def stop(process: asyncio.subprocess.Process, timeout_s: float) -> bool:
         return True
     process.send_signal(signal.SIGTERM)
     try:
-        await asyncio.wait_for(process.wait(), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            await process.wait()
     except TimeoutError:
         process.kill()
         await process.wait()

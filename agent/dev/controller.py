@@ -100,10 +100,9 @@ class Controller:
     async def wait_heard(self, timeout_s: float) -> None:
         """Until some host said something new, or the time is over."""
         self._heard.clear()
-        try:
-            await asyncio.wait_for(self._heard.wait(), timeout_s)
-        except TimeoutError:
-            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._heard.wait()
 
     # Desired state
 
@@ -292,7 +291,8 @@ class Controller:
         async with self.bus.request_many(f"staging.{host}.start", payload) as replies:
             for stage in ("set_up", "staged"):
                 try:
-                    data = await asyncio.wait_for(replies.get(), STAGING_TIMEOUT_S)
+                    async with asyncio.timeout(STAGING_TIMEOUT_S):
+                        data = await replies.get()
                 except TimeoutError:
                     yield {"event": "failed", "type": "StagingTimeExpired", "error": "no reply in 15 minutes"}
                     return

@@ -171,7 +171,8 @@ class Gateway:
 
     async def _one_request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), HEAD_TIMEOUT_S)
+            async with asyncio.timeout(HEAD_TIMEOUT_S):
+                head = await reader.readuntil(b"\r\n\r\n")
         except asyncio.LimitOverrunError:
             writer.write(
                 _refusal(431, "Request Header Fields Too Large", "", "the request's head is too large")
@@ -190,9 +191,8 @@ class Gateway:
         peer = writer.get_extra_info("peername")
         for endpoint in endpoints[:ATTEMPTS]:
             try:
-                back = await asyncio.wait_for(
-                    asyncio.open_connection(endpoint.host, endpoint.port), CONNECT_TIMEOUT_S
-                )
+                async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                    back = await asyncio.open_connection(endpoint.host, endpoint.port)
             except (OSError, TimeoutError) as error:
                 self._log.info("endpoint_failed", host=endpoint.host, port=endpoint.port, error=repr(error))
                 continue

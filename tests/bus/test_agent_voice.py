@@ -115,8 +115,8 @@ async def test_usr1_takes_the_host_from_the_pool_and_nothing_else(host: Host) ->
     assert host.peer.on("staging.advertise", since) == []
 
 
-async def test_a_start_that_does_not_fit_is_told_and_held_as_a_crash(host: Host) -> None:
-    """The controller starts it elsewhere; here it holds its disk until the reaper takes it, but no memory."""
+async def test_a_start_that_does_not_fit_is_told_and_kept_as_a_crash(host: Host) -> None:
+    """The controller starts it elsewhere; here it holds nothing, as nothing was made for it."""
     app = host.make_app("huge")
     await host.start(app, limits={"mem": MEMORY_MB + 1})
 
@@ -136,7 +136,7 @@ async def test_a_start_that_does_not_fit_is_told_and_held_as_a_crash(host: Host)
         "exit_description": "Not enough memory resource available.",
     }
     assert crashed["state"] == "CRASHED"
-    assert told.body == advert(host, {app.id: 1}, 0, 1024)
+    assert told.body == advert(host, {app.id: 1}, 0, 0)
     assert host.peer.on("router.unregister") == []
 
 
