@@ -8,6 +8,7 @@ droplet checksum in the second means that the host has started index 0 by itself
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 import uuid
