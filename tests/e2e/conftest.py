@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import http.client
 import json
 import os
@@ -10,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,36 +17,14 @@ from typing import Any
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from host_fixtures import test_host
+
 from agent.dev.traces import adopt_orphans, look, settled
 
-CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
+__all__ = ["test_host"]  # a fixture by import
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def own_namespaces() -> None:
-    """Firewall and links of the tests are not the machine's."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(CLONE_NEWNS | CLONE_NEWNET) != 0:
-        pytest.fail(f"unshare: {os.strerror(ctypes.get_errno())}; the end-to-end tests need root")
-    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
-    _sysfs_of_this_network()
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    # A host has an address of its own beside loopback: the agent tells it to the router.
-    subprocess.run(["ip", "link", "add", "uplink0", "type", "veth", "peer", "name", "uplink1"], check=True)
-    subprocess.run(["ip", "address", "add", "192.0.2.1/24", "dev", "uplink0"], check=True)
-    for end in ("uplink0", "uplink1"):
-        subprocess.run(["ip", "link", "set", end, "up"], check=True)
-    subprocess.run(["ip", "route", "add", "default", "via", "192.0.2.254"], check=True)
-
-
-def _sysfs_of_this_network() -> None:
-    """/sys/class/net shows the namespace that sysfs was mounted in; the cgroups below it are carried over."""
-    with tempfile.TemporaryDirectory() as aside:
-        subprocess.run(["mount", "--rbind", "/sys/fs/cgroup", aside], check=True)
-        subprocess.run(["mount", "-t", "sysfs", "sysfs", "/sys"], check=True)
-        subprocess.run(["mount", "--rbind", aside, "/sys/fs/cgroup"], check=True)
-        subprocess.run(["umount", "--lazy", aside], check=True)
 
 
 def garrison(*words: str | Path, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,41 @@
+"""Fixtures of the rooms that make real containers: a test host, and the proof that each test leaves it as it was.
+
+A conftest.py imports them by name.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import testhost
+
+
+@pytest.fixture(scope="session", autouse=True)
+def test_host(tmp_path_factory: pytest.TempPathFactory) -> None:
+    testhost.own_places.append(str(tmp_path_factory.getbasetemp()))
+    try:
+        testhost.enter()
+    except testhost.HostUnfit as e:
+        pytest.exit(f"this machine cannot run these tests: {e}", returncode=1)
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(test_host: None) -> Iterator[None]:
+    """Mounts, cgroups, links, rules, loop devices, processes, depots and leases are after the test as they were before."""
+    before = testhost.take_picture()
+    yield
+    left = testhost.wait_same(before)
+    assert not left, "the test left a trace:\n" + "\n".join(left)
+
+
+@pytest.fixture
+def base_dir() -> Iterator[Path]:
+    """A directory on a real disk: loop images and overlay uppers do not belong on a tmpfs."""
+    path = Path(tempfile.mkdtemp(prefix=f"garrison-{os.getpid()}-", dir="/var/tmp"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
