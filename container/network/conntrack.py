@@ -1,7 +1,8 @@
 """Forget connections, so that the new owner of an address or a port does not inherit them.
 
-Raw ctnetlink with a filter (CTA_FILTER): 0.02 to 0.6 ms, 20 to 29 at 100,000 entries. Only what is ours goes: connections
-of the container's address, and those to a port of the host's own. Blocking: runs in a thread, after the rules were changed.
+Raw ctnetlink: a dump through a filter (CTA_FILTER, 5.8), then each entry by its own tuple. Deleting by the filter at once is
+one message instead, which 6.1 cannot. Only what is ours goes: connections of the container's address, and those to a
+port of the host's own. Blocking: runs in a thread, after the rules were changed.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def forget_address(address: str) -> None:
     source = attribute(_IP_SRC, socket.inet_aton(address))
     with _open() as channel:
         for which in (_TUPLE_ORIG, _TUPLE_REPLY):
-            _delete(channel, _filtered(which, _IP, source, _FILTER_IP_SRC))
+            for original in _matching(channel, _filtered(which, _IP, source, _FILTER_IP_SRC)):
+                _delete(channel, original)
 
 
 def forget_host_port(protocol_number: int, port: int) -> None:
@@ -61,10 +63,9 @@ def forget_host_port(protocol_number: int, port: int) -> None:
     )
     wanted = _filtered(_TUPLE_ORIG, _PROTO, said, _FILTER_PROTO | _FILTER_DST_PORT)
     with _open() as channel:
-        channel.send(message(_GET, REQUEST | DUMP, wanted))
-        for original in list(_originals(channel)):
+        for original in _matching(channel, wanted):
             if _is_own(socket.inet_ntoa(attributes(attributes(original)[_IP])[_IP_DST])):
-                _delete(channel, _FAMILY + attribute(_TUPLE_ORIG | NESTED, original))
+                _delete(channel, original)
 
 
 def _open() -> socket.socket:
@@ -73,14 +74,20 @@ def _open() -> socket.socket:
     return channel
 
 
-def _delete(channel: socket.socket, body: bytes) -> None:
-    channel.send(message(_DELETE, REQUEST | ACK, body))
+def _delete(channel: socket.socket, original: bytes) -> None:
+    """One entry, by its original tuple; it may have ended meanwhile."""
+    channel.send(message(_DELETE, REQUEST | ACK, _FAMILY + attribute(_TUPLE_ORIG | NESTED, original)))
     for kind, payload in messages(channel.recv(65536)):
         _raise_for(kind, payload)
 
 
+def _matching(channel: socket.socket, wanted: bytes) -> list[bytes]:
+    """The original tuples of all entries that a filter lets through: the whole dump, before anything else is asked."""
+    channel.send(message(_GET, REQUEST | DUMP, wanted))
+    return list(_originals(channel))
+
+
 def _originals(channel: socket.socket) -> Iterator[bytes]:
-    """The original tuple of each entry of a dump."""
     while True:
         for kind, payload in messages(channel.recv(1 << 18)):
             _raise_for(kind, payload)
