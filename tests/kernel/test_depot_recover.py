@@ -1,0 +1,249 @@
+"""A manager that comes back: what it takes up, what it removes, and what it must not touch."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+import pytest_asyncio
+from depot_kit import app, close_empty, leases_in_use, nothing_left, settings_for, sh, until
+from depot_kit import stack as stack
+
+from container import Container, ContainerState, Depot, DepotBusy, Limits, Output, Past, WshdError, snapshot
+from container.snapshot import Phase, Snapshot
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest_asyncio.fixture
+async def left(tmp_path: Path, stack: Path) -> AsyncIterator[Path]:
+    """A depot's base that a manager has left, with one container in it: `left`."""
+    depot = await Depot.open(settings_for(tmp_path))
+    await depot.create(app(stack, handle="left", limits=Limits(memory_bytes=64 << 20)))
+    await depot.close()
+    yield tmp_path
+    again = await Depot.open(settings_for(tmp_path))
+    await again.recover()
+    await close_empty(again)
+
+
+def rewrite(base: Path, change: Callable[[Snapshot], Snapshot]) -> Snapshot:
+    """Change the snapshot of the container that was left; answers with the one before."""
+    directory = settings_for(base).depot_dir / "left"
+    old = snapshot.read(directory)
+    snapshot.write(directory, change(old))
+    return old
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+async def removes_it_whole(base: Path, pid: int) -> None:
+    """The next manager finds nothing, ends pid 1, and leaves nothing of the container."""
+    depot = await Depot.open(settings_for(base))
+    recovery = await depot.recover()
+    assert (recovery.found, recovery.removed) == ((), ("left",))
+    await until(lambda: not is_alive(pid), lambda: f"pid 1 ({pid}) lives")
+    await nothing_left(depot.settings)
+    assert leases_in_use(depot) == 0
+    await depot.close()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"{",
+        b'{"version": 1}',
+        b'{"version": 2}',
+        b"\xff" * 100,
+        b"[" * 100_000,
+    ],
+)
+async def test_a_damaged_snapshot_removes_the_container(left: Path, damage: bytes) -> None:
+    """Nothing is guessed: a container that cannot be described is ended, whatever it is doing."""
+    directory = settings_for(left).depot_dir / "left"
+    pid = snapshot.read(directory).pid
+    (directory / snapshot.FILE_NAME).write_bytes(damage)
+    await removes_it_whole(left, pid)
+
+
+async def test_a_container_half_made_is_removed(left: Path) -> None:
+    """A snapshot that says it was being made, with everything there already."""
+    old = rewrite(left, lambda found: msgspec.structs.replace(found, phase=Phase.MAKING, pid=0))
+    await removes_it_whole(left, old.pid)
+
+
+async def test_one_of_another_boot_is_removed(left: Path) -> None:
+    """Its pid means nothing any more."""
+    old = rewrite(left, lambda found: msgspec.structs.replace(found, boot_id="of yesterday"))
+    await removes_it_whole(left, old.pid)
+
+
+async def test_a_pid_that_was_given_away_is_left_alone(left: Path) -> None:
+    """The number in the snapshot is another process by now: that one lives on, the container goes."""
+    with subprocess.Popen(["sleep", "1000"]) as stranger:
+        old = rewrite(left, lambda found: msgspec.structs.replace(found, pid=stranger.pid))
+        await removes_it_whole(left, old.pid)
+        assert stranger.poll() is None
+        stranger.kill()
+
+
+async def test_a_directory_by_another_name_is_removed(left: Path) -> None:
+    """A snapshot of some other container is no description of this one."""
+    old = rewrite(left, lambda found: msgspec.structs.replace(found, handle="somebody"))
+    await removes_it_whole(left, old.pid)
+
+
+async def test_a_snapshot_half_written_costs_nothing(left: Path) -> None:
+    """The new file beside the old one, as a manager killed in the middle leaves it."""
+    (settings_for(left).depot_dir / "left" / (snapshot.FILE_NAME + ".new")).write_bytes(b'{"ver')
+    depot = await Depot.open(settings_for(left))
+    assert (await depot.recover()).found == ("left",)
+    assert (await depot.find("left").run(sh("echo on"))).stdout == b"on\n"
+    await depot.close()
+
+
+async def test_a_depot_in_use_is_refused_and_untouched(left: Path) -> None:
+    """A second manager gets its refusal before it has looked at anything; the first goes on."""
+    first = await Depot.open(settings_for(left))
+    await first.recover()
+    with pytest.raises(DepotBusy, match="another manager"):
+        await Depot.open(settings_for(left))
+    assert (await first.find("left").run(sh("echo on"))).stdout == b"on\n"
+    await first.close()
+
+
+async def test_jobs_and_their_output_are_seen_again(left: Path) -> None:
+    """Ended, running, waiting for a reader, and stopped at its limit: each as it was, from the first byte."""
+    first = await Depot.open(settings_for(left))
+    await first.recover()
+    box = first.find("left")
+    await (await box.spawn(sh("echo out; echo err >&2; exit 5", job_id="ended"))).wait()
+    await (await box.spawn(sh("yes", job_id="over", output=Output(4096, Past.KILL)))).wait()
+    await box.spawn(
+        sh("head -c 10000 /dev/zero; echo end >&2", job_id="blocked", output=Output(4096, Past.BLOCK))
+    )
+    running = await box.spawn(
+        sh("echo begun; while [ ! -e /tmp/go ]; do sleep 0.05; done; exit 9", job_id="running")
+    )
+    await anext(running.stream("stdout"))
+    await first.close()
+
+    second = await Depot.open(settings_for(left))
+    await second.recover()
+    box = second.find("left")
+    jobs = box.jobs
+
+    assert sorted(jobs) == ["blocked", "ended", "over", "running"]
+    assert (await jobs["ended"].wait()).code == 5
+    assert (await jobs["ended"].output("stdout"), await jobs["ended"].output("stderr")) == (
+        b"out\n",
+        b"err\n",
+    )
+    assert (await jobs["over"].wait()).overran
+    assert len(await jobs["over"].output("stdout")) == 4096
+    total = 0
+    async for chunk in jobs["blocked"].stream("stdout"):
+        total += len(chunk.data)
+        await jobs["blocked"].trim("stdout", chunk.offset + len(chunk.data))
+    assert total == 10_000
+    assert await jobs["blocked"].output("stderr") == b"end\n"
+    assert jobs["running"].status is None
+    with pytest.raises(WshdError, match="EBUSY"):
+        await box.forget("running")
+    await box.run(sh("touch /tmp/go"))
+    assert (await jobs["running"].wait()).code == 9
+    assert (await (await box.spawn(sh("true"))).wait()).ok  # its own id is none of theirs
+    await second.close()
+
+
+async def test_a_spool_half_made_or_half_forgotten_is_no_job(left: Path) -> None:
+    """Files that wshd never took, and those of which only the record is left, go at recover."""
+    spool = settings_for(left).depot_dir / "left" / "spool"
+    for name in ("never.record", "never.out", "never.err", "half.record"):
+        (spool / name).touch()
+    (spool / "half.record").write_text("exit 0\nend\n")
+    depot = await Depot.open(settings_for(left))
+    await depot.recover()
+
+    assert dict(depot.find("left").jobs) == {}
+    assert list(spool.iterdir()) == []
+    await depot.close()
+
+
+async def test_a_container_that_dies_while_it_is_taken_up(
+    left: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pid 1 answers, and is dead when its jobs are asked for: lost jobs, and no failed start."""
+    first = await Depot.open(settings_for(left))
+    await first.recover()
+    job = await first.find("left").spawn(sh("echo begun; exec sleep 1000", job_id="job"))
+    await anext(job.stream("stdout"))
+    await first.close()
+    recover_jobs = Container.recover_jobs
+
+    async def after_its_death(box: Container) -> None:
+        os.kill(box.pid, signal.SIGKILL)
+        pidfd = box._parts.pidfd
+        await asyncio.to_thread(os.waitid, os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT)
+        await recover_jobs(box)
+
+    monkeypatch.setattr(Container, "recover_jobs", after_its_death)
+    second = await Depot.open(settings_for(left))
+    assert (await second.recover()).found == ("left",)
+    box = second.find("left")
+    await asyncio.wait_for(box.wait_dead(), 20)
+
+    assert box.state is ContainerState.DEAD
+    assert (await box.jobs["job"].wait()).lost
+    assert await box.jobs["job"].output("stdout") == b"begun\n"
+    await second.close()
+
+
+async def test_limits_ports_and_state_survive(left: Path) -> None:
+    """What was changed while it ran, and that it was stopped."""
+    first = await Depot.open(settings_for(left))
+    await first.recover()
+    box = first.find("left")
+    await box.limit_memory(48 << 20)
+    await box.limit_disk(32 << 20)
+    await box.stop(0)
+    limits = box.limits
+    await first.close()
+
+    second = await Depot.open(settings_for(left))
+    await second.recover()
+    box = second.find("left")
+    assert box.limits == limits == replace(limits, memory_bytes=48 << 20, disk_bytes=32 << 20)
+    assert box.state is ContainerState.STOPPED
+    assert (await box.info()).memory_limit_bytes == 48 << 20
+    await second.close()
+
+
+async def test_a_snapshot_that_cannot_be_written_keeps_no_job_alive(tmp_path: Path, stack: Path) -> None:
+    """A full disk of the host: stop says so, and has stopped; destroy removes all the same."""
+    depot = await Depot.open(settings_for(tmp_path))
+    box = await depot.create(app(stack, handle="x"))
+    job = await box.spawn(sh("exec sleep 1000"))
+    (box.directory / (snapshot.FILE_NAME + ".new")).mkdir()
+
+    with pytest.raises(IsADirectoryError):
+        await box.stop(0)
+
+    assert (await job.wait()).signal in (signal.SIGTERM, signal.SIGKILL)
+    with pytest.raises(IsADirectoryError):
+        await depot.destroy("x", grace_s=1)
+    assert depot.handles() == ()
+    await close_empty(depot)
