@@ -175,7 +175,7 @@ def cpu_ticks(pid: int) -> int:
 def test_out_of_descriptors_it_answers_and_recovers(tmp_path: Path) -> None:
     """With pid 1's table full a spawn fails or waits; it works again when there is room."""
     box = Box.prepare(tmp_path, "static")
-    box.descriptors = 48
+    box.under = ("prlimit", "--nofile=48:48")
     try:
         box.launch()
         waiting = []
@@ -224,6 +224,16 @@ def test_out_of_descriptors_it_answers_and_recovers(tmp_path: Path) -> None:
         assert box.shell("after", "echo on") == "on\n"
     finally:
         box.kill()
+
+
+def test_a_record_that_is_no_file_is_refused(box: Box) -> None:
+    """A full pipe as record would hold up pid 1, and everybody with it."""
+    read_end, write_end = os.pipe()
+    with box.client() as client:
+        request = ("spawn", "job", "arg", "/bin/true", "io", "direct", "fd", "record")
+        assert client.ask(*request, fds=[write_end]).words[:2] == ["error", "EINVAL"]
+    os.close(read_end)
+    os.close(write_end)
 
 
 def test_nobody_but_the_hosts_root_is_served(box: Box) -> None:

@@ -47,6 +47,12 @@ def test_run_gives_output_and_status(box: Box) -> None:
         (("bind", "/no/such/dir", "/mnt", "ro"), "ENOENT"),
         (("file", "/etc/x", "9", "text"), "file"),
         (("overlay", "no_such_option=1"), "no_such_option"),
+        (("overlay", ",".join(f"o{number}=1" for number in range(9))), "overlay"),
+        (("version", "2"), "version: 2"),
+        (("bounding", "200000"), "CAP_SYS_ADMIN"),
+        (("file", "/" + "x" * 5000, "644", ""), "x"),
+        (("bind", "/etc", "/mnt/../../etc", "ro"), "mount point"),
+        (("seccomp", "0600"), "seccomp"),
     ],
 )
 def test_a_bad_plan_is_named_and_leaves_nothing(box: Box, extra: tuple[str, ...], said: str) -> None:
@@ -63,6 +69,39 @@ def test_a_mount_point_that_is_a_link_is_refused(box: Box) -> None:
     (box.stack / "sys").symlink_to("etc")
     with pytest.raises(LaunchError, match="sys"):
         box.launch()
+
+
+def test_a_socket_of_another_is_not_touched(box: Box) -> None:
+    """The path is taken: refused, and what is there stays."""
+    box.socket.write_text("somebody's")
+    with pytest.raises(LaunchError, match="EADDRINUSE"):
+        box.launch()
+    assert box.socket.read_text() == "somebody's"
+
+
+def test_a_mount_point_of_two_thousand_levels(box: Box) -> None:
+    """Made one by one, without a call for each on the stack."""
+    path = "/d" * 2000
+    box.launch("bind", str(box.stack / "etc"), path, "ro")
+    assert box.shell("read", f"cat {path}/lower") == "from the stack\n"
+    box.kill()
+    subprocess.run(["rm", "-rf", box.folder / "disk"], check=True)
+
+
+def test_a_protection_that_cannot_be_lowered_is_no_reason_to_fail(box: Box) -> None:
+    """Without CAP_SYS_RESOURCE the manager's oom_score_adj stays when it is above zero."""
+    box.under = ("choom", "-n", "300", "--", "setpriv", "--bounding-set", "-sys_resource", "--")
+    box.launch()
+    assert Path(f"/proc/{box.pid}/oom_score_adj").read_text() in ("0\n", "300\n")
+
+
+def test_closed_standard_descriptors_are_nobody_elses(box: Box) -> None:
+    """Started with its standard input closed, pid 1 and a job have /dev/null there."""
+    box.under = ("/bin/sh", "-c", 'exec "$0" "$@" <&-')
+    box.launch()
+    opened = {number: os.readlink(f"/proc/{box.pid}/fd/{number}") for number in (0, 1)}
+    assert opened == {0: "/dev/null", 1: "/dev/null"}
+    assert box.shell("job", "readlink /proc/self/fd/0") == "/dev/null\n"
 
 
 @pytest.mark.parametrize("word", [b"", b"stop\n", b"go"])

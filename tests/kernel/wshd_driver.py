@@ -204,7 +204,7 @@ class Box:
     build: str
     stack: Path
     pid: int = 0
-    descriptors: int | None = None  # RLIMIT_NOFILE of the launcher; None: the test's own
+    under: tuple[str, ...] = ()  # what the launcher is started by: prlimit and the like
 
     @property
     def socket(self) -> Path:
@@ -231,9 +231,8 @@ class Box:
         os.write(plan_fd, plan)
         os.lseek(plan_fd, 0, os.SEEK_SET)
         try:
-            limit = ["prlimit", f"--nofile={self.descriptors}:{self.descriptors}"] if self.descriptors else []
             return subprocess.Popen(
-                [*limit, str(program(self.build)), "--plan", str(plan_fd)],
+                [*self.under, str(program(self.build)), "--plan", str(plan_fd)],
                 stdin=stdin,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
