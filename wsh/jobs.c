@@ -29,6 +29,16 @@ static void answer_waiters(struct job *job)
         }
 }
 
+void job_add(struct job *job)
+{
+    struct job **at = &job->server->jobs; /* sorted: `list` pages by name, also when the one named is gone by then */
+    while (*at && strcmp((*at)->id, job->id) < 0)
+        at = &(*at)->next;
+    job->next = *at;
+    *at = job;
+    job->server->job_count++;
+}
+
 void job_free(struct job *job)
 {
     struct server *server = job->server;

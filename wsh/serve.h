@@ -83,6 +83,7 @@ int spawn(struct server *server, struct spawn_request *request, struct job **ret
 
 /* jobs.c */
 struct job *job_find(struct server *server, const char *id);
+void job_add(struct job *job);
 void job_free(struct job *job);
 void job_progress(struct job *job);   /* writes records and answers when something is due; may free the job */
 void job_settle(struct job *job);     /* after its end: what was in the pipes, then job_progress */

@@ -391,12 +391,7 @@ int spawn(struct server *server, struct spawn_request *request, struct job **ret
         job_free(job);
         return error;
     }
-    struct job **at = &server->jobs; /* sorted: `list` pages by name, also when the one named is gone by then */
-    while (*at && strcmp((*at)->id, job->id) < 0)
-        at = &(*at)->next;
-    job->next = *at;
-    *at = job;
-    server->job_count++;
+    job_add(job);
     *ret_job = job;
     return 0;
 }
