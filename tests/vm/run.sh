@@ -69,6 +69,16 @@ version=$(kernel)
 launcher
 
 say "booting $version (emulated)"
-# The terminal is not handed over: the VM reads nothing, and its console must not be left in raw mode.
+# Through a pipe: QEMU opens its output anew, and would begin a file again. The terminal is not handed over.
+exec 3> >(exec cat)
+printer=$!
 PATH=$vm/venv/bin:$PATH timeout "$boot_timeout_s" vng --run "$vm/kernel/boot/vmlinuz-$version" --force-9p --disable-kvm \
-    --memory 2G --cpus 2 --exec "$(printf '%q ' "$PWD/tests/vm/inside.sh" "$@")" </dev/null 2>&1 | cat
+    --memory 2G --cpus 2 --exec "$(printf '%q ' "$PWD/tests/vm/inside.sh" "$@")" </dev/null >&3 2>&3 &
+booted=$!
+exec 3>&-
+trap 'kill "$booted" 2>/dev/null || true' EXIT # timeout hands it on to its whole group, QEMU included
+status=0
+wait "$booted" || status=$?
+wait "$printer" || true
+[ "$status" != 124 ] || say "not done within $boot_timeout_s s"
+exit "$status"
