@@ -17,6 +17,7 @@
 #include <termios.h>
 
 enum { UNREACHABLE = 125, NOT_EXECUTABLE = 126, NOT_FOUND = 127, MAX_ENV = 512, PACKET = 1 << 19, REPLY = 65536 };
+enum { LATE_TURNS = 64 }; /* of a page each: more than a terminal holds */
 
 struct options {
     const char *socket, *uid, *gid, *cwd;
@@ -259,9 +260,13 @@ static void serve(int sock, int side, int signals, int master, const char *job)
     static char reply[REPLY];
     struct pollfd fds[] = {{sock, POLLIN, 0}, {signals, POLLIN, 0}, {master, POLLIN, 0}, {master < 0 ? -1 : 0, POLLIN, 0}};
     bool ended = false;
-    /* After the end what the terminal still holds is read: its hang-up is the last word. */
-    while (!ended || fds[2].fd >= 0) {
-        if (poll(fds, 4, -1) < 0)
+    int late = LATE_TURNS;
+    /* After the end what the terminal still holds is read, and no more: a process that was left on it may never go. */
+    while (!ended || (fds[2].fd >= 0 && late--)) {
+        int ready = poll(fds, 4, ended ? 0 : -1);
+        if (ready == 0)
+            return;
+        if (ready < 0)
             continue;
         struct signalfd_siginfo info;
         if (fds[1].revents && read(signals, &info, sizeof info) == sizeof info && !ended)

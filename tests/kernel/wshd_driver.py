@@ -325,6 +325,14 @@ def wait_readable(fd: int, timeout_s: float = 30) -> None:
     assert poller.poll(timeout_s * 1000), "nothing came"
 
 
+def read_until(fd: int, end: bytes) -> bytes:
+    """From a terminal, until ``end`` is in what was read."""
+    text = b""
+    while end not in text:
+        text += os.read(fd, 4096)
+    return text
+
+
 def until_record(spool: Spool, line: str, timeout_s: float = 30) -> list[str]:
     """Waits for a line of a record, as a reader without inotify would."""
     end = time.monotonic() + timeout_s
