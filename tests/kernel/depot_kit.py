@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 import testhost
+from wshd_driver import BUILDS, program
 
 from container import ContainerSpec, Depot, DepotSettings, JobSpec, User
 
@@ -120,10 +121,15 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_stack(tmp_path_factory.mktemp("stack"))
 
 
+#: A module's mark: its containers are made twice, by the wshd that is installed and by the one with the sanitizers.
+BOTH_BUILDS = pytest.mark.parametrize("depot", BUILDS, indirect=True)
+
+
 @pytest_asyncio.fixture
-async def depot(tmp_path: Path) -> AsyncIterator[Depot]:
+async def depot(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Depot]:
     """A depot of its own, which must be empty again in the end."""
-    opened = await Depot.open(settings_for(tmp_path))
+    build = getattr(request, "param", "static")
+    opened = await Depot.open(settings_for(tmp_path, wshd_binary=program(build)))
     yield opened
     await close_empty(opened)
 

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from depot_kit import app, sh
+from depot_kit import BOTH_BUILDS, app, sh
 from depot_kit import depot as depot
 from depot_kit import stack as stack
 from inside_attack import ATTACK
 
 from container import Access, BindMount, Container, Depot, User
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, BOTH_BUILDS]
 
 #: house.md, Identity and isolation; numbers of capabilities(7).
 CAPABILITIES = {

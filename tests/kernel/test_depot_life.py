@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from depot_kit import app, sh, until
+from depot_kit import BOTH_BUILDS, app, sh, until
 from depot_kit import depot as depot
 from depot_kit import stack as stack
 
@@ -36,7 +36,7 @@ from container import (
     WshdError,
 )
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, BOTH_BUILDS]
 
 
 @pytest_asyncio.fixture
