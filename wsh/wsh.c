@@ -17,7 +17,7 @@
 #include <termios.h>
 
 enum { UNREACHABLE = 125, NOT_EXECUTABLE = 126, NOT_FOUND = 127, MAX_ENV = 512, PACKET = 1 << 19, REPLY = 65536 };
-enum { LATE_TURNS = 64 }; /* of a page each: more than a terminal holds */
+enum { LATE_TURNS = 64, LATE_MS = 100 }; /* turns of a page: more than a terminal holds; its bytes pass through a kernel thread */
 
 struct options {
     const char *socket, *uid, *gid, *cwd;
@@ -263,7 +263,7 @@ static void serve(int sock, int side, int signals, int master, const char *job)
     int late = LATE_TURNS;
     /* After the end what the terminal still holds is read, and no more: a process that was left on it may never go. */
     while (!ended || (fds[2].fd >= 0 && late--)) {
-        int ready = poll(fds, 4, ended ? 0 : -1);
+        int ready = poll(fds, 4, ended ? LATE_MS : -1);
         if (ready == 0)
             return;
         if (ready < 0)
