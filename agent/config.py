@@ -323,15 +323,15 @@ def _sensible(settings: Settings) -> Iterator[ConfigError]:
             yield ConfigError("network.pool_network", "expected a network of at least four addresses (/30)")
     except ValueError as e:
         yield ConfigError("network.pool_network", f"expected an IPv4 network such as 10.254.0.0/16, got {e}")
-    for key, networks in (
-        ("network.allow_networks", settings.network.allow_networks),
-        ("network.dns_servers", settings.network.dns_servers),
+    for key, words, kind in (
+        ("network.allow_networks", settings.network.allow_networks, ipaddress.IPv4Network),
+        ("network.dns_servers", settings.network.dns_servers, ipaddress.IPv4Address),
     ):
-        for network in networks:
+        for number, word in enumerate(words):
             try:
-                ipaddress.IPv4Network(network)
-            except ValueError:
-                yield ConfigError(key, f"expected IPv4, got {network!r}")
+                kind(word)
+            except ValueError as e:
+                yield ConfigError(f"{key}[{number}]", f"{e}")
     if settings.instance.min_cpu_share_limit > settings.instance.max_cpu_share_limit:
         yield ConfigError("instance.min_cpu_share_limit", "is above instance.max_cpu_share_limit")
     if settings.local_ip is not None:

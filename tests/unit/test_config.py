@@ -51,6 +51,18 @@ def test_sections_are_merged_key_by_key(tmp_path: Path) -> None:
         ("index: 0\n", "", 0, "base_dir"),
         ("base_dir: /b\nnetwork: {pool_network: 10.0.0.1/16}\n", "network.pool_network", 2, "IPv4"),
         (
+            "base_dir: /b\nnetwork:\n  dns_servers:\n  - 9.9.9.9\n  - 8.8.8.0/24\n",
+            "network.dns_servers[1]",
+            5,
+            "'8.8.8.0/24'",
+        ),
+        (
+            "base_dir: /b\nnetwork: {allow_networks: [10.1.2.3/8]}\n",
+            "network.allow_networks[0]",
+            2,
+            "host bits",
+        ),
+        (
             "base_dir: /b\nstacks:\n- {name: a, package_path: /a}\n- {name: a, package_path: /b}\n",
             "stacks",
             2,
