@@ -1,4 +1,4 @@
-"""One interface over cgroup v1 and v2 (contract test: tests/kernel/test_cgroups_contract.py).
+"""One interface over cgroup v1 and v2 (contract tests: tests/kernel/test_cgroups_*.py).
 
 A container has two leaves beside each other, ``init`` for wshd and ``job`` for everything else. Limits stand on
 ``job``: on the parent, the spool's page cache would eat the app's memory and its CPU quota would slow wshd.

@@ -3,110 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import mmap
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from cgroups_kit import Inside, backend, box, directories, eat, idle, until
 
 from container.cgroups import Cgroups, CgroupSet, Version, host_hierarchy, open_backend
 from container.cgroups.base import DEVICES
 
+__all__ = ["backend", "box"]  # fixtures by import
 pytestmark = pytest.mark.kernel
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def backend() -> Iterator[Cgroups]:
-    opened = open_backend(f"garrison-test-{os.getpid()}")
-    yield opened
-    for name in opened.list():
-        left = opened.find(name)
-        assert left is not None
-        left.kill_all()
-        left.destroy()
-    opened.remove_parents()
-
-
-@pytest.fixture
-def box(backend: Cgroups) -> CgroupSet:
-    return backend.create("box")
-
-
-class Inside:
-    """A child that joins the leaf ``job`` as a container's job does, then runs ``work`` in there."""
-
-    def __init__(self, box: CgroupSet, work: Callable[[], object], *, uid: int = 0) -> None:
-        joins = [os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in box.job_files]
-        self._read, write = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            status = 1
-            try:
-                if uid:
-                    os.setresgid(uid, uid, uid)
-                    os.setresuid(uid, uid, uid)
-                for fd in joins:
-                    os.write(fd, b"0")
-                os.write(write, b"in")
-                work()
-                status = 0
-            except OSError as e:
-                status = e.errno or 1
-            finally:
-                os._exit(status)
-        for fd in (*joins, write):
-            os.close(fd)
-        assert os.read(self._read, 2) == b"in", f"the child could not join: {self.wait()}"
-
-    def wait(self) -> int:
-        """The exit code, or minus the signal."""
-        _, status = os.waitpid(self.pid, 0)
-        os.close(self._read)
-        return os.waitstatus_to_exitcode(status)
-
-
-def idle() -> None:
-    signal.pause()
-
-
-def spin() -> None:
-    while True:
-        pass
-
-
-def eat(size_bytes: int) -> mmap.mmap:
-    """Anonymous memory, every page touched; held for as long as the answer is."""
-    pages = mmap.mmap(-1, size_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    for at in range(0, size_bytes, 4096):
-        pages[at] = 1
-    return pages
-
-
-def bomb() -> None:
-    while True:
-        with contextlib.suppress(OSError):
-            os.fork()
-
-
-def until(fact: Callable[[], bool], within_s: float = 30.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not fact():
-        assert time.monotonic() < deadline, "it did not come to be"
-        time.sleep(0.005)
-
-
-def directories(backend: Cgroups, name: str) -> list[Path]:
-    """Where a set lies, asked of the file system and not of the code under test."""
-    points = dict.fromkeys(host_hierarchy().mounts.values())
-    return [top for point in points if (top := point / backend.parent / name).exists()]
 
 
 # Names and life.
@@ -420,84 +331,3 @@ async def test_a_watch_outlives_its_cgroup_quietly(box: CgroupSet) -> None:
 
     assert len(os.listdir("/proc/self/fd")) == before
     assert told == []
-
-
-# Freezing and the end.
-
-
-def test_a_frozen_job_stands_still_and_goes_on(box: CgroupSet) -> None:
-    """No nanosecond is used between freeze and thaw."""
-    child = Inside(box, spin)
-    until(lambda: box.cpu_ns() > 0)
-
-    box.freeze()
-    first = box.cpu_ns()
-    time.sleep(0.1)
-    assert box.cpu_ns() == first
-
-    box.thaw()
-    box.thaw()
-    until(lambda: box.cpu_ns() > first)
-    box.kill_all()
-    assert child.wait() == -signal.SIGKILL
-
-
-def test_kill_all_ends_frozen_processes_and_those_of_init(box: CgroupSet) -> None:
-    """Nothing hides: not in the other leaf, not in the freezer."""
-    frozen = Inside(box, idle)
-    box.freeze()
-    beside = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
-    for path in box.init_files:
-        path.write_text(str(beside.pid))
-    assert set(box.processes()) == {frozen.pid, beside.pid}
-
-    box.kill_all()
-
-    assert box.processes() == ()
-    assert frozen.wait() == beside.wait() == -signal.SIGKILL
-
-
-def test_no_fork_bomb_outruns_kill_all(box: CgroupSet) -> None:
-    """Two hundred processes that do nothing but fork; the set is empty afterwards and can be removed."""
-    box.set_pids(200)
-    child = Inside(box, bomb)
-    until(lambda: box.pids() >= 150)
-
-    box.kill_all()
-
-    assert box.processes() == ()
-    assert child.wait() == -signal.SIGKILL
-    box.destroy()
-    assert not box.exists()
-
-
-def test_destroy_waits_for_the_last_process(box: CgroupSet) -> None:
-    """The kernel says EBUSY until the dying are gone: that is no error."""
-
-    def hold() -> None:
-        held = eat(2 * MIB)
-        idle()
-        held.close()
-
-    children = [Inside(box, hold) for _ in range(20)]
-    for child in children:
-        os.kill(child.pid, signal.SIGKILL)
-
-    box.destroy()
-
-    assert not box.exists()
-    assert {child.wait() for child in children} == {-signal.SIGKILL}
-
-
-def test_a_process_that_stays_is_said_and_not_harmed(box: CgroupSet) -> None:
-    """The error names the directory; the set can still be found and ended."""
-    child = Inside(box, idle)
-
-    with pytest.raises(OSError, match="job") as refused:
-        box.destroy(timeout_s=0.01)
-
-    assert refused.value.errno == 16  # EBUSY
-    assert box.exists()
-    assert os.waitpid(child.pid, os.WNOHANG) == (0, 0)
-    box.kill_all()
-    child.wait()
