@@ -23,6 +23,7 @@ ID_BASE = 1_700_000_000
 ID_COUNT = 65_536
 REPLY_BYTES = 1 << 20
 BUILDS = ("static", "asan")
+_WORD = ("utf-8", "surrogateescape")
 REPORT = "sanitizer-report"  # inside.c
 
 
@@ -44,7 +45,8 @@ def program(build: str, name: str = "wshd") -> Path:
 
 
 def words(*parts: str | bytes | int | Path) -> bytes:
-    return b"".join((part if isinstance(part, bytes) else str(part).encode()) + b"\0" for part in parts)
+    """A word is bytes; one that is no UTF-8 (a job of that name) passes through a string unharmed."""
+    return b"".join((part if isinstance(part, bytes) else str(part).encode(*_WORD)) + b"\0" for part in parts)
 
 
 def make_stack(root: Path) -> Path:
@@ -154,7 +156,7 @@ class Client:
         data, fds, _flags, _ = socket.recv_fds(self.socket, REPLY_BYTES, 8)
         if not data:
             raise ConnectionResetError("wshd closed the connection")
-        return Reply([part.decode() for part in data.split(b"\0")[:-1]], list(fds))
+        return Reply([part.decode(*_WORD) for part in data.split(b"\0")[:-1]], list(fds))
 
     def ask(self, *parts: str | bytes | int, fds: Sequence[int] = ()) -> Reply:
         self.send(*parts, fds=fds)
