@@ -11,7 +11,7 @@ C_SOURCES  := $(wildcard wsh/*.c wsh/*.h) wsh/Makefile
 
 export GARRISON_CACHE := $(CACHE)
 
-.PHONY: help setup demo test test-unit test-kernel test-bus test-e2e vm-test soak lint format bench lock clean
+.PHONY: help setup demo test test-unit test-kernel test-bus test-e2e test-long vm-test soak lint format bench lock clean
 
 help: ## show this
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,7 +30,7 @@ wsh/_bin/.ready: $(C_SOURCES) | $(VENV)/.ready
 demo: setup ## the main job: a real web app staged, run, reached over HTTP, stopped
 	@$(BIN)/python -m agent.dev.demo
 
-test: setup test-unit test-kernel test-bus test-e2e ## every test that this machine can run
+test: setup test-unit test-kernel test-bus test-e2e ## every test that takes seconds
 
 test-unit: setup ## pure logic: no root, no network
 	$(PYTEST) tests/unit
@@ -43,6 +43,9 @@ test-bus: setup ## the agent against a real nats-server
 
 test-e2e: setup ## all of it together
 	$(PYTEST) tests/e2e
+
+test-long: setup ## what takes minutes: the Python package; later big stacks, documents, a browser
+	$(PYTEST) tests/long
 
 vm-test: setup ## cgroup v2 on Debian's 6.1 kernel under QEMU (a few minutes)
 	@tests/vm/run.sh
@@ -58,7 +61,7 @@ lint: $(VENV)/.ready wsh/_bin/.ready ## ruff, mypy strict, import-linter, the C 
 	$(BIN)/ruff format --check .
 	MYPYPATH=tests $(BIN)/mypy agent container rootfs_builder wsh benchmarks tests/unit
 	@# each has a conftest.py of its own, which mypy takes for one module
-	set -e; for room in tests/kernel tests/bus tests/e2e tests/vm; do \
+	set -e; for room in tests/kernel tests/bus tests/e2e tests/long tests/vm; do \
 	    [ -z "$$(find $$room -name '*.py')" ] || MYPYPATH=tests:$$room $(BIN)/mypy $$room; done
 	$(BIN)/lint-imports --no-cache
 
