@@ -1,17 +1,21 @@
 """YAML that strangers wrote: a droplet's staging_info.yml, a Procfile, what a buildpack prints.
 
 Plain data only: no tags that make objects, no merge keys (nested, a page of them becomes billions of entries), and
-one error for whatever the parser or a scalar's conversion objects to. How much is read is the caller's to bound.
+one error for whatever the parser or a scalar's conversion objects to. The size is bounded: a parser takes seconds for
+a few megabytes, and a person writes kilobytes.
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
+import asyncio
+from typing import Final, TypeVar
 
 import msgspec
 import yaml
 
 T = TypeVar("T")
+#: Of any document. The three kinds that are read hold a few lines each.
+LIMIT_BYTES: Final = 64 << 10
 _MERGE = "tag:yaml.org,2002:merge"
 
 
@@ -29,7 +33,9 @@ class _Loader(yaml.CSafeLoader):
 
 
 def load(text: bytes, kind: type[T]) -> T:
-    """The document as ``kind``; an empty one as an empty mapping. YamlError."""
+    """The document as ``kind``; an empty one as an empty mapping. YamlError. Takes up to some 0.2 s: see `load_aside`."""
+    if len(text) > LIMIT_BYTES:
+        raise YamlError(f"more than {LIMIT_BYTES} bytes")
     try:
         return msgspec.convert(yaml.load(text, Loader=_Loader) or {}, kind)  # noqa: S506  (a safe one, made narrower)
     except yaml.YAMLError as e:
@@ -44,3 +50,8 @@ def load(text: bytes, kind: type[T]) -> T:
         RecursionError,
     ) as e:  # a date of month 13, a number without end, depth
         raise YamlError(f"{type(e).__name__}: a value that cannot be taken") from e
+
+
+async def load_aside(text: bytes, kind: type[T]) -> T:
+    """`load` in a thread, so that the event loop turns meanwhile. YamlError."""
+    return await asyncio.to_thread(load, text, kind)

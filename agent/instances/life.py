@@ -53,7 +53,6 @@ FAILED = "failed to start"
 EXITED = "app instance exited"
 OUT_OF_MEMORY = "out of memory"
 STAGING_INFO = f"{HOME}/staging_info.yml"
-STAGING_INFO_BYTES = 64 << 10
 JOB_ID = "app"
 
 
@@ -339,15 +338,13 @@ async def start_command(instance: Instance, container: Container) -> str:
     if instance.message.start_command:
         return instance.message.start_command
     try:
-        text = await container.read_file(STAGING_INFO, STAGING_INFO_BYTES + 1)
+        text = await container.read_file(STAGING_INFO, plain_yaml.LIMIT_BYTES + 1)
     except FileNotFoundError:
         return "./startup"
     except OSError as e:  # a directory, a link in a circle: it is there, and gives no command
         raise StartFailed(NO_COMMAND, f"staging_info.yml: {e.strerror}") from e
-    if len(text) > STAGING_INFO_BYTES:
-        raise StartFailed(NO_COMMAND, f"staging_info.yml: more than {STAGING_INFO_BYTES} bytes")
     try:
-        info = plain_yaml.load(text, StagingInfo)
+        info = await plain_yaml.load_aside(text, StagingInfo)
     except plain_yaml.YamlError as e:
         raise StartFailed(NO_COMMAND, f"staging_info.yml: {e}") from e
     if not info.start_command:

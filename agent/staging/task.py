@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent import plain_yaml
 from agent.bus import messages as m
 from agent.config import Settings
 from agent.droplets.archive import ArchiveError, Bounds
@@ -48,7 +49,6 @@ from container import (
 )
 
 APP, CACHE = f"{HOME}/app", "/tmp/cache"  # noqa: S108  (inside the container)
-PROCFILE_BYTES = 64 << 10
 COMPILE_OUTPUT_BYTES = 10 << 20
 TAR = ("tar", "--format=gnu", "--sort=name", "--numeric-owner", "--owner=0", "--group=0", "-b", "512")
 DROPLET_MEMBERS = ("./app", "./logs", "./tmp", "./staging_info.yml")
@@ -238,9 +238,10 @@ class StagingTask:
 
     async def _procfile(self, container: Container) -> dict[str, str] | None:
         try:
-            return bp.parse_procfile(await container.read_file(f"{APP}/Procfile", PROCFILE_BYTES))
+            text = await container.read_file(f"{APP}/Procfile", plain_yaml.LIMIT_BYTES + 1)
         except (FileNotFoundError, NotAFile):
             return None
+        return await asyncio.to_thread(bp.parse_procfile, text)
 
     async def _release(self, container: Container, program: str) -> bp.Release:
         try:
@@ -249,7 +250,7 @@ class StagingTask:
             raise bp.release_failed(str(e)) from e
         if not said.status.ok:
             raise bp.release_failed(said.stderr[-400:].decode(errors="replace").strip())
-        return bp.parse_release(said.stdout)
+        return await asyncio.to_thread(bp.parse_release, said.stdout)
 
     async def _must(self, container: Container, *argv: str) -> None:
         result = await container.run(self._job(*argv))

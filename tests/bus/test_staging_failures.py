@@ -36,6 +36,7 @@ async def test_each_step_of_a_buildpack_fails_with_its_own_type(desk: Desk) -> N
     crashes = await desk.stage(desk.pack("crashes", buildpack(compile="echo last words; exit 7")))
     released = await desk.stage(desk.pack("released", buildpack(release="echo cannot >&2; exit 1")))
     nonsense = await desk.stage(desk.pack("nonsense", buildpack(release="echo '[1, 2]'")))
+    endless = await desk.stage(desk.pack("endless", buildpack(release="yes 'a: b' | head -c 9000000")))
     procfile = await desk.stage(
         desk.pack("any", buildpack()), app=desk.app({"Procfile": (b"- web\n", 0o644)})
     )
@@ -50,12 +51,13 @@ async def test_each_step_of_a_buildpack_fails_with_its_own_type(desk: Desk) -> N
     )
     for staging, kind, words in (
         (nonsense, "BuildpackReleaseFailed", "Release info failed: "),
+        (endless, "BuildpackReleaseFailed", "Release info failed: more than 65536 bytes"),
         (procfile, "StagingError", "Procfile is no map: "),
     ):
         second = await staging.reply(2)
         assert second["error_info"]["type"] == kind
         assert second["error_info"]["message"].startswith(words)
-    for staging in (nobody, crashes, released, nonsense, procfile):
+    for staging in (nobody, crashes, released, nonsense, endless, procfile):
         assert staging.replies()[0]["error"] is None
         assert len(staging.replies()) == 2
         assert f"{staging.app.path}/upload" not in desk.host.files.uploads

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 import pytest
 
-from agent.plain_yaml import YamlError, load
+from agent.plain_yaml import LIMIT_BYTES, YamlError, load, load_aside
 
 pytestmark = pytest.mark.unit
 
@@ -67,3 +69,22 @@ def test_anything_else_is_one_kind_of_error(text: bytes, why: str) -> None:
         load(text, Info)
     assert why in str(refused.value)
     assert len(str(refused.value)) < 150
+
+
+def test_a_document_is_64_kib_at_most() -> None:
+    """A parser that is asked for 9 MB takes half a minute; the length is looked at first."""
+    line = b"start_command: ./run\n"
+    assert load(line + b"#" * (LIMIT_BYTES - len(line)), Info) == Info("./run")
+    with pytest.raises(YamlError, match="more than 65536 bytes"):
+        load(line + b"#" * (LIMIT_BYTES + 1 - len(line)), Info)
+
+
+async def test_the_loop_turns_while_a_document_is_read() -> None:
+    """The longest document that is taken needs a good part of a second."""
+    turns = 0
+    reading = asyncio.ensure_future(load_aside(b"- a: b\n" * (LIMIT_BYTES // 7), list[dict[str, str]]))
+    while not reading.done():
+        turns += 1
+        await asyncio.sleep(0)
+    assert len(await reading) == LIMIT_BYTES // 7
+    assert turns > 2
