@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from agent.bus.messages import StartMessage
+from agent.bus.messages import StartMessage, routes_of
 from agent.instances.instance import Exit, Instance, State
 from agent.logs import Log
 from container import PortMapping
@@ -94,7 +94,7 @@ def load_instance(saved: SavedInstance) -> Instance:
         private_id=saved.private_id,
         message=saved.message,
         version=saved.version,
-        uris=saved.uris,
+        uris=routes_of(saved.uris),  # an older agent kept them as they came
         state_since_s=saved.state_since_s,
         started_at_s=saved.started_at_s,
         handle=saved.handle,

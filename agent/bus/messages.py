@@ -6,6 +6,7 @@ ignored, as peers of fifteen years send many. A message that makes no sense rais
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -25,6 +26,22 @@ GivenId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{0,64}\Z")]
 
 class MessageError(ValueError):
     """A payload that is no such message; the text names the path, the expectation and the value's type."""
+
+
+def route_of(uri: str) -> str:
+    """The one form of a route. gorouter compares routes without case, query and trailing slash (its `Uri.RouteKey`), so
+    two spellings are one route: registering both and then removing one of them would remove the live route."""
+    return uri.partition("?")[0].removesuffix("/").lower()
+
+
+def routes_of(uris: Iterable[str]) -> tuple[str, ...]:
+    """Each route once, in the order of its first appearance."""
+    return tuple(dict.fromkeys(map(route_of, uris)))
+
+
+def _normalise_uris(message: StartMessage | UpdateMessage) -> None:
+    if message.uris is not None:
+        msgspec.structs.force_setattr(message, "uris", routes_of(message.uris))
 
 
 # ---- in: run -------------------------------------------------------------------------------------------------------
@@ -84,6 +101,7 @@ class StartMessage(Struct, frozen=True):
     def __post_init__(self) -> None:
         if not isinstance(self.droplet, str):
             msgspec.structs.force_setattr(self, "droplet", str(self.droplet))
+        _normalise_uris(self)
 
     @property
     def app(self) -> AppId:
@@ -143,6 +161,9 @@ class UpdateMessage(Struct, frozen=True):
     droplet: AppId | Count
     uris: tuple[str, ...] | None = None
     version: Label | None = None
+
+    def __post_init__(self) -> None:
+        _normalise_uris(self)
 
     @property
     def app(self) -> AppId:

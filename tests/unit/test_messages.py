@@ -108,3 +108,20 @@ def test_a_routers_interval_counts_only_as_a_positive_number(said: str, interval
     start = b'{"minimumRegisterIntervalInSeconds":%b}' % said.encode()
     assert m.decode(m.RouterStart, start).interval_s == interval
     assert m.decode(m.RouterStart, b"{}").interval_s is None
+
+
+@pytest.mark.parametrize(
+    ("uris", "kept"),
+    [
+        ('["A.Example.com","a.example.com"]', ("a.example.com",)),
+        ('["b.example.com","a.example.com/","A.example.com?x=Y"]', ("b.example.com", "a.example.com")),
+        ('["a.example.com/Path/","a.example.com/path"]', ("a.example.com/path",)),
+        ("[]", ()),
+        ("null", None),
+    ],
+)
+def test_the_spellings_of_one_route_are_one_route(uris: str, kept: tuple[str, ...] | None) -> None:
+    """Routers compare without case, query and trailing slash; the agent compares what it decodes."""
+    update = m.decode(m.UpdateMessage, b'{"droplet":"a","uris":%b}' % uris.encode())
+    start = m.decode(m.StartMessage, msgspec.json.encode({**fixture("dea.start"), "uris": json.loads(uris)}))
+    assert (update.uris, start.uris) == (kept, kept)
