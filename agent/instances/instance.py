@@ -101,6 +101,8 @@ IN_HEARTBEAT: Final = frozenset({_S.STARTING, _S.RUNNING, _S.CRASHED, _S.EVACUAT
 STOPPABLE: Final = frozenset({_S.BORN, _S.STARTING, _S.RUNNING, _S.STOPPING, _S.EVACUATING})
 #: What has routes.
 ROUTED: Final = frozenset({_S.RUNNING, _S.EVACUATING})
+#: What has routes or may come to have them: a `dea.update` changes these.
+UPDATABLE: Final = frozenset({_S.BORN, _S.STARTING}) | ROUTED
 
 
 class Refused(RuntimeError):

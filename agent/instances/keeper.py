@@ -20,6 +20,7 @@ from agent.instances.instance import (
     HOLDS_MEMORY,
     ROUTED,
     STOPPABLE,
+    UPDATABLE,
     Effect,
     Event,
     Exit,
@@ -169,8 +170,9 @@ class Keeper:
         self._rooms.pop(instance, None)
 
     def update(self, message: m.UpdateMessage) -> None:
-        """Routes in place; a new version gives a new id (dea-bus.md 1.5). Only RUNNING and EVACUATING ones change."""
-        touched = [one for one in self._registry.of_app(message.app) if one.state in ROUTED]
+        """Routes in place; a new version gives a new id (dea-bus.md 1.5). A start that is under way changes too: what it
+        registers once it is healthy are the routes of the newest message."""
+        touched = [one for one in self._registry.of_app(message.app) if one.state in UPDATABLE]
         if not touched:
             return
         all_changed = True
@@ -190,6 +192,8 @@ class Keeper:
         new = [uri for uri in wanted if uri not in instance.uris]
         old = [uri for uri in instance.uris if uri not in wanted]
         instance.uris = wanted
+        if not (instance.healthy and instance.state in ROUTED):
+            return bool(new or old)  # nothing of it is registered yet
         if new and (registered := self.voice.register(instance, new)) is not None:
             self.bus.say(registered)
         if old and (unregistered := self.voice.unregister(instance, old)) is not None:
