@@ -15,6 +15,7 @@ import pytest_asyncio
 from depot_kit import BOTH_BUILDS, app, sh, until
 from depot_kit import depot as depot
 from depot_kit import stack as stack
+from netns_kit import Namespace
 
 from container import (
     Access,
@@ -361,6 +362,26 @@ async def test_a_depot_has_one_manager(depot: Depot) -> None:
     """A second one would destroy the first one's containers."""
     with pytest.raises(DepotBusy, match=str(depot.settings.depot_dir)):
         await Depot.open(depot.settings)
+
+
+async def test_a_depot_has_one_manager_whatever_else_the_second_has(depot: Depot) -> None:
+    """With a cgroup parent and a network namespace of its own, only the depot's own lock refuses it; it leaves no cgroup."""
+    other = f"{depot.settings.cgroup_parent}-other"
+    elsewhere = Namespace.new()
+
+    def second() -> str:
+        try:
+            asyncio.run(Depot.open(replace(depot.settings, cgroup_parent=other)))
+        except DepotBusy as e:
+            return str(e)
+        return "opened"
+
+    try:
+        answer = await asyncio.to_thread(elsewhere.do, second)
+    finally:
+        elsewhere.close()
+    assert answer == f"{depot.settings.depot_dir}: another manager has it open"
+    assert not [*Path("/sys/fs/cgroup").glob(f"**/{other}")]
 
 
 async def test_a_cgroup_parent_has_one_manager(depot: Depot, tmp_path: Path) -> None:
