@@ -118,6 +118,34 @@ async def test_dropping_a_stalled_connection_leaves_no_task_and_no_descriptor(se
     server.resume()
 
 
+async def test_a_barrier_asks_behind_what_was_published(hosts: AsyncExitStack) -> None:
+    """While the server is slow nats-py writes a PING at once and a message later; the answer would prove nothing about it."""
+    reads_on = asyncio.Event()
+
+    async def pause(_: FakeServer, __: asyncio.StreamWriter) -> None:
+        await reads_on.wait()
+
+    server = FakeServer(pause)
+    await server.start()
+    hosts.push_async_callback(server.close)
+    connection = await Connection.open(NatsSettings(), server.url, "test", lambda _: None, print)
+    hosts.push_async_callback(connection.close)
+    for _ in range(20):  # more than the socket's buffers take: the flusher of nats-py waits
+        await connection.publish("big", b"x" * 1_000_000)
+        await asyncio.sleep(0)
+    await connection.publish("last", b"x")
+    assert connection._client.pending_data_size > 0
+
+    barrier = asyncio.create_task(connection.barrier(30))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    reads_on.set()
+    await barrier
+
+    order = [line.split()[0] for line in server.heard if line.startswith((b"PUB last", b"PING"))]
+    assert order == [b"PING", b"PUB", b"PING"]  # the first is that of the connect
+
+
 async def err_at_once(_: FakeServer, writer: asyncio.StreamWriter) -> None:
     writer.write(b"-ERR 'Unknown Protocol Operation'\r\n")
 
