@@ -120,6 +120,7 @@ class NetworkSettings(_Section, frozen=True):
     allow_host_access: bool = False
     mtu: Annotated[int, Meta(ge=576, le=65535)] = 1500
     dns_servers: tuple[str, ...] = ()
+    uplinks: tuple[Text, ...] = ()
 
 
 class PortSettings(_Section, frozen=True):

@@ -52,6 +52,8 @@ def depot_settings(settings: Settings) -> DepotSettings:
         dns_servers=network.dns_servers,
         allow_networks=network.allow_networks,
         allow_host_access=network.allow_host_access,
+        uplinks=network.uplinks,
+        reached_at=settings.local_ip,
         port_first=settings.port.pool_start_port or 0,
         port_count=settings.port.pool_size or 0,
         uid_first=settings.user.pool_start_uid,

@@ -49,7 +49,7 @@ class UnknownHandle(LookupError):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DepotSettings:
     """How a host is to be used. ``ports``: first and count of the host's ports to publish on; 0: above the
-    ephemeral.
+    ephemeral. ``uplinks``: the interfaces to its peers; none: where routes lead, and that of ``reached_at``.
     """
 
     depot_dir: Path
@@ -61,6 +61,8 @@ class DepotSettings:
     dns_servers: tuple[str, ...] = ()
     allow_networks: tuple[str, ...] = ()
     allow_host_access: bool = False
+    uplinks: tuple[str, ...] = ()
+    reached_at: str | None = None
     port_first: int = 0
     port_count: int = 0
     uid_first: int = 1_000_000_000
@@ -312,6 +314,10 @@ async def _open_networks(settings: DepotSettings, dns_servers: tuple[str, ...], 
         allow_host_access=settings.allow_host_access,
         port_first=settings.port_first,
         port_count=settings.port_count,
+        uplinks=settings.uplinks,
+        reached_at=settings.reached_at,
+        # beside the depot: what lies in it is taken for a container
+        forwarding_file=settings.depot_dir.with_name(f"{settings.depot_dir.name}.forwarding"),
     )
     try:
         return await Networks.open(chosen, log)

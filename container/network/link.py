@@ -89,6 +89,7 @@ class Links:
         _sysctl(f"ipv6/conf/{interface}/disable_ipv6", "1")
         _sysctl(f"ipv4/conf/{interface}/rp_filter", "1")
         _sysctl(f"ipv4/conf/{interface}/route_localnet", "1")
+        _sysctl(f"ipv4/conf/{interface}/forwarding", "1")
         index = socket.if_nametoindex(interface)
         await self._netlink.addr("add", index=index, address=lease.host_ip, prefixlen=30)
         await self._netlink.link("set", index=index, state="up")

@@ -14,6 +14,7 @@ from container.aio import Background, Log, finish
 from container.network import conntrack, rules
 from container.network.firewall import Firewall, FirewallError
 from container.network.firewall.nftables import Nftables
+from container.network.forwarding import Forwarding
 from container.network.link import GATEWAY_MAC, DeathWatch, Links, exists
 from container.network.ports import HostPorts
 from container.network.rules import Member, Policy, interface_of, make_egress
@@ -31,6 +32,10 @@ _RETRY_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class NetworkSettings:
+    """``uplinks``: interfaces to the host's peers; none: where routes lead, and that of the address ``reached_at``.
+    ``forwarding_file``: where it is written down which of them were opened for forwarding.
+    """
+
     pool_network: str = "10.254.0.0/16"
     mtu: int = 1500
     dns_servers: tuple[str, ...] = ()
@@ -38,6 +43,9 @@ class NetworkSettings:
     allow_host_access: bool = False
     port_first: int = 0
     port_count: int = 0
+    uplinks: tuple[str, ...] = ()
+    reached_at: str | None = None
+    forwarding_file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +71,16 @@ class Networks:
     """Made by :meth:`open`. What the kernel has is always made from ``_held``."""
 
     def __init__(
-        self, policy: Policy, mtu: int, firewall: Firewall, links: Links, ports: HostPorts, log: Log
+        self,
+        settings: NetworkSettings,
+        policy: Policy,
+        firewall: Firewall,
+        links: Links,
+        ports: HostPorts,
+        log: Log,
     ) -> None:
         self._policy = policy
-        self._mtu = mtu
+        self._mtu = settings.mtu
         self._firewall = firewall
         self._links = links
         self._ports = ports
@@ -79,15 +93,22 @@ class Networks:
         loop = asyncio.get_running_loop()
         self._deaths = DeathWatch(loop)
         self._watch = RulesetWatch(loop, firewall.author, self._on_foreign_change)
+        self._forwarding = Forwarding(
+            settings.uplinks,
+            settings.reached_at,
+            settings.forwarding_file,
+            self._guard,
+            log,
+            self._background,
+        )
 
     @classmethod
     async def open(cls, settings: NetworkSettings, log: Log) -> Networks:
-        """Sets up forwarding and, where our tables are missing, their base. Raises FirewallError, NoPorts."""
+        """Where our tables are missing: makes their base, and sets up forwarding. Raises FirewallError, NoPorts."""
         pool = str(ipaddress.IPv4Network(settings.pool_network, strict=False))
         policy = Policy(pool, settings.dns_servers, settings.allow_networks, settings.allow_host_access)
         ports = HostPorts.of_host(settings.port_first, settings.port_count)
-        Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
-        networks = cls(policy, settings.mtu, Nftables(), await Links.open(), ports, log)
+        networks = cls(settings, policy, Nftables(), await Links.open(), ports, log)
         try:
             await networks._ensure_tables()
         except BaseException:
@@ -96,11 +117,15 @@ class Networks:
         return networks
 
     async def _ensure_tables(self) -> None:
-        """Those of a former manager stay until `restore` replaces them at once: its containers have traffic."""
+        """Those of a former manager stay until `restore` replaces them at once: its containers have traffic.
+
+        They may be of another version and lack the guard, so forwarding is not touched before either.
+        """
         try:
             await self._firewall.apply(f"list chain inet {rules.TABLE} c_in\n")
         except FirewallError:
             await self._firewall.apply(rules.base(self._policy))
+            await self._forwarding.start()
 
     def plan_for(self, link_id: str, lease: AddressLease) -> Ethernet:
         return Ethernet(lease.container_ip, 30, lease.host_ip, GATEWAY_MAC, self._mtu)
@@ -147,15 +172,23 @@ class Networks:
                         "host_port_taken_meanwhile", port=mapping.host_port, link=member.link_id
                     )
 
+        opened = self._forwarding.remembered()
+
         def take_up(held: Ruleset) -> str:
+            held.guard(opened)
             for member in members:
                 held.add(member)
             return held.whole(_existing(held))
 
         await self._change(take_up)
+        await self._forwarding.start()
         return {one.link_id: Link(one.link_id, interface_of(one.link_id), one.lease) for one in members}
 
     # How it is done.
+
+    async def _guard(self, uplinks: frozenset[str]) -> None:
+        if uplinks != self._held.guarded:
+            await self._change(lambda held: held.guard(uplinks))
 
     async def _unbroken(self, work: Coroutine[Any, Any, T], name: str) -> T:
         return await finish(self._background.start(work, name=name, watched=True))
@@ -281,8 +314,10 @@ class Networks:
 
     async def close(self, *, remove_tables: bool = False) -> None:
         self._watch.close()
+        self._forwarding.stop_following()
         await self._background.close(10.0)
         if remove_tables:
+            await self._forwarding.give_back()
             with contextlib.suppress(FirewallError):
                 await self._firewall.apply(rules.remove())
         self._deaths.close()

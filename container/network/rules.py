@@ -141,6 +141,7 @@ table inet {TABLE} {{
   set s_dns {{ type ipv4_addr; {_elements(policy.dns_servers)} }}
   set s_closed {{ type ipv4_addr; flags interval; auto-merge; {_elements(policy.closed)} }}
   set s_nets {{ type ipv4_addr; flags interval; auto-merge; {_elements(policy.allow_networks)} }}
+  set s_uplinks {{ type ifname; }}
   map m_outer {{ type ifname . ipv4_addr : verdict; }}
   map m_inner {{ type ifname . ipv4_addr : verdict; }}
   map m_port {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
@@ -172,6 +173,9 @@ table inet {TABLE} {{
     oifname "w-*" iifname "w-*" accept
     oifname "w-*" ct status dnat accept
     oifname "w-*" drop
+    iifname @s_uplinks ct state established,related accept
+    iifname @s_uplinks ct status dnat accept
+    iifname @s_uplinks drop
   }}
   chain c_pre {{
     type nat hook prerouting priority -100;
@@ -197,6 +201,14 @@ def remove() -> str:
     return "".join(
         f"add table {family} {TABLE}\ndelete table {family} {TABLE}\n" for family in ("inet", "netdev")
     )
+
+
+def set_guarded(uplinks: Iterable[str]) -> str:
+    """Interfaces by which only what is for containers is forwarded. Conversations and published ports of another router
+    pass: one that begins while no manager runs is not stood in the way of."""
+    text = f"flush set inet {TABLE} s_uplinks\n"
+    names = ", ".join(f'"{name}"' for name in sorted(uplinks))
+    return text + (f"add element inet {TABLE} s_uplinks {{ {names} }}\n" if names else "")
 
 
 def add_chain(chain: Chain) -> str:

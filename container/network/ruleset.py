@@ -20,11 +20,14 @@ class Ruleset:
         self._policy = policy
         self._members: dict[str, Member] = {}
         self._users: Counter[Chain] = Counter()
+        self.guarded: frozenset[str] = frozenset()
+        """Uplinks by which a stranger must not pass (forwarding.py)."""
 
     def copy(self) -> Ruleset:
         twin = Ruleset(self._policy)
         twin._members = self._members.copy()
         twin._users = self._users.copy()
+        twin.guarded = self.guarded
         return twin
 
     def __len__(self) -> int:
@@ -67,10 +70,15 @@ class Ruleset:
         text += "".join(rules.delete_port(member, mapping) for mapping in member.ports)
         return text + self._leave(member.egress)
 
+    def guard(self, uplinks: frozenset[str]) -> str:
+        self.guarded = uplinks
+        return rules.set_guarded(uplinks)
+
     def whole(self, interfaces: Collection[str]) -> str:
         """Everything anew, in one transaction. A container whose interface is not there (any more) has no gate."""
         members = self._members.values()
-        text = rules.base(self._policy) + "".join(rules.add_chain(chain) for chain in self._users)
+        text = rules.base(self._policy) + (rules.set_guarded(self.guarded) if self.guarded else "")
+        text += "".join(rules.add_chain(chain) for chain in self._users)
         for member in members:
             text += rules.add_egress(member, member.egress)
             text += "".join(rules.add_port(member, mapping) for mapping in member.ports)

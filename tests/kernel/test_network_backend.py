@@ -69,9 +69,10 @@ async def test_what_is_not_text_of_nft_is_refused(firewall: Nftables) -> None:
 
 
 def held() -> tuple[set[str], set[str]]:
-    """Descriptors by what they are, and threads by name."""
+    """Descriptors by what they are, and threads by name but for those of the loop's own pool, which stay for its life."""
     found = {os.readlink(path) for path in Path("/proc/self/fd").iterdir() if os.path.lexists(path)}
-    return found, {thread.name for thread in threading.enumerate()}
+    names = {thread.name for thread in threading.enumerate()}
+    return found, {name for name in names if not name.startswith("asyncio_")}
 
 
 async def test_a_network_that_was_closed_holds_nothing() -> None:
