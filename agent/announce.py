@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Iterable
 
@@ -19,6 +18,7 @@ from agent.instances.instance import IN_HEARTBEAT, ROUTED, Instance, State
 from agent.instances.registry import Registry
 from agent.logs import Log
 from agent.resources import MIB, Capacity
+from agent.supervisor import Supervisor
 
 AGENT_VERSION = "0.0.1"  # what the original always said in dea.shutdown
 REGISTER_FLOOR_S, REGISTER_CEILING_S = 1.0, 20.0
@@ -166,29 +166,11 @@ class Announcer:
         self._beat_period_s = settings.intervals.heartbeat
         self._advert_due, self._beat_due, self._routes_due = (asyncio.Event() for _ in range(3))
 
-    async def run(self) -> None:
-        """For a TaskGroup: for ever."""
+    def begin(self, supervisor: Supervisor) -> None:
         advert_period_s = self._settings.intervals.advertise
-        async with asyncio.TaskGroup() as group:
-            for name, period_s, due, say in (
-                ("advertise", lambda: advert_period_s, self._advert_due, self._advertise),
-                ("heartbeat", lambda: self._beat_period_s, self._beat_due, self._beat),
-                ("routes", lambda: self._voice.register_interval_s, self._routes_due, self._register),
-            ):
-                group.create_task(self._repeat(say, period_s, due), name=name)
-
-    async def _repeat(
-        self, say: Callable[[], None], period_s: Callable[[], float], due: asyncio.Event
-    ) -> None:
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(period_s()):
-                    await due.wait()
-            due.clear()
-            try:
-                say()
-            except Exception:  # the outermost frame of a word: the next one may be said (dea_ng issue 157)
-                self._log.exception("announcement_failed")
+        supervisor.every("advertise", self._advertise, lambda: advert_period_s, self._advert_due)
+        supervisor.every("heartbeat", self._beat, lambda: self._beat_period_s, self._beat_due)
+        supervisor.every("routes", self._register, lambda: self._voice.register_interval_s, self._routes_due)
 
     def speak_anew(self) -> None:
         """After each connect: state and voice are never stored, one fresh of each."""

@@ -5,9 +5,14 @@ structlog's native path (no stdlib in between). A value is masked by its key, an
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
+import os
 import re
+import stat
 import sys
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import msgspec
@@ -52,9 +57,38 @@ def _json(_: Any, __: str, event: structlog.typing.EventDict) -> bytes:
     return msgspec.json.encode(event, enc_hook=str)
 
 
-def configure(settings: LoggingSettings) -> Log:
-    """Set up the process's logger and return it. OSError: the file cannot be opened."""
-    stream = settings.file.open("ab", buffering=0) if settings.file is not None else sys.stderr.buffer
+def _open(path: Path) -> int:
+    """0600 when it is made here; of one that is there, others than its owner and group lose their access: names of apps,
+    addresses and errors are nobody else's. OSError."""
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    seen = os.fstat(fd).st_mode
+    if stat.S_ISREG(seen) and seen & stat.S_IRWXO:
+        with contextlib.suppress(PermissionError):  # another owner's file that we may only append to
+            os.fchmod(fd, stat.S_IMODE(seen) & ~stat.S_IRWXO)
+    return fd
+
+
+class LogFile:
+    """The log's file, which may be opened anew under its name: every logger keeps its descriptor's number."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.stream = os.fdopen(_open(path), "ab", buffering=0)
+
+    def reopen(self) -> None:
+        """After a rotation. OSError: the old file stays in use."""
+        new = _open(self.path)
+        try:
+            os.dup2(new, self.stream.fileno(), inheritable=False)
+        finally:
+            os.close(new)
+
+
+def configure(settings: LoggingSettings, file: LogFile | None = None) -> Log:
+    """Set up the process's logger and return it. ``file``: that of the settings, opened already. OSError: it cannot be opened."""
+    if file is None and settings.file is not None:
+        file = LogFile(settings.file)
+    stream = file.stream if file is not None else sys.stderr.buffer
     console = settings.format == "console" or (settings.format == "auto" and stream.isatty())
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -66,8 +100,10 @@ def configure(settings: LoggingSettings) -> Log:
     ]
     factory: Any
     if console:
-        shared += [_one_line, structlog.dev.ConsoleRenderer()]
-        factory = structlog.PrintLoggerFactory(sys.stderr)
+        shared += [_one_line, structlog.dev.ConsoleRenderer(colors=stream.isatty())]
+        factory = structlog.PrintLoggerFactory(
+            io.TextIOWrapper(cast(BinaryIO, stream), write_through=True) if file is not None else sys.stderr
+        )
     else:
         shared += [_json]
         factory = structlog.BytesLoggerFactory(cast(BinaryIO, stream))
@@ -81,3 +117,17 @@ def configure(settings: LoggingSettings) -> Log:
     )
     logger: Log = structlog.get_logger()
     return logger
+
+
+def reopen(file: LogFile | None, log: Log) -> None:
+    """For a log that has been rotated. Never raises: a rotation that went wrong does not make the agent mute."""
+    if file is None:
+        log.info("hang_up_ignored", why="the log has no file")
+        return
+    log.info("log_reopening", file=str(file.path))
+    try:
+        file.reopen()
+    except OSError as e:
+        log.error("log_not_reopened_going_on_with_the_old_file", error=str(e))
+    else:
+        log.info("log_reopened", file=str(file.path))

@@ -3,6 +3,7 @@
 TERM, INT, QUIT   stop every app (with a deadline) and leave nothing
 USR1              say dea.shutdown and advertise no more
 USR2              evacuate: as USR1, tell the apps are leaving, end when they are gone
+HUP               open the log file anew
 detach            (control socket) end, and leave the apps running for the next agent
 """
 
@@ -31,16 +32,18 @@ from agent.droplets.transfer import Transfers
 from agent.droplets.unpacker import Unpacker
 from agent.host import depot_settings, local_address, make_directories
 from agent.http.control import Control
-from agent.instances.instance import ROUTED, Instance, State
+from agent.instances.instance import LIFE_BROKE, ROUTED, Event, Exit, Instance, State
 from agent.instances.keeper import Keeper
-from agent.instances.life import Home, live
+from agent.instances.life import FAILED, Home, live
 from agent.instances.registry import Registry
 from agent.instances.stats import sample
-from agent.logs import Log
+from agent.logs import Log, LogFile, reopen
 from agent.resources import MIB, host_memory_mb
+from agent.signals import Signals, hold
 from agent.staging.buildpacks import AdminBuildpacks, own_buildpacks
 from agent.staging.registry import RESTARTED, StagingRegistry
 from agent.staging.task import Workshop
+from agent.supervisor import Supervisor
 from container import Depot
 
 REAPER_PERIOD_S = 10.0
@@ -62,16 +65,18 @@ async def _wait(tasks: set[asyncio.Task[None]], timeout_s: float) -> None:
 class Worker:
     """One agent. ``run`` returns its exit status."""
 
-    def __init__(self, settings: Settings, log: Log) -> None:
+    def __init__(self, settings: Settings, log: Log, log_file: LogFile | None = None) -> None:
         self._settings = settings
         self._log = log
+        self._log_file = log_file
+        self._signals = Signals()
+        self._supervisor = Supervisor(log)
         self._registry = Registry()
         self._ending: asyncio.Event = asyncio.Event()
         self._end = End.SHUTDOWN
         self._deadline = float("inf")
         self._lives: dict[Instance, asyncio.Task[None]] = {}
         self._staging_runs: set[asyncio.Task[None]] = set()
-        self._group: asyncio.TaskGroup
 
     # -- life --------------------------------------------------------------------------------------------------
 
@@ -80,40 +85,42 @@ class Worker:
 
         However it ends, it never takes an app along that it was not told to stop.
         """
+        self._listen_to_signals()
         make_directories(self._settings.base_dir)
         status = 0
-        async with AsyncExitStack() as undo:
-            await self._build(undo)
-            try:
-                await self._serve()
-            except* Exception as group:
-                self._log.error("agent_broke", errors=[repr(one) for one in group.exceptions], exc_info=group)
-                status = 1
+        try:
+            async with AsyncExitStack() as undo:
+                await self._build(undo)
+                try:
+                    await self._serve()
+                except* Exception as group:
+                    errors = [repr(one) for one in group.exceptions]
+                    self._log.error("agent_broke", errors=errors, exc_info=group)
+                    status = 1
+        finally:
+            hold()
         self._log.info("agent_ended", status=status, how=self._end.value)
         return status
 
     async def _serve(self) -> None:
-        async with asyncio.TaskGroup() as self._group:
-            background = [
-                self._group.create_task(work, name=name)
-                for name, work in (
-                    ("bus", self._bus.run()),
-                    ("announcer", self._announcer.run()),
-                    ("saver", self._saver.run()),
-                    ("stats", self._sample_for_ever()),
-                    ("reaper", self._reap_for_ever()),
-                )
-            ]
+        async with self._supervisor as supervisor:
+            supervisor.keep("bus", self._bus.run)
+            self._announcer.begin(supervisor)
+            supervisor.keep("saver", self._saver.run)
+            supervisor.every("stats", self._sample_all, lambda: self._settings.intervals.stats)
+            supervisor.every("reaper", self._reap, lambda: REAPER_PERIOD_S)
             self._take_over()
-            self._listen_to_signals()
+            self._signals.on(self._announcer.leave_pool, signal.SIGUSR1)
+            self._signals.on(self._evacuate, signal.SIGUSR2)
             await self._control.open(self._settings.control_socket)
             self._log.info(
                 "agent_started", id=self._id, ip=self._ip, stacks=[s.name for s in self._settings.stacks]
             )
-            await self._ending.wait()
+            await self._ending_asked()
             await (self._let_go() if self._end is End.DETACH else self._shut_down())
-            await self._saver.save()
-            for task in (*background, *self._lives.values(), *self._staging_runs):
+            with supervisor.guard("saver"):
+                await self._saver.save()
+            for task in (*self._lives.values(), *self._staging_runs):
                 task.cancel()
 
     async def _build(self, undo: AsyncExitStack) -> None:
@@ -224,15 +231,12 @@ class Worker:
         for handle in self._depot.handles():
             if handle not in owned:
                 self._log.info("container_without_owner_destroyed", handle=handle)
-                self._group.create_task(self._destroy(handle), name=f"destroy-{handle}")
+                self._supervisor.start("destroy", self._destroy(handle), handle=handle)
         self._saver.changed()
 
     async def _destroy(self, handle: str) -> None:
         """One that cannot be removed costs nobody else; the next recovery tries again."""
-        try:
-            await self._depot.destroy(handle)
-        except Exception as e:  # whatever a kernel says to it
-            self._log.exception("container_not_removed", handle=handle, error=repr(e))
+        await self._depot.destroy(handle)
 
     # -- commands ----------------------------------------------------------------------------------------------
 
@@ -256,34 +260,44 @@ class Worker:
                 self._stagings.stop_app(stop_staging.app_id)
 
     def _begin_life(self, instance: Instance) -> None:
-        task = self._group.create_task(live(instance, self._home), name=f"life-{instance.id[:8]}")
+        task = self._supervisor.start(
+            "life",
+            live(instance, self._home),
+            lambda _: self._life_broke(instance),
+            app=instance.app,
+            instance=instance.id,
+        )
         self._lives[instance] = task
         task.add_done_callback(lambda _: self._lives.pop(instance, None))
 
+    def _life_broke(self, instance: Instance) -> None:
+        """Nobody looks after it any more: it is over, with its container, and that is told."""
+        if instance.handle is not None:
+            self._supervisor.start("destroy", self._destroy(instance.handle), handle=instance.handle)
+        if (event := LIFE_BROKE.get(instance.state)) is not None:
+            instance.exit = Exit(-1, FAILED if event is not Event.EXITED else "unknown")
+            instance.crashed_at_s = int(time.time())
+            self._keeper.happen(instance, event)
+
     def _begin_staging(self, task_id: str, life: Coroutine[None, None, None]) -> None:
-        run = self._group.create_task(life, name=f"staging-life-{task_id[:8]}")
+        run = self._supervisor.start("staging", life, task_id=task_id)
         self._staging_runs.add(run)
         run.add_done_callback(self._staging_runs.discard)
 
     # -- upkeep ------------------------------------------------------------------------------------------------
 
-    async def _sample_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(self._settings.intervals.stats)
-            for instance in self._registry.in_states(ROUTED):
+    async def _sample_all(self) -> None:
+        for instance in self._registry.in_states(ROUTED):
+            with self._supervisor.guard("stats", app=instance.app, instance=instance.id):
                 if (container := recovery.container_of(instance, self._depot)) is not None:
                     await sample(instance, container, self._log)
-                    await asyncio.sleep(0)  # files of the kernel, read at once: the bus has its turn between
+            await asyncio.sleep(0)  # files of the kernel, read at once: the bus has its turn between
 
-    async def _reap_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(REAPER_PERIOD_S)
-            try:
-                self._keeper.reap_crashes(self._settings.base_dir / "crashes", time.time())
-                if self._keeper.is_low():
-                    await self._layers.sweep({one.message.sha1 for one in self._registry if one.message.sha1})
-            except OSError as e:
-                self._log.warning("reaper_failed_retrying", error=str(e))
+    async def _reap(self) -> None:
+        with self._supervisor.guard("reaper"):
+            self._keeper.reap_crashes(self._settings.base_dir / "crashes", time.time())
+        if self._keeper.is_low():
+            await self._layers.sweep({one.message.sha1 for one in self._registry if one.message.sha1})
 
     # -- memory ------------------------------------------------------------------------------------------------
 
@@ -294,11 +308,13 @@ class Worker:
     # -- the end -----------------------------------------------------------------------------------------------
 
     def _listen_to_signals(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-            loop.add_signal_handler(number, self._ask_end, End.SHUTDOWN)
-        loop.add_signal_handler(signal.SIGUSR1, self._announcer.leave_pool)
-        loop.add_signal_handler(signal.SIGUSR2, self._evacuate)
+        """First of all. What needs parts that are not built yet is told to `Signals` later."""
+        self._signals.listen(asyncio.get_running_loop())
+        self._signals.on(lambda: self._ask_end(End.SHUTDOWN), signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+        self._signals.on(lambda: reopen(self._log_file, self._log), signal.SIGHUP)
+
+    async def _ending_asked(self) -> None:
+        await self._ending.wait()
 
     def _ask_end(self, how: End) -> None:
         if not self._ending.is_set():
@@ -314,7 +330,7 @@ class Worker:
             self._log.info("evacuation_begun")
             self._keeper.evacuate()
             self._announcer.evacuate()
-            self._group.create_task(self._end_when_empty(), name="evacuation")
+            self._supervisor.start("evacuation", self._end_when_empty())
 
     async def _end_when_empty(self) -> None:
         """When everything has been stopped by its controller, or the time is over (dea-bus.md 5.4)."""
@@ -345,7 +361,7 @@ class Worker:
         await _wait({*self._lives.values(), *self._staging_runs}, deadline_s * 0.75)
         if handles := self._depot.handles():  # past the grace: no more asking
             self._log.warning("containers_killed_at_deadline", handles=handles)
-            killing = {self._group.create_task(self._destroy(one), name=f"destroy-{one}") for one in handles}
+            killing = {self._supervisor.start("destroy", self._destroy(one), handle=one) for one in handles}
             await _wait(killing | set(self._lives.values()), self._left_s())
             for task in killing:
                 task.cancel()
@@ -373,4 +389,5 @@ class Worker:
             "instances": len(self._registry),
             "stagings": len(self._stagings),
             "evacuating": self._keeper.evacuating,
+            "failures": self._supervisor.failures,
         }

@@ -21,21 +21,30 @@ from agent.cli import ui
 def command(config: Path) -> None:
     """Runs the host agent in the foreground.
 
-    TERM, INT and QUIT stop the apps and then the agent; `garrison detach` stops the agent alone.
+    TERM, INT and QUIT stop the apps and then the agent; `garrison detach` stops the agent alone. HUP opens the log
+    file anew, after a rotation.
     """
+    from agent.signals import hold
+
+    hold()  # done already by agent.__main__; not by who calls this otherwise
+
     from agent.cli.config import load_or_fail
 
     settings = load_or_fail(config)
 
     import asyncio
 
-    from agent.logs import configure
+    from agent.logs import LogFile, configure
     from agent.worker import Worker
     from container import HostUnfit
 
-    log = configure(settings.logging)
     try:
-        status = asyncio.run(Worker(settings, log).run())
+        file = LogFile(settings.logging.file) if settings.logging.file is not None else None
+    except OSError as e:
+        raise ui.Failure("the log cannot be written", f"{settings.logging.file}: {e.strerror}") from e
+    log = configure(settings.logging, file)
+    try:
+        status = asyncio.run(Worker(settings, log, file).run())
     except HostUnfit as e:
         log.error("host_unfit", error=str(e))
         raise ui.Failure("the agent cannot run on this host", str(e)) from e

@@ -92,6 +92,15 @@ MOVES: Final[Mapping[tuple[State, Event], Move]] = {
     (_S.CRASHED, _E.REAP): Move(_S.STOPPED, (_F.FORGET, _F.SAVE)),
 }
 
+#: What becomes of an instance whose life ended by an error of the agent's own.
+LIFE_BROKE: Final[Mapping[State, Event]] = {
+    _S.BORN: _E.REFUSED,
+    _S.STARTING: _E.FAILED,
+    _S.RUNNING: _E.EXITED,
+    _S.EVACUATING: _E.EXITED,
+    _S.STOPPING: _E.GONE,
+}
+
 #: What reserves (dea-bus.md 2.1). EVACUATING did not in the original, so that a draining host looked empty.
 HOLDS_MEMORY: Final = frozenset({_S.BORN, _S.STARTING, _S.RUNNING, _S.STOPPING, _S.EVACUATING})
 HOLDS_DISK: Final = HOLDS_MEMORY | {_S.CRASHED}

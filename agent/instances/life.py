@@ -43,6 +43,7 @@ from container import (
     PortMapping,
     SpecError,
     UnknownHandle,
+    WrongState,
     WshdError,
     WshdGone,
 )
@@ -203,7 +204,7 @@ async def _ran_out_of_memory(container: Container) -> bool:
         return True
     try:
         return (await container.info()).oom_kills > 0
-    except OSError:
+    except (OSError, WrongState):
         return False
 
 

@@ -6,13 +6,15 @@ import time
 
 from agent.instances.instance import Instance
 from agent.logs import Log
-from container import Container
+from container import Container, WrongState
 
 
 async def sample(instance: Instance, container: Container, log: Log) -> None:
     """CPU as a fraction of one core between two samples; memory and disk as they are. A failure keeps the old values."""
     try:
         info = await container.info()
+    except WrongState:
+        return  # it is being destroyed: there is nothing to measure any more
     except OSError as e:
         log.warning("sample_failed", instance=instance.id, error=str(e))
         return

@@ -307,8 +307,8 @@ class Networks:
             try:
                 await self._change(anew)
                 break
-            except FirewallError as e:
-                self._log.warning("firewall_not_restored_retrying", error=str(e), after_s=_RETRY_S)
+            except Exception as e:  # whatever it was: given up, it would never be tried again
+                self._log.warning("firewall_not_restored_retrying", error=repr(e), after_s=_RETRY_S)
                 await asyncio.sleep(_RETRY_S)
         self._log.info("firewall_restored", containers=len(self._held))
 

@@ -2,21 +2,29 @@
 
     held_agent.py PHASE FLAG run --config FILE
 
-The step itself is the agent's own; before (or after) it FLAG is made, and it goes on when FLAG is gone.
+The step itself is the agent's own; before (or after) it FLAG is made, and it goes on when FLAG is gone. PHASE `faulty`: each
+kind of background work that the text of FLAG names raises an error.
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import agent.worker as worker_module
+from agent.announce import Announcer
+from agent.bus.sender import Sender
 from agent.cli.app import main
 from agent.droplets.unpacker import Feeding
+from agent.instances.keeper import Keeper
+from agent.snapshot import Saver
+from agent.staging.registry import StagingRegistry
 from agent.worker import Worker
-from container import Container
+from container import Container, Depot
 from container.network import Networks
 
 Step = Callable[..., Awaitable[Any]]
@@ -47,13 +55,58 @@ PHASES: Mapping[str, tuple[type, str, bool]] = {
 }
 
 
+class Broken(RuntimeError):
+    pass
+
+
 async def break_down(worker: Worker) -> None:
-    raise RuntimeError("broken on purpose")
+    raise Broken("on purpose")
+
+
+#: Kind of work, as the log and the status name it, to a step that all work of the kind goes through.
+FAULTS: Mapping[str, tuple[Any, str]] = {
+    "stats": (worker_module, "sample"),
+    "reaper": (Keeper, "reap_crashes"),
+    "advertise": (Announcer, "_advertise"),
+    "heartbeat": (Announcer, "_beat"),
+    "routes": (Announcer, "_register"),
+    "saver": (Saver, "save"),
+    "bus": (Sender, "_take_batch"),
+    "life": (worker_module, "live"),
+    "staging": (StagingRegistry, "_live"),
+    "destroy": (Depot, "destroy"),
+}
+
+
+def faulty(step: Callable[..., Any], name: str, flag: Path) -> Callable[..., Any]:
+    """Raises while FLAG names it; otherwise the step itself."""
+
+    def check() -> None:
+        if flag.exists() and name in flag.read_text().split():
+            raise Broken(f"{name} on purpose")
+
+    if not inspect.iscoroutinefunction(step):
+
+        def faulty_step(*args: Any, **kwargs: Any) -> Any:
+            check()
+            return step(*args, **kwargs)
+
+        return faulty_step
+
+    async def faulty_async_step(*args: Any, **kwargs: Any) -> Any:
+        check()
+        return await step(*args, **kwargs)
+
+    return faulty_async_step
 
 
 def hold(phase: str, flag: Path) -> None:
     if phase == "broken":  # something that the agent cannot do without, when FLAG is gone
-        setattr(Worker, "_reap_for_ever", held(break_down, flag))  # noqa: B010  (mypy: not to be assigned)
+        setattr(Worker, "_ending_asked", held(break_down, flag))  # noqa: B010  (mypy: not to be assigned)
+        return
+    if phase == "faulty":
+        for fault, (owner, step) in FAULTS.items():
+            setattr(owner, step, faulty(getattr(owner, step), fault, flag))
         return
     kind, name, after = PHASES[phase]
     setattr(kind, name, held(getattr(kind, name), flag, after=after))

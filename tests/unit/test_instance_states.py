@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from agent.bus.messages import AppLimits, StartMessage
-from agent.instances.instance import MOVES, Effect, Event, Instance, Refused, State
+from agent.instances.instance import LIFE_BROKE, MOVES, Effect, Event, Instance, Refused, State
 
 pytestmark = pytest.mark.unit
 
@@ -53,3 +53,10 @@ def test_whatever_lives_can_be_stopped_and_evacuated() -> None:
     for state in (State.BORN, State.STARTING, State.RUNNING):
         assert MOVES[state, Event.EVACUATE].state is State.EVACUATING
         assert Effect.UNREGISTER not in MOVES[state, Event.EVACUATE].effects
+
+
+def test_a_life_that_broke_ends_by_a_row_of_the_table() -> None:
+    """From every state in which somebody looks after an instance."""
+    assert set(LIFE_BROKE) == set(State) - {State.CRASHED, State.STOPPED}
+    ends = {MOVES[pair].state for pair in LIFE_BROKE.items()}
+    assert ends == {State.CRASHED, State.STOPPED}
