@@ -28,6 +28,7 @@ from container.spec import (
     Protocol,
     SpecError,
     User,
+    parse_network,
 )
 from container.users import IdsTaken
 from container.wshd import LaunchError, WshdError, WshdGone
@@ -74,4 +75,5 @@ __all__ = [
     "WshdGone",
     "check_kernel",
     "kernel_version",
+    "parse_network",
 ]

@@ -24,7 +24,7 @@ from agent.droplets.unpacker import JailError
 from agent.instances.environment import HOME, app_environment, start_argv
 from agent.instances.health import wait_accepting
 from agent.instances.instance import Event, Exit, Instance, State
-from agent.instances.limits import MIB, bind_mounts, cpu_shares, egress_rules, rootfs_of
+from agent.instances.limits import MIB, bind_mounts, cpu_shares, egress_rules, ipv6_left_out, rootfs_of
 from agent.instances.stats import sample
 from agent.logs import Log
 from container import (
@@ -226,6 +226,8 @@ async def _start(instance: Instance, home: Home, held: AsyncExitStack, log: Log)
     stack = next((one for one in settings.stacks if one.name == message.stack), None)
     if stack is None:
         raise StartFailed(FAILED, f"stack {message.stack!r} is not configured")
+    if left_out := ipv6_left_out(message.egress_network_rules or ()):
+        log.warning("egress_rules_left_out", rules=left_out, because="IPv6 is off in containers")
     layer = await _fetch(instance, home, held, log)
     try:
         spec = make_spec(instance, settings, rootfs_of(stack.package_path), layer)

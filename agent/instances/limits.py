@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable
 from pathlib import Path
 
+import msgspec
+
 from agent.bus.messages import EgressMessage
 from agent.config import BindMountSettings, InstanceSettings
-from container import Access, BindMount, EgressRule, PortRange, Protocol, SpecError
+from container import Access, BindMount, EgressRule, PortRange, Protocol, SpecError, parse_network
 
 MIB = 1 << 20
+ICMP_OF_IPV6 = ("icmpv6", "icmp6")
 
 
 def cpu_shares(memory_mb: int, settings: InstanceSettings) -> int:
@@ -28,6 +32,16 @@ def _ports(text: str) -> tuple[PortRange, ...]:
     return tuple(found)
 
 
+def _networks(destination: str) -> tuple[str, ...]:
+    words = _words(destination)
+    for word in words:
+        try:
+            parse_network(word)
+        except SpecError as e:
+            raise SpecError("egress_network_rules.destination", str(e).removeprefix(f"{e.field}: ")) from e
+    return words
+
+
 def _rule(message: EgressMessage) -> EgressRule:
     try:
         protocol = Protocol(message.protocol)
@@ -41,10 +55,9 @@ def _rule(message: EgressMessage) -> EgressRule:
     def given(value: int | None) -> int | None:
         return value if icmp and value is not None and value >= 0 else None
 
-    networks = tuple(part.strip() for part in message.destination.split(",") if part.strip())
     return EgressRule(
         protocol,
-        networks,
+        _networks(message.destination),
         _ports(message.ports) if ported and message.ports else (),
         given(message.type),
         given(message.code),
@@ -52,10 +65,50 @@ def _rule(message: EgressMessage) -> EgressRule:
     )
 
 
+def _words(destination: str) -> tuple[str, ...]:
+    return tuple(word for part in destination.split(",") if (word := part.strip()))
+
+
+def _is_ipv6(word: str) -> bool:
+    """Of an address, a network or a range. What is neither family is `EgressRule`'s to refuse."""
+    first, dash, last = word.partition("-")
+    try:
+        ends = [
+            ipaddress.ip_network(end.strip(), strict=False) for end in ((first, last) if dash else (word,))
+        ]
+    except ValueError:
+        return False
+    return all(end.version == 6 for end in ends)
+
+
+def _without_ipv6(message: EgressMessage) -> EgressMessage | None:
+    """None: nothing of it is left. A rule that names no destination at all is for everywhere, and stays so."""
+    if message.protocol in ICMP_OF_IPV6:
+        return None
+    words = _words(message.destination)
+    left = [word for word in words if not _is_ipv6(word)]
+    if words and not left:
+        return None
+    return msgspec.structs.replace(message, destination=",".join(left)) if left != list(words) else message
+
+
 def egress_rules(messages: Iterable[EgressMessage]) -> tuple[EgressRule, ...]:
-    """In order, those with `log` after all others. SpecError: a rule makes no sense (the start fails)."""
-    rules = [_rule(message) for message in messages]
+    """In order, those with `log` after all others. SpecError: a rule makes no sense (the start fails).
+
+    IPv6 is off in containers, so what a rule says of it is left out: see `ipv6_left_out`.
+    """
+    rules = [_rule(left) for message in messages if (left := _without_ipv6(message)) is not None]
     return tuple(sorted(rules, key=lambda rule: rule.log))
+
+
+def ipv6_left_out(messages: Iterable[EgressMessage]) -> tuple[str, ...]:
+    """What of the rules has no effect, for the log: `tcp 2001:db8::/32`."""
+    return tuple(
+        f"{message.protocol} {word}".strip()
+        for message in messages
+        for word in _words(message.destination) or ("",)
+        if message.protocol in ICMP_OF_IPV6 or _is_ipv6(word)
+    )
 
 
 def bind_mounts(settings: Iterable[BindMountSettings]) -> tuple[BindMount, ...]:

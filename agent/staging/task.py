@@ -24,7 +24,7 @@ from agent.droplets.pack import Packed, pack
 from agent.droplets.transfer import TransferError, Transfers
 from agent.droplets.unpacker import JailError, Unpacker
 from agent.instances.environment import HOME, staging_environment
-from agent.instances.limits import MIB, egress_rules, rootfs_of
+from agent.instances.limits import MIB, egress_rules, ipv6_left_out, rootfs_of
 from agent.logs import Log
 from agent.staging import buildpacks as bp
 from agent.staging.buildpacks import AdminBuildpacks, Buildpack, Outcome, StagingFailed
@@ -110,6 +110,9 @@ class StagingTask:
         stack = next((one for one in shop.settings.stacks if one.name == self.message.stack), None)
         if stack is None:
             raise StagingFailed(f"Error staging: Stack {self.message.stack} does not exist")
+        for rule in ipv6_left_out(self.message.egress_network_rules or ()):
+            self.output.say(f"       No effect, since IPv6 is off in containers: egress rule {rule}")
+            self.log.warning("egress_rule_left_out", rule=rule, because="IPv6 is off in containers")
         self._dir.mkdir(mode=0o755)
         held.callback(shop.layers.throw_away, self._dir)
         home = await self._fetch_package()

@@ -16,7 +16,7 @@ from agent.instances.environment import (
     staging_environment,
     vcap_services,
 )
-from agent.instances.limits import cpu_shares, egress_rules
+from agent.instances.limits import cpu_shares, egress_rules, ipv6_left_out
 from agent.resources import Capacity, Claim, Short, make_capacity
 from container import PortRange, Protocol, SpecError
 
@@ -118,6 +118,38 @@ def test_a_rule_that_makes_no_sense_fails_the_start(rule: EgressMessage) -> None
     """With the field's name, for the log."""
     with pytest.raises(SpecError):
         egress_rules([rule])
+
+
+#: A rule, the networks that are left of it (None: no rule is), and what is said to be left out.
+FAMILIES: dict[str, tuple[EgressMessage, tuple[str, ...] | None, tuple[str, ...]]] = {
+    "an IPv6 address": (EgressMessage("tcp", "2001:db8::1", "80"), None, ("tcp 2001:db8::1",)),
+    "everywhere in IPv6": (EgressMessage("all", "::/0"), None, ("all ::/0",)),
+    "an IPv6 range": (EgressMessage("udp", "fd00::1-fd00::9"), None, ("udp fd00::1-fd00::9",)),
+    "a link's": (EgressMessage("all", "fe80::1%eth0"), None, ("all fe80::1%eth0",)),
+    "an IPv4 address in IPv6": (EgressMessage("all", "::ffff:10.0.0.1"), None, ("all ::ffff:10.0.0.1",)),
+    "both": (EgressMessage("tcp", "10.0.0.0/8, ::/0,9.9.9.9"), ("10.0.0.0/8", "9.9.9.9"), ("tcp ::/0",)),
+    "ICMP of IPv6": (EgressMessage("icmpv6", "::/0", type=128), None, ("icmpv6 ::/0",)),
+    "ICMP of IPv6, anywhere": (EgressMessage("icmpv6"), None, ("icmpv6",)),
+    "IPv4": (EgressMessage("tcp", "10.0.0.0/8"), ("10.0.0.0/8",), ()),
+    "no destination": (EgressMessage("tcp"), (), ()),
+}
+
+
+@pytest.mark.parametrize("case", FAMILIES)
+def test_what_a_rule_says_of_ipv6_is_left_out_and_said(case: str) -> None:
+    """And never widens the rule: one of which nothing is left is not one for everywhere."""
+    message, networks, left_out = FAMILIES[case]
+    others = EgressMessage("udp", "1.1.1.1", "53")
+    found = egress_rules([message, others])
+    assert [rule.networks for rule in found] == [*([networks] if networks is not None else []), ("1.1.1.1",)]
+    assert ipv6_left_out([message, others]) == left_out
+
+
+@pytest.mark.parametrize("destination", ["::/129", "10.0.0.1-::1", "1:2", "10.0.0.0/8;::/0", "fe80::1%"])
+def test_a_destination_of_no_family_is_named(destination: str) -> None:
+    """It is a mistake of whoever wrote the rule, so the start fails and says where."""
+    with pytest.raises(SpecError, match=r"egress_network_rules\.destination: expected"):
+        egress_rules([EgressMessage("tcp", destination)])
 
 
 def test_what_fits_exactly_fits_and_disk_is_named_first() -> None:
