@@ -204,7 +204,7 @@ _Noreturn void inside_main(const struct plan *plan, const struct opened *opened,
     expect(channel, "mapped");
     (void)setfsgid(0);
     (void)setfsuid(0);
-    net_without_ipv6();
+    net_settings(plan);
     answer(channel, "mapped");
     expect(channel, "enter");
     (void)setsid();

@@ -28,7 +28,7 @@ int ensure_below(int root, const char *path, bool directory);
 int mount_new(const char *type, const char *const options[][2], unsigned attributes);
 void mount_onto(int mount_fd, int target_fd, const char *what);
 
-void net_without_ipv6(void);
+void net_settings(const struct plan *plan);
 void net_configure(const struct plan *plan);
 
 int launch(const struct plan *plan);

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 import testhost
+from depot_kit import sh
 from depot_kit import stack as stack
 from netns_kit import FAR_IP, HOST_IP, METADATA_IP, TCP, UDP, WORLD_IP, Namespace, ask
 from network_kit import APP_PORT, EVERYWHERE, HOST_PORTS, Rig, reaches, rig, tcp
 
-from container import CreateError, EgressRule, PortRange, Protocol
+from container import CreateError, EgressRule, FileEntry, PortRange, Protocol, User
 from container.network import FirewallError
 from container.network.ruleset import Ruleset
 
@@ -152,6 +154,39 @@ async def test_icmp_by_type_and_code(scene: Rig, what: str) -> None:
 
     assert {kind for kind in (8, 13) if icmp_answers(box.space, kind, FAR_IP)} == types
     assert not icmp_answers(box.space, 8, HOST_IP), "the host is closed for ICMP as well"
+    await scene.end("app")
+
+
+PINGS = {
+    "icmp": (EgressRule(Protocol.ICMP), True),
+    "echo": (ICMP["a type"][0], True),
+    "tcp": (EgressRule(T), False),
+}
+
+
+@pytest.fixture(scope="module")
+def ping(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """As iputils has it; busybox's wants a raw socket."""
+    program = tmp_path_factory.mktemp("ping") / "ping"
+    source = Path(__file__).with_name("ping.c")
+    subprocess.run(["musl-gcc", "-static", "-Os", "-Wall", "-Wextra", "-o", program, source], check=True)
+    return program.read_bytes()
+
+
+@pytest.mark.parametrize("what", PINGS)
+async def test_ping_works_where_a_rule_opens_icmp(scene: Rig, what: str, ping: bytes) -> None:
+    """Without a raw socket, which no job may have: by the kernel's echo socket (icmp(7))."""
+    rule, is_open = PINGS[what]
+    assert rule is not None
+    box = await scene.box("app", egress=(rule,))
+    await box.container.write_files(FileEntry("/tmp/ping", ping, mode=0o755))
+
+    for user in User:
+        for address, answered in ((FAR_IP, is_open), (HOST_IP, False), ("127.0.0.1", True)):
+            done = await box.container.run(sh(f"/tmp/ping {address} {10 if answered else 1}", user=user))
+            assert done.status.code == (0 if answered else 1), (user, address, done.stderr)
+    groups = await box.container.run(sh("cat /proc/sys/net/ipv4/ping_group_range"))
+    assert groups.stdout.split() == [b"0", b"65534"]
     await scene.end("app")
 
 
