@@ -120,6 +120,8 @@ class NetworkSettings(_Section, frozen=True):
     allow_host_access: bool = False
     mtu: Annotated[int, Meta(ge=576, le=65535)] = 1500
     dns_servers: tuple[str, ...] = ()
+    dns_search: tuple[str, ...] | None = None
+    dns_options: tuple[str, ...] | None = None
     uplinks: tuple[Text, ...] = ()
 
 

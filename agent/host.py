@@ -50,6 +50,8 @@ def depot_settings(settings: Settings) -> DepotSettings:
         release_delay_s=network.release_delay,
         mtu=network.mtu,
         dns_servers=network.dns_servers,
+        dns_search=network.dns_search,
+        dns_options=network.dns_options,
         allow_networks=network.allow_networks,
         allow_host_access=network.allow_host_access,
         uplinks=network.uplinks,

@@ -31,8 +31,8 @@ from container.network import Networks, NetworkSettings, Restored
 from container.network.firewall import FirewallError
 from container.network.ports import NoPorts
 from container.parts import Parts
-from container.plan import nameservers
 from container.pools import IdSource, NoLease, Pool, address_leases, id_leases
+from container.resolver import resolver_for
 from container.snapshot import Phase, Snapshot, SnapshotError
 from container.spec import ContainerSpec, SpecError
 from container.wshd import Launcher
@@ -59,6 +59,8 @@ class DepotSettings:
     release_delay_s: float = 5.0
     mtu: int = 1500
     dns_servers: tuple[str, ...] = ()
+    dns_search: tuple[str, ...] | None = None
+    dns_options: tuple[str, ...] | None = None
     allow_networks: tuple[str, ...] = ()
     allow_host_access: bool = False
     uplinks: tuple[str, ...] = ()
@@ -135,14 +137,18 @@ class Depot:
             held.callback(locks.lock_directory(cgroups.directory))
             undo.callback(cgroups.remove_parents)
             held.callback(locks.lock_tables())
-            servers, left_out = nameservers(
-                settings.dns_servers, _read("/etc/resolv.conf"), _read("/run/systemd/resolve/resolv.conf")
+            resolver, left_out = resolver_for(
+                _read("/etc/resolv.conf"),
+                _read("/run/systemd/resolve/resolv.conf"),
+                servers=settings.dns_servers,
+                search=settings.dns_search,
+                options=settings.dns_options,
             )
             launcher = Launcher(settings.wshd_binary or wsh.wshd_path())
             undo.callback(launcher.close)
             if left_out:
-                log.warning("nameservers_left_out", servers=left_out, used=servers)
-            networks = await _open_networks(settings, servers, log)
+                log.warning("nameservers_left_out", servers=left_out, used=resolver.servers)
+            networks = await _open_networks(settings, resolver.servers, log)
             undo.push_async_callback(networks.close)
             host = Host(
                 depot_dir=settings.depot_dir,
@@ -155,7 +161,7 @@ class Depot:
                 addresses=addresses,
                 ids=ids,
                 link_ids=IdSource(time.time_ns() // 1000),
-                dns_servers=servers,
+                resolver=resolver,
                 seccomp=job_filter,
                 background=Background(log),
                 log=log,

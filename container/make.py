@@ -28,6 +28,7 @@ from container.network import Networks
 from container.parts import Parts
 from container.plan import HOME, Facts, make_plan
 from container.pools import AddressLease, IdLease, IdSource, Pool
+from container.resolver import Resolver
 from container.snapshot import Phase, Snapshot
 from container.spec import ContainerSpec
 from container.wshd import Launch, Launcher, Wshd
@@ -63,7 +64,7 @@ class Host:
     addresses: Pool[AddressLease]
     ids: Pool[IdLease]
     link_ids: IdSource
-    dns_servers: tuple[str, ...]
+    resolver: Resolver
     seccomp: bytes
     background: Background
     log: Log
@@ -145,7 +146,7 @@ async def _climb(
         cgroup_init=parts.cgroup.init_files,
         cgroup_job=parts.cgroup.job_files,
         ethernet=host.networks.plan_for(link_id, lease) if lease is not None else None,
-        dns_servers=host.dns_servers,
+        resolver=host.resolver,
         seccomp=host.seccomp,
         socket=parts.directory / "wshd.sock",
     )

@@ -7,14 +7,12 @@ comes in as `Facts`.
 
 from __future__ import annotations
 
-import ipaddress
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from container.pools import IDS_PER_CONTAINER, IdLease
+from container.resolver import Resolver
 from container.spec import ContainerSpec
 
 HOME: Final = "/home/vcap"
@@ -63,7 +61,7 @@ class Facts:
     cgroup_init: tuple[Path, ...]
     cgroup_job: tuple[Path, ...]
     ethernet: Ethernet | None
-    dns_servers: tuple[str, ...]
+    resolver: Resolver
     seccomp: bytes
     socket: Path
 
@@ -93,38 +91,6 @@ def hosts_file(hostname: str, address: str | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def resolv_conf(servers: Iterable[str]) -> str:
-    return "".join(f"nameserver {server}\n" for server in servers)
-
-
-_NAMESERVER = re.compile(r"^[ \t]*nameserver[ \t]+(\S+)", re.MULTILINE)
-
-
-def nameservers(
-    configured: tuple[str, ...], host_resolv_conf: str, resolved_upstreams: str
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(servers for containers, those left out).
-
-    Configured ones as they are; else those of the host's resolv.conf, or where all of these are loopback, of
-    systemd-resolved's list. Loopback and IPv6 ones cannot be reached from a container.
-    """
-    if configured:
-        return configured, ()
-    left_out: list[str] = []
-    for text in (host_resolv_conf, resolved_upstreams):
-        usable: list[str] = []
-        for server in _NAMESERVER.findall(text):
-            try:
-                address = ipaddress.ip_address(server.split("%")[0])
-            except ValueError:
-                left_out.append(server)
-                continue
-            (left_out if address.is_loopback or address.version != 4 else usable).append(server)
-        if usable:
-            return tuple(dict.fromkeys(usable)), tuple(left_out)
-    return (), tuple(left_out)
-
-
 def make_plan(spec: ContainerSpec, facts: Facts) -> Plan:
     directives: list[tuple[str, ...]] = [
         ("version", "1"),
@@ -144,7 +110,7 @@ def make_plan(spec: ContainerSpec, facts: Facts) -> Plan:
     directives += [
         ("file", "/etc/hosts", "0644", hosts_file(facts.hostname, address)),
         ("file", "/etc/hostname", "0644", facts.hostname + "\n"),
-        ("file", "/etc/resolv.conf", "0644", resolv_conf(facts.dns_servers)),
+        ("file", "/etc/resolv.conf", "0644", facts.resolver.text),
         ("shm", str(spec.shm_bytes)),
     ]
     directives += [("cgroup-init", str(file)) for file in facts.cgroup_init]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from depot_kit import sh
 from depot_kit import stack as stack
 from netns_kit import DNS_IP, FAR_IP, HOST_IP, PROTOCOLS, WORLD_IP, ask
 from network_kit import APP_PORT, HOST_PORTS, rig, tcp, udp
@@ -49,3 +50,13 @@ async def test_a_setting_opens_for_a_container_without_rules(
                 if ask(app.space, kind, *to, wait_s=10.0 if name in expected else 0.3)
             }
             assert found == expected, protocol
+
+
+async def test_the_search_list_and_the_options_reach_a_container(tmp_path: Path, stack: Path) -> None:
+    """Those of the settings here, since the host's own differ from machine to machine."""
+    async with rig(
+        tmp_path, stack, dns_search=("corp.example", "example"), dns_options=("ndots:2",)
+    ) as scene:
+        box = await scene.box("app")
+        result = await box.container.run(sh("cat /etc/resolv.conf"))
+    assert result.stdout.decode() == (f"nameserver {DNS_IP}\nsearch corp.example example\noptions ndots:2\n")

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from container.plan import BOUNDING_SET, Ethernet, Facts, hosts_file, make_plan, nameservers, resolv_conf
+from container.plan import BOUNDING_SET, Ethernet, Facts, hosts_file, make_plan
 from container.pools import IdLease
+from container.resolver import Resolver
 from container.spec import Access, BindMount, ContainerSpec
 
 pytestmark = pytest.mark.unit
@@ -26,7 +27,7 @@ def facts(**changes: object) -> Facts:
         "cgroup_init": (Path("/cg/init/tasks"),),
         "cgroup_job": (Path("/cg/job/tasks"),),
         "ethernet": ETHERNET,
-        "dns_servers": ("9.9.9.9", "1.1.1.1"),
+        "resolver": Resolver(("9.9.9.9", "1.1.1.1"), ("example.org",)),
         "seccomp": b"\x01\x02",
         "socket": Path("/depot/h1/wshd.sock"),
     }
@@ -58,7 +59,7 @@ def test_the_whole_plan_of_an_app() -> None:
         ("bind", "/srv/shared", "/mnt/shared", "rw"),
         ("file", "/etc/hosts", "0644", "127.0.0.1 localhost\n10.254.0.2 web-0\n"),
         ("file", "/etc/hostname", "0644", "web-0\n"),
-        ("file", "/etc/resolv.conf", "0644", "nameserver 9.9.9.9\nnameserver 1.1.1.1\n"),
+        ("file", "/etc/resolv.conf", "0644", "nameserver 9.9.9.9\nnameserver 1.1.1.1\nsearch example.org\n"),
         ("shm", "1024"),
         ("cgroup-init", "/cg/init/tasks"),
         ("cgroup-job", "/cg/job/tasks"),
@@ -72,7 +73,7 @@ def test_the_whole_plan_of_an_app() -> None:
 
 def test_words_end_with_a_nul_each() -> None:
     """wshd counts words, so none may be lost, not even an empty one."""
-    plan = make_plan(ContainerSpec(layers=(Path("/s"),)), facts(dns_servers=()))
+    plan = make_plan(ContainerSpec(layers=(Path("/s"),)), facts(resolver=Resolver()))
 
     words = plan.words().split(b"\0")
 
@@ -104,25 +105,6 @@ def test_the_bounding_set_is_the_eleven_of_the_house() -> None:
     assert [bit for bit in range(64) if BOUNDING_SET >> bit & 1] == [0, 1, 3, 4, 5, 6, 7, 8, 10, 18, 31]
 
 
-@pytest.mark.parametrize(
-    ("configured", "host", "resolved", "expected"),
-    [
-        (("9.9.9.9",), "nameserver 8.8.8.8\n", "", (("9.9.9.9",), ())),
-        ((), "nameserver 8.8.8.8\nnameserver 8.8.4.4\n", "", (("8.8.8.8", "8.8.4.4"), ())),
-        ((), "nameserver 127.0.0.53\n", "nameserver 10.0.0.2\n", (("10.0.0.2",), ("127.0.0.53",))),
-        ((), "nameserver ::1\nnameserver 10.0.0.3\n", "", (("10.0.0.3",), ("::1",))),
-        ((), "# nameserver 1.2.3.4\nsearch x\n", "", ((), ())),
-        ((), "nameserver fe80::1%eth0\nnameserver nonsense\n", "", ((), ("fe80::1%eth0", "nonsense"))),
-    ],
-)
-def test_nameservers(
-    configured: tuple[str, ...], host: str, resolved: str, expected: tuple[tuple[str, ...], tuple[str, ...]]
-) -> None:
-    """Configured ones win; loopback ones are left out and said."""
-    assert nameservers(configured, host, resolved) == expected
-
-
 def test_files_of_the_container() -> None:
     """The texts that end up below /etc."""
     assert hosts_file("web", "10.0.0.2") == "127.0.0.1 localhost\n10.0.0.2 web\n"
-    assert resolv_conf(()) == ""
