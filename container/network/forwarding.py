@@ -238,9 +238,9 @@ class Forwarding:
             self._watch.close()
 
     async def give_back(self) -> None:
-        """There are no containers any more: what was opened here is closed."""
+        """There are no containers any more: what was opened here, or by a former manager, is closed."""
         if not self.is_started:
-            return
+            self._opened = self.remembered()
         try:
             if (_CONF / "all/forwarding").read_text().strip() != "1":
                 await asyncio.to_thread(_switch, dict.fromkeys(self._opened, "0"))

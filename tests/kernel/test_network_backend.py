@@ -75,15 +75,17 @@ def held() -> tuple[set[str], set[str]]:
     return found, {name for name in names if not name.startswith("asyncio_")}
 
 
-async def test_a_network_that_was_closed_holds_nothing() -> None:
+async def test_a_network_that_was_closed_holds_nothing(tmp_path: Path) -> None:
     """No socket, no thread; the tables stay unless told."""
     before = held()
     for remove_tables in (False, True):
-        networks = await Networks.open(NetworkSettings(), SilentLog())
+        settings = NetworkSettings(forwarding_file=tmp_path / "forwarding")
+        networks = await Networks.open(settings, SilentLog())
         await networks.close(remove_tables=remove_tables)
         assert ("table inet garrison" in testhost.run("nft", "list", "tables")) is not remove_tables
 
     assert held() == before
+    assert Path("/proc/sys/net/ipv4/conf/uplink0/forwarding").read_text() == "0\n"
 
 
 BAD_SETTINGS = {

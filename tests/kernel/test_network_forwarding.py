@@ -26,7 +26,8 @@ CONF = Path("/proc/sys/net/ipv4/conf")
 def not_a_router(test_host: None) -> Iterator[None]:
     """The test host as most hosts are before anything is installed; afterwards it must be so again."""
     switch = Path("/proc/sys/net/ipv4/ip_forward")
-    switch.write_text("0")
+    for value in "10":  # the kernel copies a change, and nothing else
+        switch.write_text(value)
     yield
     on = [path.parent.name for path in CONF.glob("*/forwarding") if path.read_text().strip() == "1"]
     switch.write_text("0")

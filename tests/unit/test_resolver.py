@@ -55,7 +55,7 @@ LISTS: dict[str, tuple[str, str, dict[str, tuple[str, ...]], tuple[str, ...], tu
 def test_search_list_and_options(case: str) -> None:
     """As resolv.conf(5) has them; what is configured wins, also when it is nothing."""
     host, upstreams, configured, search, options = LISTS[case]
-    found, _ = resolver_for(host, upstreams, **configured)  # type: ignore[arg-type]
+    found, _ = resolver_for(host, upstreams, **configured)
     assert (found.search, found.options) == (search, options)
 
 
