@@ -113,12 +113,17 @@ class ByteStream:
         return out
 
     def exactly(self, count: int) -> bytes:
+        return self.exactly_or_end(count) or self._truncated()
+
+    @staticmethod
+    def _truncated() -> bytes:
+        raise ArchiveError("tar: truncated, or no tar at all")
+
+    def exactly_or_end(self, count: int) -> bytes:
+        """``count`` bytes, or none where the stream ends before the first of them."""
         out = self.some(count)
-        while len(out) < count:
-            more = self.some(count - len(out))
-            if not more:
-                raise ArchiveError("tar: truncated, or no tar at all")
-            out += more
+        while out and len(out) < count:
+            out += self.some(count - len(out)) or self._truncated()
         return out
 
     def drain(self) -> None:
@@ -221,7 +226,7 @@ class TarReader:
         members = 0
         while True:
             self._skip()
-            header, long_name, long_target, pax = self._header()
+            header, long_name, long_target, pax = self._header(may_end=members > 0)
             if header is None:
                 self.stream.drain()
                 return
@@ -230,13 +235,21 @@ class TarReader:
                 raise ArchiveError(f"more than {self._bounds.members} members")
             yield self._member(header, long_name, long_target, pax)
 
-    def _header(self) -> tuple[bytes | None, bytes | None, bytes | None, dict[bytes, bytes]]:
-        """The next real header with what was said before it; None at the end of the archive."""
+    def _header(
+        self, *, may_end: bool
+    ) -> tuple[bytes | None, bytes | None, bytes | None, dict[bytes, bytes]]:
+        """The next real header with what was said before it; None at the end of the archive.
+
+        ``may_end``: the two blocks of zeros may be missing, as some writers leave them out and every tar reads on. What a
+        cut would take away is guarded by the checksums of gzip and of the droplet.
+        """
         said: dict[bytes, bytes] = {}
         pax: dict[bytes, bytes] | None = None
         for _ in range(8):
-            header = self.stream.exactly(BLOCK)
-            if header == _ZEROS:
+            header = self.stream.exactly_or_end(BLOCK)
+            if not header and not (may_end or said or pax is not None):
+                raise ArchiveError("tar: truncated, or no tar at all")
+            if not header or header == _ZEROS:
                 if said or pax is not None:
                     raise ArchiveError("tar: ends after a header about a member that does not come")
                 return None, None, None, {}

@@ -2,6 +2,9 @@
 
 Says one line of JSON on standard output: {"files", "bytes"} or {"error"}. Everything that it needs is loaded before it is shut
 in; from then on there is no file system but the target.
+
+Processor time is bounded by the bytes that came in, since half a megabyte of headers can be made to cost a minute. A timer compares
+the two, wherever the reader is just then.
 """
 
 from __future__ import annotations
@@ -9,7 +12,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from agent.droplets import jail
@@ -17,6 +23,40 @@ from agent.droplets.archive import ArchiveError, Bounds
 from agent.droplets.tar import TarReader
 from agent.droplets.writer import Reader, write_tree
 from agent.droplets.zip import ZipReader
+
+#: How often the timer looks, in seconds of processor time.
+LOOK_S = 0.25
+
+
+class Meter:
+    """What has come in, and what it may cost. The timer runs from its making on: in the jail there is no call for one."""
+
+    def __init__(self, bounds: Bounds) -> None:
+        self._bounds = bounds
+        self._is_on = False
+        self.bytes_in = os.fstat(0).st_size  # 0 of a pipe, which is counted as it is read
+        signal.signal(signal.SIGPROF, self._look)
+        signal.setitimer(signal.ITIMER_PROF, LOOK_S, LOOK_S)
+
+    def read(self, limit: int) -> bytes:
+        data = os.read(0, limit)
+        self.bytes_in += len(data)
+        return data
+
+    @contextlib.contextmanager
+    def on(self) -> Iterator[None]:
+        """Within the block ArchiveError is raised, wherever the program is, once the work is not worth the bytes."""
+        self._is_on = True
+        try:
+            yield
+        finally:
+            self._is_on = False
+
+    def _look(self, *_: object) -> None:
+        allowed_s = self._bounds.cpu_s(self.bytes_in)
+        if self._is_on and time.process_time() > allowed_s:
+            self._is_on = False  # once: what is raised must come through
+            raise ArchiveError(f"{self.bytes_in} bytes cost more than {allowed_s:.1f} s of processor time")
 
 
 def _say(**words: object) -> None:
@@ -29,14 +69,17 @@ def main() -> int:
     bounds = Bounds(**json.loads(bounds_text))
     if kind == "zip":
         _warm_up()
+    meter = Meter(bounds)
     try:
         root = jail.enter(Path(target))
     except OSError as e:
         _say(error=f"the jail cannot be made: {e}", jail=True)
         return 2
     try:
-        reader: Reader = ZipReader(sys.stdin.buffer, bounds) if kind == "zip" else TarReader(_read, bounds)
-        writer = write_tree(reader, root, bounds)
+        with meter.on():
+            stdin = sys.stdin.buffer
+            reader: Reader = ZipReader(stdin, bounds) if kind == "zip" else TarReader(meter.read, bounds)
+            writer = write_tree(reader, root, bounds)
     except ArchiveError as e:
         _say(error=str(e))
         return 1
@@ -45,10 +88,6 @@ def main() -> int:
         return 1
     _say(files=writer.files, bytes=writer.size_bytes)
     return 0
-
-
-def _read(limit: int) -> bytes:
-    return os.read(0, limit)
 
 
 def _warm_up() -> None:

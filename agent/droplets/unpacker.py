@@ -15,6 +15,8 @@ from pathlib import Path
 from agent.droplets.archive import ArchiveError, Bounds
 
 REPLY_BYTES = 1 << 16
+#: Without a sign of the worker. It bounds its own processor time; this is for a disk or a kernel that does not answer.
+PATIENCE_S = 300.0
 
 
 class JailError(RuntimeError):
@@ -27,6 +29,15 @@ class Unpacked:
     bytes: int
 
 
+@asynccontextmanager
+async def _patience() -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            yield
+    except TimeoutError:
+        raise JailError(f"the unpacking worker gave no sign for {PATIENCE_S:.0f} s") from None
+
+
 class Feeding:
     """A worker that takes its archive piece by piece."""
 
@@ -34,14 +45,15 @@ class Feeding:
         self._process = process
 
     async def feed(self, data: bytes) -> bool:
-        """Waits while the worker is behind. False: it has given up, and `finish` will say why."""
+        """Waits while the worker is behind. False: it has given up, and `finish` will say why. JailError: it does nothing."""
         stdin = self._process.stdin
         assert stdin is not None
         if stdin.is_closing():
             return False
         try:
-            stdin.write(data)
-            await stdin.drain()
+            async with _patience():
+                stdin.write(data)
+                await stdin.drain()
         except (BrokenPipeError, ConnectionResetError):
             return False
         return True
@@ -52,7 +64,8 @@ class Feeding:
         assert stdin is not None
         assert stdout is not None
         stdin.close()
-        return _heard(await stdout.read(REPLY_BYTES), await self._process.wait())
+        async with _patience():
+            return _heard(await stdout.read(REPLY_BYTES), await self._process.wait())
 
     async def abort(self) -> None:
         """Idempotent."""
@@ -116,7 +129,8 @@ class Unpacker:
             os.close(fd)
         try:
             assert process.stdout is not None
-            return _heard(await process.stdout.read(REPLY_BYTES), await process.wait())
+            async with _patience():
+                return _heard(await process.stdout.read(REPLY_BYTES), await process.wait())
         finally:
             if process.returncode is None:
                 process.kill()

@@ -2,6 +2,7 @@
 
 A zip's directory is at its end, so the file must lie on disk. Names are `orig_filename`, since zipfile cuts the
 other one at a NUL. Encrypted members, methods beside stored and deflated, sizes that are not true, a directory over 64 MiB: refused.
+A file from a system without Unix's modes may be executed: nothing in such an archive tells a script from a text.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from agent.droplets.tar import CHUNK, make_member
 DIRECTORY_BYTES = 64 << 20
 _KINDS = {0: Kind.FILE, stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.DIRECTORY, stat.S_IFLNK: Kind.SYMLINK}
 _UTF8, _ENCRYPTED = 0x800, 0x1
+#: APPNOTE.TXT 4.4.2: MS-DOS, OS/2, NTFS, VFAT. They have no Unix modes, and no backslash within a name.
+_WITHOUT_MODES = frozenset({0, 6, 10, 14})
+_DOS_DIRECTORY = 0x10
 
 
 @contextmanager
@@ -102,6 +106,9 @@ class ZipReader:
 
     def _member(self, info: zipfile.ZipInfo) -> Member:
         name = info.orig_filename.encode("utf-8" if info.flag_bits & _UTF8 else "cp437", "surrogateescape")
+        foreign = info.create_system in _WITHOUT_MODES
+        if foreign:
+            name = name.replace(b"\\", b"/")
         if info.flag_bits & _ENCRYPTED:
             raise ArchiveError(f"{shown(name)}: encrypted")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -110,7 +117,7 @@ class ZipReader:
         kind = _KINDS.get(stat.S_IFMT(unix))
         if kind is None:
             raise ArchiveError(f"{shown(name)}: neither file, directory nor link (mode {unix:o})")
-        if name.endswith(b"/"):
+        if name.endswith(b"/") or (foreign and not unix and info.external_attr & _DOS_DIRECTORY):
             kind = Kind.DIRECTORY
         if info.file_size and kind is Kind.DIRECTORY:
             raise ArchiveError(f"{shown(name)}: a directory with contents")
@@ -119,7 +126,7 @@ class ZipReader:
             self._open(info, name)
         if kind is Kind.SYMLINK:
             target = self._target(name, info.file_size)
-        mode = stat.S_IMODE(unix) or (0o755 if kind is Kind.DIRECTORY else 0o644)
+        mode = stat.S_IMODE(unix) or (0o755 if foreign or kind is Kind.DIRECTORY else 0o644)
         size = info.file_size if kind is Kind.FILE else 0
         return make_member(kind, name, mode=mode, mtime_s=_seconds(info), size_bytes=size, target=target)
 

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from archive_kit import END, file, tree_of
+from archive_kit import END, file, packed, tree_of
 
-from agent.droplets import jail
+from agent.droplets import jail, unpacker
 from agent.droplets.archive import ArchiveError, Bounds
 from agent.droplets.unpacker import JailError, Unpacker, make_root
 
@@ -205,6 +205,43 @@ async def test_the_low_water_mark_ends_an_unpacking(base_dir: Path) -> None:
         await feeding.feed(file(b"a", b"aaa") + END)
         with pytest.raises(ArchiveError, match="low-water mark"):
             await feeding.finish()
+
+
+COSTLY = packed(b"".join(file(b"%d" % number) for number in range(40_000)) + END)
+CHEAP = Bounds(total_bytes=1 << 20, cpu_base_s=0.3, cpu_s_per_mib=0.0)
+
+
+async def test_an_archive_that_costs_more_than_its_bytes_are_worth_is_refused(base_dir: Path) -> None:
+    """Headers of empty files pack 200 to 1, and each costs the host an inode and the work of making it."""
+    async with Unpacker(low_water_bytes=0).feeding_tar(base_dir / "tree", CHEAP) as feeding:
+        await feeding.feed(COSTLY)
+        with pytest.raises(ArchiveError, match=r"^\d+ bytes cost more than 0.3 s of processor time"):
+            await feeding.finish()
+
+
+async def test_a_zip_that_costs_more_than_its_bytes_are_worth_is_refused(base_dir: Path) -> None:
+    """The bytes of a file are all there from the start."""
+    archive = base_dir / "app.zip"
+    archive.write_bytes(zip_of({str(number): b"" for number in range(20_000)}))
+    with pytest.raises(ArchiveError, match=rf"^{archive.stat().st_size} bytes cost more than 0.3 s"):
+        await Unpacker(low_water_bytes=0).unpack_zip(archive, base_dir / "tree", CHEAP)
+
+
+def test_the_bound_on_the_cost_grows_with_the_archive() -> None:
+    """Half a megabyte may cost six seconds; a real droplet of 60 MB needs one and may cost two minutes."""
+    assert Bounds(1).cpu_s(512 << 10) == 6.0
+    assert Bounds(1).cpu_s(60 << 20) == 125.0
+
+
+async def test_a_worker_that_does_nothing_is_given_up(
+    base_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that does not answer costs this archive, not the app that waits for its turn."""
+    monkeypatch.setattr(unpacker, "PATIENCE_S", 0.5)
+    async with Unpacker(low_water_bytes=0).feeding_tar(base_dir / "tree", BOUNDS) as feeding:
+        os.kill(feeding._process.pid, signal.SIGSTOP)
+        with pytest.raises(JailError, match="gave no sign"):
+            await feeding.feed(bytes(8 << 20))
 
 
 async def test_a_zip_is_unpacked_in_the_same_jail(base_dir: Path) -> None:

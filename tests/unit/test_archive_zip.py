@@ -251,3 +251,58 @@ def test_a_small_overlap_is_bounded_by_bytes(root: Path) -> None:
     """Below the ratio's floor the tree's size is what counts."""
     with pytest.raises(ArchiveError, match="more than 50000 bytes"):
         unpack(overlapping(6), root, replace(BOUNDS, total_bytes=50_000))
+
+
+DOS, NTFS, VFAT, UNIX, READ_ONLY, DOS_DIRECTORY = 0, 10, 14, 3, 0x01, 0x10
+
+
+def foreign(name: str, system: int = DOS, attributes: int = 0x20) -> zipfile.ZipInfo:
+    """An entry as a program on Windows writes it: its system, and attributes of DOS where Unix has a mode."""
+    info = entry(name)
+    info.create_system, info.external_attr = system, attributes
+    return info
+
+
+@pytest.mark.parametrize("system", [DOS, NTFS, VFAT])
+def test_an_archive_of_windows_has_directories_and_programs(root: Path, system: int) -> None:
+    """Backslashes part names, a DOS attribute makes a directory, and each file may be executed, also one marked read-only."""
+    data = zipped(
+        (foreign("bin~", system, DOS_DIRECTORY), b""),
+        (foreign("bin~run.sh", system), b"#!/bin/sh"),
+        (foreign("a~b~c.txt", system, READ_ONLY), b"c"),
+        (foreign("plain/d", system), b"d"),
+        (foreign("empty", system, DOS_DIRECTORY), b""),
+    )
+    unpack(data.replace(b"~", b"\\"), root)
+    assert tree_of(root) == {
+        "a": "directory 755",
+        "a/b": "directory 755",
+        "a/b/c.txt": "file 755 c",
+        "bin": "directory 755",
+        "bin/run.sh": "file 755 #!/bin/sh",
+        "empty": "directory 755",
+        "plain": "directory 755",
+        "plain/d": "file 755 d",
+    }
+
+
+def test_a_backslash_of_unix_is_a_letter(root: Path) -> None:
+    """Where names may hold one it parts nothing; a file without a mode there is no program."""
+    info = entry("a~b")
+    info.create_system, info.external_attr = UNIX, READ_ONLY  # zipfile gives 600 to one without any
+    unpack(zipped((info, b"x")).replace(b"~", b"\\"), root)
+    assert tree_of(root) == {"a\\b": "file 644 x"}
+
+
+@pytest.mark.parametrize("name", ["..~planted", "~planted", "a~..~..~planted"])
+def test_a_backslash_leads_nowhere_else(root: Path, name: str) -> None:
+    """What a backslash stands for is checked as what it stands for."""
+    with pytest.raises(ArchiveError, match=r"'\.\.' in a name|an absolute name"):
+        unpack(zipped((foreign(name), b"x")).replace(b"~", b"\\"), root)
+
+
+def test_modes_that_an_archive_of_windows_has_are_kept(root: Path) -> None:
+    """Some programs write Unix's modes beside a system without them."""
+    info = foreign("a", attributes=(stat.S_IFREG | 0o640) << 16)
+    unpack(zipped((info, b"x")), root)
+    assert tree_of(root) == {"a": "file 640 x"}
