@@ -118,6 +118,7 @@ class NetworkSettings(_Section, frozen=True):
     release_delay: Annotated[float, Meta(ge=0)] = 5.0
     allow_networks: tuple[str, ...] = ()
     allow_host_access: bool = False
+    publish_ports_to: Literal["everybody", "host"] = "everybody"
     mtu: Annotated[int, Meta(ge=576, le=65535)] = 1500
     dns_servers: tuple[str, ...] = ()
     dns_search: tuple[str, ...] | None = None

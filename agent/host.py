@@ -54,6 +54,7 @@ def depot_settings(settings: Settings) -> DepotSettings:
         dns_options=network.dns_options,
         allow_networks=network.allow_networks,
         allow_host_access=network.allow_host_access,
+        publish_to_host_only=network.publish_ports_to == "host",
         uplinks=network.uplinks,
         reached_at=settings.local_ip,
         port_first=settings.port.pool_start_port or 0,

@@ -63,6 +63,7 @@ class DepotSettings:
     dns_options: tuple[str, ...] | None = None
     allow_networks: tuple[str, ...] = ()
     allow_host_access: bool = False
+    publish_to_host_only: bool = False
     uplinks: tuple[str, ...] = ()
     reached_at: str | None = None
     port_first: int = 0
@@ -318,6 +319,7 @@ async def _open_networks(settings: DepotSettings, dns_servers: tuple[str, ...], 
         dns_servers=dns_servers,
         allow_networks=settings.allow_networks,
         allow_host_access=settings.allow_host_access,
+        publish_to_host_only=settings.publish_to_host_only,
         port_first=settings.port_first,
         port_count=settings.port_count,
         uplinks=settings.uplinks,

@@ -56,8 +56,18 @@ class TerminalVoice:
     help="Where stacks are kept, and built when missing.",
 )
 @click.option("--pool-network", metavar="CIDR", help="The containers' addresses [10.254.0.0/16].")
+@click.option(
+    "--publish-ports",
+    is_flag=True,
+    help="Apps answer other hosts too, on the host's ports that lead to them.",
+)
 def command(
-    state_dir: Path, gateway_port: int, bus_port: int, stacks_dir: Path | None, pool_network: str | None
+    state_dir: Path,
+    gateway_port: int,
+    bus_port: int,
+    stacks_dir: Path | None,
+    pool_network: str | None,
+    publish_ports: bool,
 ) -> None:
     """Starts a bus, an agent, a controller and a gateway on this machine; Ctrl-C stops it all.
 
@@ -73,6 +83,7 @@ def command(
         gateway_port=gateway_port,
         bus_port=bus_port,
         pool_network=pool_network,
+        publish_ports=publish_ports,
     )
     try:
         asyncio.run(run(options, TerminalVoice()))

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import itertools
+import re
 import time
 import uuid
 from collections.abc import Mapping
@@ -184,8 +186,9 @@ class Gateway:
             return
         endpoints = self.routes.find(request.host, request.path)
         if not endpoints:
-            names = ", ".join(self.routes.uris()) or "none yet"
-            text = f"no app has the route {request.host}\nroutes: {names}"
+            text = f"no app has the route {request.host}"
+            if is_loopback_name(request.host):
+                text += f"\nroutes: {', '.join(self.routes.uris()) or 'none yet'}"
             writer.write(_refusal(404, "Not Found", "unknown_route", text))
             return
         peer = writer.get_extra_info("peername")
@@ -251,6 +254,19 @@ def parse_head(head: bytes) -> Request | None:
     if len(hosts) != 1:
         return None
     return Request(line, tuple(headers), hosts[0].decode("latin-1"), words[1].decode("latin-1"))
+
+
+def is_loopback_name(host: str) -> bool:
+    """A name that only this machine's own programs use for it. A page from elsewhere may have its own name led here (DNS
+    rebinding), and through a proxy or a tunnel others come by the name of that."""
+    name = host.rpartition(":")[0] if re.search(r":\d*$", host) and not host.endswith("]") else host
+    name = name.lower().removesuffix(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name.removeprefix("[").removesuffix("]")).is_loopback
+    except ValueError:
+        return False
 
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]

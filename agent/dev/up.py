@@ -52,6 +52,8 @@ class Options:
     gateway_port: int = 8080
     bus_port: int = 4222
     pool_network: str | None = None
+    publish_ports: bool = False
+    """Apps answer other hosts on their own ports too, past the gateway."""
 
 
 class UpFailed(Exception):
@@ -235,8 +237,9 @@ def _write_config(options: Options, servers: tuple[str, ...]) -> Path:
         "intervals": {"heartbeat": 2, "advertise": 2, "router_register_in_seconds": 5},
         "staging": {"enabled": True},
     }
+    settings["network"] = {"publish_ports_to": "everybody" if options.publish_ports else "host"}
     if options.pool_network is not None:
-        settings["network"] = {"pool_network": options.pool_network}
+        settings["network"]["pool_network"] = options.pool_network
     path = options.state_dir / "config.yml"
     _write_private(path, yaml.safe_dump(settings, sort_keys=False))
     return path

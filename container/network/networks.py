@@ -41,6 +41,7 @@ class NetworkSettings:
     dns_servers: tuple[str, ...] = ()
     allow_networks: tuple[str, ...] = ()
     allow_host_access: bool = False
+    publish_to_host_only: bool = False
     port_first: int = 0
     port_count: int = 0
     uplinks: tuple[str, ...] = ()
@@ -106,7 +107,13 @@ class Networks:
     async def open(cls, settings: NetworkSettings, log: Log) -> Networks:
         """Where our tables are missing: makes their base, and sets up forwarding. Raises FirewallError, NoPorts."""
         pool = str(ipaddress.IPv4Network(settings.pool_network, strict=False))
-        policy = Policy(pool, settings.dns_servers, settings.allow_networks, settings.allow_host_access)
+        policy = Policy(
+            pool,
+            settings.dns_servers,
+            settings.allow_networks,
+            settings.allow_host_access,
+            settings.publish_to_host_only,
+        )
         ports = HostPorts.of_host(settings.port_first, settings.port_count)
         networks = cls(settings, policy, Nftables(), await Links.open(), ports, log)
         try:

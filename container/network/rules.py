@@ -30,6 +30,7 @@ class Policy:
     dns_servers: tuple[str, ...] = ()
     allow_networks: tuple[str, ...] = ()
     allow_host_access: bool = False
+    publish_to_host_only: bool = False
 
     @property
     def closed(self) -> tuple[str, ...]:
@@ -130,7 +131,12 @@ def _elements(values: Iterable[str]) -> str:
 
 
 def base(policy: Policy) -> str:
-    """Both tables, made anew in one transaction: what stood there before is gone."""
+    """Both tables, made anew in one transaction: what stood there before is gone.
+
+    Published ports have no listener that could be bound to an address: who reaches them is decided by where they are led
+    inside. Other containers come by `w-*` and have their own rules; what the host itself sends comes by c_out.
+    """
+    comes_by = 'iifname "w-*"' if policy.publish_to_host_only else ""
     host = "fib daddr type local accept" if policy.allow_host_access else ""
     return f"""
 add table inet {TABLE}
@@ -179,7 +185,7 @@ table inet {TABLE} {{
   }}
   chain c_pre {{
     type nat hook prerouting priority -100;
-    fib daddr type local dnat ip to meta l4proto . th dport map @m_port
+    {comes_by} fib daddr type local dnat ip to meta l4proto . th dport map @m_port
   }}
   chain c_out {{
     type nat hook output priority -100;

@@ -8,7 +8,9 @@ import pytest
 from depot_kit import sh
 from depot_kit import stack as stack
 from netns_kit import DNS_IP, FAR_IP, HOST_IP, PROTOCOLS, WORLD_IP, ask
-from network_kit import APP_PORT, HOST_PORTS, rig, tcp, udp
+from network_kit import APP_PORT, HOST_PORTS, reaches, rig, tcp, udp
+
+from container import EgressRule, Protocol
 
 pytestmark = pytest.mark.kernel
 PUBLISHED = 7000
@@ -60,3 +62,19 @@ async def test_the_search_list_and_the_options_reach_a_container(tmp_path: Path,
         box = await scene.box("app")
         result = await box.container.run(sh("cat /etc/resolv.conf"))
     assert result.stdout.decode() == (f"nameserver {DNS_IP}\nsearch corp.example example\noptions ndots:2\n")
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+async def test_ports_may_be_published_to_the_host_alone(tmp_path: Path, stack: Path, protocol: str) -> None:
+    """The host by each of its addresses, and a container with a rule for it; no other machine."""
+    kind = PROTOCOLS[protocol]
+    async with rig(tmp_path, stack, publish_to_host_only=True) as scene:
+        await scene.box("app", ports=(tcp(PUBLISHED), udp(PUBLISHED)))
+        peer = await scene.box("peer", egress=(EgressRule(Protocol.ALL, (HOST_IP,)),))
+        for address in ("127.0.0.1", HOST_IP):
+            assert reaches(scene.host, kind, address, PUBLISHED) == "app"
+        assert reaches(peer.space, kind, HOST_IP, PUBLISHED) == "app"
+
+        answer = ask(scene.world.space, kind, HOST_IP, PUBLISHED)
+        assert not answer
+        assert not scene.was_heard("app", answer)

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import structlog
 
-from agent.dev.gateway import Endpoint, Gateway, RouteMessage, Routes, parse_head
+from agent.dev.gateway import Endpoint, Gateway, RouteMessage, Routes, is_loopback_name, parse_head
 
 pytestmark = pytest.mark.unit
 
@@ -192,6 +192,52 @@ async def test_unknown_and_dead_are_told_apart() -> None:
         gateway.routes.register(route(9, "dead"), 0)
         answer = await ask(port, b"GET / HTTP/1.1\r\nHost: dead\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 502")
+
+
+LOOPBACK = (
+    "localhost",
+    "LOCALHOST:8080",
+    "x.localhost",
+    "x.y.localhost.:1",
+    "127.0.0.1",
+    "127.1.2.3:80",
+    "[::1]:80",
+    "[::1]",
+)
+OTHERS = (
+    "evil.example",
+    "localhost.evil.example",
+    "notlocalhost",
+    "192.0.2.1:80",
+    "[fe80::1]:80",
+    "127.0.0.1.nip.io",
+    "",
+    "::::",
+)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"), [*((name, True) for name in LOOPBACK), *((name, False) for name in OTHERS)]
+)
+def test_which_names_are_the_machine_s_own(host: str, expected: bool) -> None:
+    """As a Host header has them, with or without a port."""
+    assert is_loopback_name(host) is expected
+
+
+@pytest.mark.parametrize(
+    ("host", "listed"), [("b.localhost", True), ("127.0.0.1", True), ("evil.example", False)]
+)
+async def test_routes_are_listed_for_loopback_names_alone(host: str, listed: bool) -> None:
+    """Whoever asks by another name is told that there is no such route, and nothing of what else runs here."""
+
+    async def never(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async with running(never) as (gateway, port):
+        gateway.routes.register(route(9, "secret.localhost"), 0)
+        answer = await ask(port, f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+    assert answer.startswith(b"HTTP/1.1 404")
+    assert (b"secret.localhost" in answer) is listed
 
 
 async def test_a_refusing_endpoint_is_passed_over() -> None:
