@@ -9,10 +9,11 @@ from container.events import Event
 from container.files import FileEntry, FilesError, NotAFile
 from container.host import HostUnfit, check_kernel, kernel_version
 from container.job import Chunk, ExitStatus, Job
-from container.jobs import DirectJob, RunResult, TerminalJob
+from container.jobs import PipedJob, RunResult, TerminalJob
 from container.locks import DepotBusy
 from container.make import CreateError
 from container.parts import ContainerState, Info, WrongState
+from container.pipes import TooMuch
 from container.pools import NoLease
 from container.spec import (
     Access,
@@ -44,7 +45,6 @@ __all__ = [
     "Depot",
     "DepotBusy",
     "DepotSettings",
-    "DirectJob",
     "EgressRule",
     "Event",
     "ExitStatus",
@@ -61,6 +61,7 @@ __all__ = [
     "NotAFile",
     "Output",
     "Past",
+    "PipedJob",
     "PortMapping",
     "PortRange",
     "Protocol",
@@ -68,6 +69,7 @@ __all__ = [
     "RunResult",
     "SpecError",
     "TerminalJob",
+    "TooMuch",
     "UnknownHandle",
     "User",
     "WrongState",

@@ -20,8 +20,8 @@ from container import files, snapshot
 from container.aio import FileWatcher
 from container.cgroups import CgroupSet
 from container.events import Events
-from container.job import Job, JobHost
-from container.jobs import DirectJob, Jobs, RunResult, TerminalJob
+from container.job import ExitStatus, Job, JobHost
+from container.jobs import Jobs, PipedJob, RunResult, TerminalJob
 from container.network import Networks
 from container.parts import MOVES, ContainerState, Info, Move, Parts, WrongState
 from container.plan import HOME
@@ -29,7 +29,8 @@ from container.snapshot import Phase
 from container.spec import EgressRule, JobSpec, Limits, PortMapping, User
 from container.wshd import Wshd, WshdGone
 
-_STDERR_LIMIT_BYTES: Final = 4096
+#: Of a tree that is copied out: an app's sparse file is terabytes of zeros to tar.
+COPY_OUT_BYTES: Final = 4 << 30
 
 
 class Container:
@@ -119,12 +120,9 @@ class Container:
         """Drop an ended job with its output. WshdError EBUSY: it still runs."""
         await self._jobs.forget(job_id)
 
-    async def spawn_direct(
-        self, spec: JobSpec, stdin: int | None = None, stdout: int | None = None, stderr: int | None = None
-    ) -> DirectJob:
-        """A job on descriptors of the caller's, who may close them afterwards. None: /dev/null."""
-        given = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
-        return await self._jobs.direct(spec, {name: fd for name, fd in given.items() if fd is not None})
+    async def spawn_piped(self, spec: JobSpec, *names: str) -> PipedJob:
+        """A job with pipes to us for the named ones of stdin, stdout, stderr; the others are /dev/null."""
+        return await self._jobs.piped(spec, names)
 
     async def spawn_terminal(self, spec: JobSpec, rows: int, cols: int) -> TerminalJob:
         """A job on a terminal; the master descriptor is the caller's to close."""
@@ -135,6 +133,14 @@ class Container:
         await self._jobs.recover()
 
     # Life.
+
+    async def end_jobs(self, grace_s: float) -> None:
+        """End every process but pid 1, as `stop` does, and stay active: the container takes jobs again afterwards.
+
+        Nothing that ran before can then watch, hold up or change what runs next. WshdGone: pid 1 is dead.
+        """
+        self._check(Move.SPAWN)
+        await self._wshd.stop(grace_s)
 
     async def stop(self, grace_s: float) -> None:
         """End every process but pid 1: TERM, then KILL after the grace. Files, addresses, limits remain."""
@@ -258,27 +264,17 @@ class Container:
 
     async def copy_in(self, tar: bytes | int, destination: str, *, user: User = User.VCAP) -> None:
         """Unpack a tar stream (bytes, or a descriptor to read from) below ``destination``, by tar inside."""
-        stdin = files.bytes_fd(tar, self._parts.ids.first) if isinstance(tar, bytes) else tar
-        try:
-            await self._tar(files.unpack_job(destination, user), stdin=stdin)
-        finally:
-            if isinstance(tar, bytes):
-                os.close(stdin)
+        with await self.spawn_piped(files.unpack_job(destination, user), "stdin", "stderr") as job:
+            _, status, said = await job.run(job.pipe("stdin").send(tar))
+        _check_tar(status, said)
 
-    async def copy_out(self, path: str, to_fd: int, *, user: User = User.VCAP) -> None:
-        """Pack ``path`` as a tar stream into a descriptor, by tar inside."""
-        await self._tar(files.pack_job(path, user), stdout=to_fd)
-
-    async def _tar(self, spec: JobSpec, *, stdin: int | None = None, stdout: int | None = None) -> None:
-        errors = os.memfd_create("stderr", os.MFD_CLOEXEC)
-        try:
-            job = await self.spawn_direct(spec, stdin, stdout, errors)
-            status = await job.wait()
-            if not status.ok:
-                said = os.pread(errors, _STDERR_LIMIT_BYTES, 0).decode(errors="replace").strip()
-                raise files.FilesError(f"{' '.join(spec.argv)}: {said or status}")
-        finally:
-            os.close(errors)
+    async def copy_out(
+        self, path: str, to_fd: int, *, user: User = User.VCAP, limit_bytes: int = COPY_OUT_BYTES
+    ) -> None:
+        """Pack ``path`` as a tar stream into a descriptor, by tar inside. FilesError, TooMuch: more than ``limit_bytes``."""
+        with await self.spawn_piped(files.pack_job(path, user), "stdout", "stderr") as job:
+            _, status, said = await job.run(job.pipe("stdout").receive(to_fd, limit_bytes))
+        _check_tar(status, said)
 
     def _root_for(self, path: str) -> tuple[int, str]:
         self._check(Move.LOOK)
@@ -327,3 +323,8 @@ class Container:
         for wake in tuple(self._jobs_host.on_death):
             wake()
         self.events.tell(kinds.DEAD)
+
+
+def _check_tar(status: ExitStatus, said: str) -> None:
+    if not status.ok:
+        raise files.FilesError(f"tar: {said or status}")

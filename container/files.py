@@ -8,6 +8,7 @@ streams by a job inside: the manager does not walk a tree that an app can change
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import stat
 from dataclasses import dataclass
@@ -19,7 +20,10 @@ from container.pools import IdLease
 from container.spec import JobSpec, User
 
 _RESOLVE: Final = linux.RESOLVE_IN_ROOT | linux.RESOLVE_NO_MAGICLINKS
-_PATH: Final = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+#: By its path and with an environment of ours: what lies in a PATH inside is the app's to choose.
+_TAR: Final = "/bin/tar"
+_ENV: Final = ("PATH=/usr/bin:/bin", "LANG=C.UTF-8")
+_SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
 class NotAFile(OSError):
@@ -105,23 +109,27 @@ def _open_directories(root_fd: int, directory: PurePosixPath, owner: int) -> int
 
 def unpack_job(destination: str, user: User) -> JobSpec:
     """tar reads the stream on stdin. Owners are not restored: all belongs to ``user``."""
-    argv = ("tar", "-x", "-o", "-f", "-", "-C", destination)
-    return JobSpec(argv, env=(f"PATH={_PATH}",), user=user, cwd="/")
+    argv = (_TAR, "-x", "-o", "-f", "-", "-C", destination)
+    return JobSpec(argv, env=_ENV, user=user, cwd="/")
 
 
 def pack_job(path: str, user: User) -> JobSpec:
     """tar writes the tree below ``path`` (or the file) to stdout, names beginning with its last part."""
     place = PurePosixPath(path)
     name = f"./{place.name}" if place.name else "."
-    argv = ("tar", "-c", "-f", "-", "-C", str(place.parent), name)
-    return JobSpec(argv, env=(f"PATH={_PATH}",), user=user, cwd="/")
+    argv = (_TAR, "-c", "-f", "-", "-C", str(place.parent), name)
+    return JobSpec(argv, env=_ENV, user=user, cwd="/")
 
 
 def bytes_fd(data: bytes, owner: int) -> int:
-    """A memfd with ``data`` at its start; ``owner`` may open it again by /proc/self/fd."""
-    fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
+    """A memfd with ``data`` at its start; ``owner`` may open it again by /proc/self/fd, and nobody can change it.
+
+    Not a pipe: a job whose input is longer than a pipe would lose the rest of it with its manager.
+    """
+    fd = os.memfd_create("stdin", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with os.fdopen(os.dup(fd), "wb") as file:
         file.write(data)
     os.fchown(fd, owner, owner)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     os.lseek(fd, 0, os.SEEK_SET)
     return fd

@@ -1,14 +1,19 @@
 """The jobs of one container: how each kind is started, and who knows of which.
 
-Three kinds (PROTOCOL.md section 2): on the spool, on the caller's own descriptors, on a terminal.
+Three kinds (PROTOCOL.md section 2): on the spool, on pipes between it and the manager, on a terminal. No descriptor of a
+caller's is handed over.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Callable, Iterable, Mapping
+import signal
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
 
 from container import files, users
 from container.job import (
@@ -23,9 +28,13 @@ from container.job import (
     refuse_blocking,
     spawn_keys,
 )
+from container.pipes import Pipe
 from container.pools import IdLease
-from container.spec import JobSpec, SpecError
+from container.spec import JobSpec, SpecError, User
 from container.wshd import Started, Wshd, WshdError, WshdGone
+
+STDERR_BYTES: Final = 4096
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +45,7 @@ class RunResult:
 
 
 class DirectJob:
-    """A job on the caller's own descriptors; its status is in a record that only we hold."""
+    """A job that is not on the spool; its status is in a record that only we hold."""
 
     def __init__(self, wshd: Wshd, job_id: str, pid: int, record: int) -> None:
         self.id, self.pid = job_id, pid
@@ -59,6 +68,54 @@ class DirectJob:
 
     def __del__(self) -> None:
         os.close(self._record)
+
+
+class PipedJob(DirectJob):
+    """A job on pipes; a stream that was not asked for is /dev/null. Leaving the block closes our ends."""
+
+    def __init__(
+        self, wshd: Wshd, job_id: str, pid: int, record: int, pipes: Mapping[str, Pipe], over: asyncio.Event
+    ) -> None:
+        super().__init__(wshd, job_id, pid, record)
+        self._pipes, self._over = pipes, over
+
+    def pipe(self, name: str) -> Pipe:
+        return self._pipes[name]
+
+    async def wait(self) -> ExitStatus:
+        status = await super().wait()
+        self._over.set()
+        return status
+
+    async def run(self, moving: Coroutine[Any, Any, T]) -> tuple[T, ExitStatus, str]:
+        """Until the job has ended, while ``moving`` reads or writes its streams: what that returns, the status, and the
+        beginning of stderr where there is such a pipe. An error of ``moving`` ends the job and is raised.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                ends = group.create_task(self.wait(), name=f"job-end-{self.id}")
+                moves = group.create_task(moving, name=f"job-streams-{self.id}")
+                said = group.create_task(self._errors(), name=f"job-errors-{self.id}")
+        except BaseExceptionGroup as failed:  # the first that failed has ended the others
+            await self.signal(signal.SIGKILL)
+            raise failed.exceptions[0] from None
+        return moves.result(), ends.result(), said.result().decode(errors="replace").strip()
+
+    async def _errors(self) -> bytes:
+        return await self._pipes["stderr"].beginning(STDERR_BYTES) if "stderr" in self._pipes else b""
+
+    def close(self) -> None:
+        """Idempotent."""
+        for pipe in self._pipes.values():
+            pipe.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 class TerminalJob(DirectJob):
@@ -88,9 +145,7 @@ class Jobs:
         fds = dict(spool.fds)
         try:
             if spec.stdin is not None:
-                spool.fds["stdin"] = fds["stdin"] = files.bytes_fd(
-                    spec.stdin, users.host_id(self._ids.first, spec.user.value)
-                )
+                spool.fds["stdin"] = fds["stdin"] = files.bytes_fd(spec.stdin, self._owner(spec.user))
             self.known[job.id] = job
             keys = spawn_keys(spec, "spool", tuple(fds))
             started = await self._host.wshd.spawn(job.id, keys, tuple(fds.values()))
@@ -117,9 +172,22 @@ class Jobs:
         await self.known[job_id].forget()
         self.known.pop(job_id, None)
 
-    async def direct(self, spec: JobSpec, given: Mapping[str, int]) -> DirectJob:
-        job_id, started, record = await self._start(spec, "direct", given)
-        return DirectJob(self._host.wshd, job_id, started.pid, record)
+    async def piped(self, spec: JobSpec, names: Collection[str]) -> PipedJob:
+        """``names``: of stdin, stdout, stderr."""
+        pipes: dict[str, Pipe] = {}
+        over = asyncio.Event()
+        try:
+            for name in names:
+                pipes[name] = Pipe(self._owner(spec.user), over, to_job=name == "stdin")
+            given = {name: pipe.theirs for name, pipe in pipes.items()}
+            job_id, started, record = await self._start(spec, "direct", given)
+        except BaseException:
+            for pipe in pipes.values():
+                pipe.close()
+            raise
+        for pipe in pipes.values():
+            pipe.close_theirs()
+        return PipedJob(self._host.wshd, job_id, started.pid, record, pipes, over)
 
     async def terminal(self, spec: JobSpec, rows: int, cols: int) -> TerminalJob:
         size = [("rows", str(rows)), ("cols", str(cols))]
@@ -160,6 +228,9 @@ class Jobs:
         except BaseException:
             os.close(record)
             raise
+
+    def _owner(self, user: User) -> int:
+        return users.host_id(self._ids.first, user.value)
 
     def _id(self, spec: JobSpec) -> str:
         if spec.job_id is not None:
