@@ -8,7 +8,7 @@ a few megabytes, and a person writes kilobytes.
 from __future__ import annotations
 
 import asyncio
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 import yaml
@@ -17,6 +17,10 @@ T = TypeVar("T")
 #: Of any document. The three kinds that are read hold a few lines each.
 LIMIT_BYTES: Final = 64 << 10
 _MERGE = "tag:yaml.org,2002:merge"
+
+
+#: What the null of YAML is written as; nothing at all is one too.
+_NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 
 
 class YamlError(ValueError):
@@ -34,16 +38,33 @@ class _Loader(yaml.CSafeLoader):
 
 def load(text: bytes, kind: type[T]) -> T:
     """The document as ``kind``; an empty one as an empty mapping. YamlError. Takes up to some 0.2 s: see `load_aside`."""
+    try:
+        return msgspec.convert(_read(text, _Loader) or {}, kind)
+    except msgspec.ValidationError as e:
+        raise YamlError(str(e)) from e
+
+
+def load_map(text: bytes) -> dict[str, Any]:
+    """A map whose scalars are the words that stand there, `yes`, `0x1f` and a date too; a null is empty. Of doubled keys the
+    last counts, as in YAML 1.1's readers. YamlError: the document is no map.
+    """
+    found = _read(text, yaml.CBaseLoader)
+    if found is None or found == "":
+        return {}
+    if not isinstance(found, dict):
+        raise YamlError(f"expected a map, got a {'list' if isinstance(found, list) else 'text'}")
+    return {key: "" if isinstance(value, str) and value in _NULLS else value for key, value in found.items()}
+
+
+def _read(text: bytes, loader: Any) -> Any:
     if len(text) > LIMIT_BYTES:
         raise YamlError(f"more than {LIMIT_BYTES} bytes")
     try:
-        return msgspec.convert(yaml.load(text, Loader=_Loader) or {}, kind)  # noqa: S506  (a safe one, made narrower)
+        return yaml.load(text, Loader=loader)  # noqa: S506  (safe ones, made narrower)
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark is not None else ""
         raise YamlError(f"{where}{getattr(e, 'problem', None) or 'no YAML'}") from e
-    except msgspec.ValidationError as e:
-        raise YamlError(str(e)) from e
     except (
         ValueError,
         OverflowError,

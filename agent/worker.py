@@ -40,7 +40,8 @@ from agent.instances.stats import sample
 from agent.logs import Log, LogFile, reopen
 from agent.resources import MIB, host_memory_mb
 from agent.signals import Signals, hold
-from agent.staging.buildpacks import AdminBuildpacks, own_buildpacks
+from agent.staging.admin import AdminBuildpacks
+from agent.staging.buildpacks import own_buildpacks
 from agent.staging.registry import RESTARTED, StagingRegistry
 from agent.staging.task import Workshop
 from agent.supervisor import Supervisor
@@ -256,6 +257,8 @@ class Worker:
                 self._announcer.heard_router(router)
             case c.StageCommand(request, reply_to):
                 self._stagings.stage(request, reply_to)
+            case c.RefuseStagingCommand(task_id, error, reply_to):
+                self._stagings.refuse(task_id, error, reply_to)
             case c.StopStagingCommand(stop_staging):
                 self._stagings.stop_app(stop_staging.app_id)
 

@@ -33,6 +33,14 @@ class StageCommand(Struct, frozen=True):
     reply_to: str
 
 
+class RefuseStagingCommand(Struct, frozen=True):
+    """A staging request that cannot be read, and why: who asks waits for an answer."""
+
+    task_id: str
+    error: str
+    reply_to: str
+
+
 class StopStagingCommand(Struct, frozen=True):
     message: m.StagingStop
 
@@ -44,5 +52,14 @@ Command = (
     | FindCommand
     | RouterStartCommand
     | StageCommand
+    | RefuseStagingCommand
     | StopStagingCommand
 )
+
+
+def when_leaving(command: Command) -> Command:
+    """An agent on its way out takes no staging any more, and says so: nobody waits for it. Pure."""
+    match command:
+        case StageCommand(message, reply_to):
+            return RefuseStagingCommand(message.task_id, "Error staging: the agent is leaving", reply_to)
+    return command

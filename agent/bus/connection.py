@@ -224,10 +224,11 @@ class Bus:
 
     def _take(self, arrived: Arrived) -> None:
         what = self._inbound.get("router.start" if arrived.subject == self._greet_inbox else arrived.subject)
-        if what is None or self._ignoring:
+        if what is None or (self._ignoring and not what.staging):
             return
         try:
-            self._apply(what.make(arrived.payload, arrived.reply))
+            command = what.make(arrived.payload, arrived.reply)
+            self._apply(c.when_leaving(command) if self._ignoring else command)
         except m.MessageError as e:
             self._log.warning("bus_message_refused", subject=what.subject, error=str(e))
         except Exception:  # the outermost frame of a message: it costs itself only

@@ -24,6 +24,9 @@ Label = Annotated[str, Meta(max_length=255)]
 GivenId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{0,64}\Z")]
 
 
+TASK_ID_CHARACTERS = 256
+
+
 class MessageError(ValueError):
     """A payload that is no such message; the text names the path, the expectation and the value's type."""
 
@@ -389,6 +392,19 @@ def convert(kind: type[T], value: object) -> T:
         return msgspec.convert(value, kind)
     except (msgspec.ValidationError, ValueError) as e:
         raise MessageError(str(e)) from e
+
+
+class _WithTaskId(Struct, frozen=True):
+    task_id: str | int | float | None = None
+
+
+def task_id_of(payload: bytes) -> str:
+    """Of a staging request that is none, for the answer; as much as can be read of it."""
+    try:
+        task_id = msgspec.json.decode(payload, type=_WithTaskId).task_id
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return ""
+    return "" if task_id is None else str(task_id)[:TASK_ID_CHARACTERS]
 
 
 def encode(message: Struct) -> bytes:

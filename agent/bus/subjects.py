@@ -32,6 +32,16 @@ def _router_start(payload: bytes, reply_to: str) -> c.Command:
         return c.RouterStartCommand(m.RouterStart())
 
 
+def _stage(payload: bytes, reply_to: str) -> c.Command:
+    """A controller waits a quarter of an hour for the answer: one that cannot be read is answered too."""
+    try:
+        return c.StageCommand(m.decode(m.StagingStart, payload), reply_to)
+    except m.MessageError as e:
+        if not reply_to:
+            raise
+        return c.RefuseStagingCommand(m.task_id_of(payload), f"Error staging: {e}", reply_to)
+
+
 def inbound(agent_id: str) -> tuple[Inbound, ...]:
     return (
         Inbound(f"dea.{agent_id}.start", lambda p, _: c.StartCommand(m.decode(m.StartMessage, p))),
@@ -39,11 +49,7 @@ def inbound(agent_id: str) -> tuple[Inbound, ...]:
         Inbound("dea.update", lambda p, _: c.UpdateCommand(m.decode(m.UpdateMessage, p))),
         Inbound("dea.find.droplet", _find),
         Inbound("router.start", _router_start),
-        Inbound(
-            f"staging.{agent_id}.start",
-            lambda p, r: c.StageCommand(m.decode(m.StagingStart, p), r),
-            staging=True,
-        ),
+        Inbound(f"staging.{agent_id}.start", _stage, staging=True),
         Inbound("staging.stop", lambda p, _: c.StopStagingCommand(m.decode(m.StagingStop, p)), staging=True),
     )
 

@@ -153,12 +153,14 @@ def staging_environment(
     services: Sequence[Service],
     memory_mb: int,
     timeout_s: float,
+    tmpdir: str,
 ) -> tuple[str, ...]:
     """Of a staging (dea-bus.md 2.8, last paragraph); the timeout is a float's text."""
     application = (message.vcap_application or {}) if message is not None else {}
     pairs: list[tuple[str, str]] = [
         *BASE_ENVIRONMENT,
         ("HOME", HOME),
+        ("TMPDIR", tmpdir),
         ("VCAP_APPLICATION", json.dumps(application)),
         ("VCAP_SERVICES", json.dumps(vcap_services(services))),
         ("MEMORY_LIMIT", f"{memory_mb}m"),

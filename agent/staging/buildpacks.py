@@ -1,30 +1,21 @@
-"""Which buildpacks a staging may use, where they are on this host, and what theirs tell of an app.
+"""Which buildpacks a staging may use, and what theirs tell of an app. Pure.
 
-Admin buildpacks come as zips by key and URL; each is kept by its key. Order is the message's, then the agent's own.
+Order is the message's, then the agent's own.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
 
-import msgspec
 import yaml
 
 from agent import plain_yaml
-from agent.bus.messages import AdminBuildpack
-from agent.droplets.archive import ArchiveError, Bounds
-from agent.droplets.layers import Layers
-from agent.droplets.transfer import TransferError, Transfers
-from agent.droplets.unpacker import JailError
 
-ATTEMPTS = 3
-BUILDPACK_BYTES = 2 << 30
+#: As much as a Cloud Controller keeps of it.
+LABEL_BYTES = 255
 INSIDE = "/tmp/buildpacks"  # noqa: S108  (inside the staging container)
 
 
@@ -54,67 +45,6 @@ def own_buildpacks(directory: Path, order: Sequence[str]) -> tuple[Buildpack, ..
     return tuple(Buildpack(name, None, directory / name) for name in order)
 
 
-class AdminBuildpacks:
-    """One download a key, however many stagings ask for it; what is here is never waited for."""
-
-    def __init__(self, directory: Path, transfers: Transfers, layers: Layers) -> None:
-        self._dir = directory
-        self._transfers = transfers
-        self._layers = layers
-        self._lock = asyncio.Lock()
-
-    async def fetch(self, wanted: Sequence[AdminBuildpack]) -> tuple[Buildpack, ...]:
-        """Those of the message, in its order. StagingFailed: one cannot be had."""
-        found = []
-        for one in wanted:
-            if not is_url(one.url):
-                continue  # the original drops them (dea-bus.md 3.1)
-            path = self._dir / hashlib.sha256(one.key.encode()).hexdigest()[:32]
-            if not path.exists():
-                async with self._lock:
-                    if not path.exists():
-                        await self._fetch_one(one, path)
-            found.append(Buildpack(one.key, one.key, path))
-        return tuple(found)
-
-    async def _fetch_one(self, one: AdminBuildpack, path: Path) -> None:
-        archive, new = path.with_suffix(".zip"), path.with_suffix(".new")
-        archive.unlink(missing_ok=True)
-        self._layers.throw_away(new)  # an agent that was killed may have left it
-        try:
-            await self._download(one, archive)
-            await self._layers.import_zip(archive, new, Bounds(total_bytes=BUILDPACK_BYTES))
-            new.rename(path)
-        except TransferError as e:
-            raise StagingFailed(
-                "Error staging: buildpack cannot be fetched", "StagingError", f"{one.key}: {e}"
-            ) from e
-        except ArchiveError as e:
-            raise StagingFailed("Error staging: buildpack refused", "StagingError", f"{one.key}: {e}") from e
-        except (JailError, OSError) as e:
-            raise StagingFailed(
-                "Error staging: buildpack cannot be stored", "StagingError", f"{one.key}: {e}"
-            ) from e
-        finally:
-            archive.unlink(missing_ok=True)
-
-    async def _download(self, one: AdminBuildpack, archive: Path) -> None:
-        """Tried again at once: a Cloud Controller behind a load balancer answers from another one."""
-        for _ in range(ATTEMPTS - 1):
-            with contextlib.suppress(TransferError):
-                await self._transfers.download_file(one.url, archive, limit_bytes=BUILDPACK_BYTES)
-                return
-        await self._transfers.download_file(one.url, archive, limit_bytes=BUILDPACK_BYTES)
-
-
-def is_url(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-    except ValueError:
-        return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname)
-
-
 def choose(available: Sequence[Buildpack], key: str | None) -> tuple[Buildpack, ...]:
     """Those to be tried: all in order, or exactly the named one (which is not asked whether it fits)."""
     if key is None:
@@ -127,15 +57,37 @@ def choose(available: Sequence[Buildpack], key: str | None) -> tuple[Buildpack, 
     return named
 
 
-class Release(msgspec.Struct, frozen=True):
-    """What `bin/release` prints."""
+def label(said: bytes) -> str:
+    """What `bin/detect` calls itself: its first line that is not empty, as much of it as a message carries; or nothing."""
+    for line in said.decode(errors="replace").splitlines():
+        if text := "".join(char if char.isprintable() else " " for char in line).strip():
+            return text.encode()[:LABEL_BYTES].decode(errors="ignore")
+    return ""
 
-    default_process_types: dict[str, str] = {}
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """What `bin/release` prints; the other keys mean nothing here."""
+
+    default_process_types: dict[str, str] = field(default_factory=dict)
+
+
+def process_types(found: Mapping[str, Any]) -> dict[str, str]:
+    """The commands of a map. What is no command is left out, unless it is the one that would run. YamlError."""
+    web = found.get("web", "")
+    if not isinstance(web, str):
+        raise plain_yaml.YamlError("web: expected a command")
+    if any(isinstance(value, str) and "\0" in value for value in found.values()):
+        raise plain_yaml.YamlError("a NUL byte in a command")
+    return {key: value.strip() for key, value in found.items() if isinstance(value, str)}
 
 
 def parse_release(text: bytes) -> Release:
     try:
-        return plain_yaml.load(text, Release)
+        types = plain_yaml.load_map(text).get("default_process_types") or {}
+        if not isinstance(types, dict):
+            raise plain_yaml.YamlError("default_process_types: expected a map")
+        return Release(process_types(types))
     except plain_yaml.YamlError as e:
         raise release_failed(str(e)) from e
 
@@ -149,19 +101,20 @@ def release_failed(why: str) -> StagingFailed:
 def parse_procfile(text: bytes) -> dict[str, str]:
     """A YAML map of process types; anything else is an error of the app's."""
     try:
-        return plain_yaml.load(text, dict[str, str])
+        return process_types(plain_yaml.load_map(text))
     except plain_yaml.YamlError as e:
         raise StagingFailed("Script exited with status 1", "StagingError", f"Procfile is no map: {e}") from e
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What staging_info.yml and the second reply say."""
+    """What staging_info.yml and the second reply say. ``source``: where the command comes from."""
 
     buildpack: Buildpack
     detected_name: str
     start_command: str | None
     processes: dict[str, str]
+    source: str = ""
 
     def staging_info(self) -> bytes:
         info = {
@@ -172,6 +125,12 @@ class Outcome:
         }
         return yaml.safe_dump(info, sort_keys=False).encode()
 
+    def announced(self) -> str:
+        """The line that a developer reads: the very command that is started."""
+        if self.start_command is None:
+            return "-----> No start command: neither the Procfile nor the buildpack names a web process"
+        return f"-----> Start command: {self.start_command} ({self.source})"
+
 
 def decide(
     buildpack: Buildpack,
@@ -181,6 +140,12 @@ def decide(
     release: Release,
 ) -> Outcome:
     """The start command: the user's, else the Procfile's `web`, else the release's (dea-bus.md 3.3)."""
-    processes = procfile if procfile is not None else release.default_process_types
-    command = meta_command or (procfile or {}).get("web") or release.default_process_types.get("web")
-    return Outcome(buildpack, detected_name, command, dict(processes))
+    processes = dict(procfile if procfile is not None else release.default_process_types)
+    released = release.default_process_types.get("web")
+    if meta_command:
+        return Outcome(buildpack, detected_name, meta_command, processes, "given with the app")
+    if web := (procfile or {}).get("web"):
+        return Outcome(buildpack, detected_name, web, processes, "Procfile")
+    if released:  # also where a Procfile leaves it out: what is announced is what runs
+        return Outcome(buildpack, detected_name, released, {**processes, "web": released}, "buildpack")
+    return Outcome(buildpack, detected_name, None, processes)

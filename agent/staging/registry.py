@@ -72,20 +72,31 @@ class StagingRegistry:
         return len(self._under_way())
 
     def stage(self, message: m.StagingStart, reply_to: str) -> None:
-        """In wire order, without waiting: refused at once, or begun."""
-        start = m.convert(m.StartMessage, message.start_message) if message.start_message else None
-        task = StagingTask(message, reply_to, start, self._shop)
-        short = self._lacks(Claim(task.memory_mb, task.disk_mb))
+        """In wire order, without waiting: refused at once, or begun. Whatever is wrong with it, it is answered."""
+        try:
+            start = m.convert(m.StartMessage, message.start_message) if message.start_message else None
+            task = StagingTask(message, reply_to, start, self._shop)
+            short = self._lacks(Claim(task.memory_mb, task.disk_mb))
+        except m.MessageError as e:
+            self.refuse(message.task_id, f"Error staging: start_message: {e}", reply_to)
+            return
+        except Exception as e:  # the outermost frame of a request: who asked must not wait for nothing
+            self._shop.log.exception("staging_broke", task=message.task_id, error=repr(e))
+            self.refuse(message.task_id, "Error staging: internal error", reply_to)
+            return
         if short is not None:
-            task.log.warning("staging_refused", short=short.value)
-            error = f"Not enough {short.value} resources available"
-            self._bus.tell(m.StagingRefused(message.task_id, error), reply_to=reply_to)
+            self.refuse(message.task_id, f"Not enough {short.value} resources available", reply_to)
             return
         run = _Run(task)
         self._runs.append(run)
         task.log.info("staging_begun", stack=message.stack, memory_mb=task.memory_mb)
         self._changed()
         self._begin(task.message.task_id, self._live(run))
+
+    def refuse(self, task_id: str, error: str, reply_to: str) -> None:
+        """The only reply of a staging that is not begun."""
+        self._shop.log.warning("staging_refused", task=task_id, error=error)
+        self._bus.tell(m.StagingRefused(task_id, error), reply_to=reply_to)
 
     def stop_app(self, app_id: str) -> None:
         for run in self._under_way():

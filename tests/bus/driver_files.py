@@ -63,7 +63,7 @@ class FileServer:
 
     @contextmanager
     def stalled(self, path: str) -> Iterator[asyncio.Event]:
-        """Within the block an answer stops after its first half; the event is set when one has."""
+        """Within the block an answer stops after its first half, an upload before its answer; the event is set when one has."""
         stall = self._stalls[path] = _Stall()
         try:
             yield stall.reached
@@ -95,6 +95,9 @@ class FileServer:
         if part is None or getattr(part, "name", None) != "upload[droplet]":
             return web.Response(status=400, text="expected a part upload[droplet]")
         data = bytes(await part.read())  # type: ignore[union-attr]
+        if (stall := self._stalls.get(request.path)) is not None:
+            stall.reached.set()
+            await stall.go.wait()
         if request.path in self.broken:
             return web.Response(status=500)
         self.uploads[request.path] = data

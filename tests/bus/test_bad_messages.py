@@ -104,7 +104,6 @@ async def test_a_message_that_makes_no_sense_costs_one_line_of_the_log(host: Hos
         "dea.stop",
         "dea.update",
         "dea.find.droplet",
-        f"staging.{host.dea}.start",
         "staging.stop",
     ):
         words += [Word(subject, payload, "nobody.listens") for payload in NO_JSON]

@@ -127,7 +127,7 @@ def test_vendored_wheels_are_installed_without_an_index(app: Path) -> None:
     (app / "Procfile").write_text("web: tiny-run --port $PORT\n")
     done = run("python", "compile", app, app.parent / "cache")
     assert "-----> Installing 1 wheels from vendor/" in done.stdout
-    assert "-----> Start command: tiny-run --port $PORT (Procfile)" in done.stdout
+    assert "Start command" not in done.stdout, "the agent says it, and it is the one that runs"
     assert (app / ".venv/bin/tiny-run").read_text().startswith("#!/home/vcap/app/.venv/bin/python")
     assert not (app / "vendor").exists()
     inside = subprocess.run(

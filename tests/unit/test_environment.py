@@ -82,7 +82,9 @@ def test_database_url_is_empty_without_a_relational_service() -> None:
 
 def test_a_staging_gets_its_time_as_the_text_of_a_float() -> None:
     """STAGING_TIMEOUT is "900.0"."""
-    words = staging_environment(MESSAGE, environment=("A=b",), services=(), memory_mb=1024, timeout_s=900)
+    words = staging_environment(
+        MESSAGE, environment=("A=b",), services=(), memory_mb=1024, timeout_s=900, tmpdir="/t"
+    )
     assert "STAGING_TIMEOUT=900.0" in words
     assert "A=b" in words
     assert not any(word.startswith("CF_INSTANCE") for word in words)

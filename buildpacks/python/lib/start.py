@@ -1,4 +1,4 @@
-"""start.py say|release APP: which command starts this Python app, and why.
+"""start.py APP: which command starts this Python app, as YAML.
 
 A Procfile wins (the agent reads it); otherwise the web framework among the requirements decides. gunicorn binds
 0.0.0.0:$PORT by itself.
@@ -28,50 +28,28 @@ def required_names(app):
     return names
 
 
-def web_from_procfile(app):
-    procfile = app / "Procfile"
-    if procfile.is_file():
-        for line in procfile.read_text(errors="replace").splitlines():
-            name, colon, command = line.partition(":")
-            if colon and name.strip() == "web":
-                return command.strip()
-    return None
-
-
 def default_start(app):
-    """(command, reason), or (None, reason)."""
+    """The command, or None."""
     names = required_names(app)
     module = next((name for name in MODULES if (app / f"{name}.py").is_file()), None)
     if "django" in names and (app / "manage.py").is_file():
         project = next((p.parent.name for p in sorted(app.glob("*/wsgi.py"))), None)
         if "gunicorn" in names and project:
-            return f"gunicorn {project}.wsgi", "Django with gunicorn"
-        return "python manage.py runserver 0.0.0.0:$PORT", "Django's own server"
+            return f"gunicorn {project}.wsgi"
+        return "python manage.py runserver 0.0.0.0:$PORT"
     if "gunicorn" in names and module:
-        return f"gunicorn {module}:app", "gunicorn is required"
+        return f"gunicorn {module}:app"
     if "flask" in names and module:
-        return f"flask --app {module} run --host 0.0.0.0 --port $PORT", "Flask's own server"
-    if module:
-        return f"python {module}.py", f"{module}.py is there"
-    return None, "no Procfile, no known web framework, none of " + ", ".join(f"{m}.py" for m in MODULES)
+        return f"flask --app {module} run --host 0.0.0.0 --port $PORT"
+    return f"python {module}.py" if module else None
 
 
 def main():
-    word, app = sys.argv[1], Path(sys.argv[2])
-    command, reason = default_start(app)
-    if word == "release":
-        print("---")
-        print("default_process_types:", "{}" if command is None else "")
-        if command is not None:
-            print("  web:", json.dumps(command))
-        return
-    from_procfile = web_from_procfile(app)
-    if from_procfile:
-        command, reason = from_procfile, "Procfile"
-    if command is None:
-        print(f"-----> No start command: {reason}")
-    else:
-        print(f"-----> Start command: {command} ({reason})")
+    command = default_start(Path(sys.argv[1]))
+    print("---")
+    print("default_process_types:", "{}" if command is None else "")
+    if command is not None:
+        print("  web:", json.dumps(command))
 
 
 main()

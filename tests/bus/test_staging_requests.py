@@ -1,0 +1,64 @@
+"""Requests that are wrong in some part: who asks for a staging is answered, whatever it sent, and waits for nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from driver import Host
+from driver_peer import Word
+from staging_kit import Desk, buildpack
+
+pytestmark = pytest.mark.bus
+
+NO_JSON = (b"", b"null", b"{", b"[]", b'"text"', b"\xff\xfe{}", b"[" * 5000, b'{"task_id":' * 5000, b"1e400")
+#: A field of a request, what is wrong with it, and a part of the answer.
+ODD: dict[str, tuple[dict[str, Any], str]] = {
+    "start-text": ({"start_message": "text"}, "$.start_message"),
+    "start-list": ({"start_message": [1]}, "$.start_message"),
+    "start-no-limits": ({"start_message": {"limits": None}}, "start_message: "),
+    "start-version": ({"start_message": {"version": 7}}, "start_message: "),
+    "start-id": ({"start_message": {"instance_id": "../x"}}, "start_message: "),
+    "no-address": ({"download_uri": None}, "$.download_uri"),
+    "properties": ({"properties": []}, "$.properties"),
+    "services": ({"properties": {"services": [{}]}}, "$.properties.services"),
+    "limit": ({"memory_limit": "64M"}, "$.memory_limit"),
+    "rules": ({"egress_network_rules": "all"}, "$.egress_network_rules"),
+    "buildpacks": ({"admin_buildpacks": [{"key": 1, "url": 2}]}, "$.admin_buildpacks"),
+    "app": ({"app_id": 7}, "$.app_id"),
+}
+
+
+@pytest.fixture
+def desk(host: Host) -> Desk:
+    return Desk(host)
+
+
+async def test_every_request_with_an_inbox_is_answered(desk: Desk, host: Host) -> None:
+    """A controller of 2015 waits a quarter of an hour: the one answer names the task and the field that is wrong."""
+    stagings = {name: await desk.stage(**changes) for name, (changes, _) in ODD.items()}
+    for name, staging in stagings.items():
+        answer = await staging.reply(1)
+        assert set(answer) == {"task_id", "error"}, name
+        assert answer["task_id"] == staging.task_id, name
+        assert answer["error"].startswith("Error staging: "), name
+        assert ODD[name][1] in answer["error"], name
+
+    numbered = await desk.stage(task_id=17)  # type: ignore[arg-type]
+    assert (await numbered.reply(1))["task_id"] == "17"
+    subject = f"staging.{host.dea}.start"
+    await host.peer.burst([Word(subject, payload, f"inbox.{at}") for at, payload in enumerate(NO_JSON)])
+    await host.peer.until(lambda: all(host.peer.on(f"inbox.{at}") for at in range(len(NO_JSON))), 20)
+    for at in range(len(NO_JSON)):
+        (heard,) = host.peer.on(f"inbox.{at}")
+        assert heard.body["task_id"] == ""
+        assert heard.body["error"].startswith("Error staging: ")
+
+    assert host.running.log("bus_command_failed") == []
+    assert (await (await desk.stage(desk.pack("good", buildpack()))).reply(2))["droplet_sha1"] is not None
+
+
+async def test_without_an_inbox_there_is_nobody_to_answer(desk: Desk, host: Host) -> None:
+    """It is logged, as any message that makes no sense."""
+    await host.peer.burst([Word(f"staging.{host.dea}.start", b"{}")])
+    await host.running.wait_log("bus_message_refused", subject=f"staging.{host.dea}.start", within_s=20)
