@@ -98,6 +98,8 @@ async def test_commands_of_all_kinds_are_applied_in_the_order_of_the_wire(
                 return int(request.app_id)
             case c.StopStagingCommand(stop):
                 return int(stop.app_id)
+            case c.RefuseStagingCommand(task_id, error, _):
+                raise AssertionError(f"{task_id}: {error}")
             case _:
                 return int(command.message.app)
 
