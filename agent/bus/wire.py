@@ -5,19 +5,22 @@ hands commands over from there. It never raises: an exception would leave the cl
 
 A connection that failed once is thrown away. Two things of nats-py are private and touched all the same, each
 guarded by a test: `_process_msg`, so that a hostile header or reply subject costs its own message only, and the
-transport, because `close()` waits for a stalled server to take what is pending and leaks socket and tasks.
+transport, so that a refusal is read, and because `close()` waits for a stalled server to take what is pending and leaks socket and tasks.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.transport import TcpTransport
 
 from agent.bus import credentials
 from agent.config import NatsSettings
@@ -77,6 +80,55 @@ def _client_class(hand_over: HandOver, alarm: Callable[[str], None]) -> type[Cli
     return OneConnection
 
 
+class _Transport(TcpTransport):
+    """CONNECT leaves together with the PING behind it, and what the server left behind is still there when it has closed.
+
+    A server that refuses us says why and closes. With two writes the second meets the closed socket, and asyncio then throws
+    away what it has not read. So the socket is kept by a second descriptor until the connection stands.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held = b""
+        self._kept: socket.socket | None = None
+
+    def __bool__(self) -> bool:
+        return True  # nats-py puts one of its own in the place of one that is not connected yet
+
+    async def connect(self, *args: Any, **kwargs: Any) -> None:
+        await super().connect(*args, **kwargs)
+        assert self._bare_io_writer is not None
+        self._kept = self._bare_io_writer.get_extra_info("socket").dup()
+
+    def write(self, payload: bytes) -> None:
+        if payload.startswith(b"CONNECT ") and not self._held:
+            self._held = payload
+            return
+        whole, self._held = self._held + payload, b""
+        super().write(whole)
+
+    def left_behind(self) -> bytes:
+        """What nobody has read: by asyncio (also under TLS), then by the kernel (not under TLS: it cannot be read there)."""
+        left = bytes(getattr(self._io_reader, "_buffer", b""))
+        if self._io_reader is not self._bare_io_reader:
+            return left
+        with contextlib.suppress(OSError):  # nothing more, or the reset itself
+            while self._kept is not None and (more := self._kept.recv(4096, socket.MSG_DONTWAIT)):
+                left += more
+        return left
+
+    def let_go(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
+
+
+def _refusal(left: bytes) -> str:
+    """Why a server closed, in nats-py's words; empty: it did not say."""
+    found = re.search(rb"^-ERR ([^\r\n]{1,200})\r\n", left, re.MULTILINE)
+    return f"nats: {found[1].decode(errors='replace')}" if found else ""
+
+
 class Connection:
     """Lives until ``ended`` is set; then it is thrown away."""
 
@@ -85,6 +137,9 @@ class Connection:
         self.ended = asyncio.Event()
         self._alarm = alarm
         self._client = _client_class(hand_over, alarm)()
+        self._transport = _Transport()
+        if not server.startswith("ws"):
+            self._client._transport = self._transport
         self._is_open = False
         self._why_not = ""
 
@@ -107,17 +162,21 @@ class Connection:
                     closed_cb=self._note_end,
                 )
         except Exception as e:  # nats-py raises a dozen kinds; each means: not this server, not now
+            refusal = _refusal(self._transport.left_behind()) if isinstance(e, OSError) else ""
             await self.close()
-            raise BusError(self._why_not or _said(e)) from e
+            raise BusError(refusal or self._why_not or _said(e)) from e
         except BaseException:
             await self.close()
             raise
+        finally:
+            self._transport.let_go()
         self._is_open = True
         return self
 
     async def _note_error(self, error: Exception) -> None:
         if not self._is_open:
-            self._why_not = _said(error)  # nats-py's own word for it is "no servers available"
+            # the first: nats-py's own word for it is "no servers available", and its close tells of the reset behind it
+            self._why_not = self._why_not or _said(error)
         elif not self.ended.is_set():
             self._alarm(_said(error))
 

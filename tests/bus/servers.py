@@ -9,6 +9,8 @@ import asyncio
 import contextlib
 import json
 import signal
+import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -140,6 +142,37 @@ class FakeServer:
     async def close(self) -> None:
         for writer in self._writers:
             writer.close()
+        if self._server is not None:
+            self._server.close()
+            await self._server.wait_closed()
+
+
+class Refusing:
+    """Says why not (or nothing), and resets the connection: at once behind its INFO, or as an answer to what it is told."""
+
+    def __init__(self, why: bytes, *, at_once: bool) -> None:
+        self._why, self._at_once = why, at_once
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+
+    @property
+    def url(self) -> str:
+        assert self._server is not None
+        return f"nats://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"server_id": "fake", "version": "2.10.0", "max_payload": 1024, "proto": 1}\r\n')
+        if not self._at_once:
+            await reader.readuntil(b"\r\n")
+        if self._why:
+            writer.write(b"-ERR '" + self._why + b"'\r\n")
+        never_lingers = struct.pack("ii", 1, 0)  # close sends a reset
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, never_lingers)
+        writer.transport.abort()
+
+    async def close(self) -> None:
         if self._server is not None:
             self._server.close()
             await self._server.wait_closed()

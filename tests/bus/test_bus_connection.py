@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-from servers import FakeServer, Host, NatsServer, Peer, nats_server, until
+from servers import FakeServer, Host, NatsServer, Peer, Refusing, nats_server, until
 
 from agent.bus import commands as c
 from agent.bus import messages as m
@@ -267,3 +267,33 @@ async def test_a_message_that_no_server_takes_is_the_messages_fault(server: Nats
     await connection.barrier()
     assert not connection.ended.is_set()
     await connection.close()
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_what_a_server_said_before_it_closed_is_told(at_once: bool) -> None:
+    """Also when our own words met the reset first: the reason is in what it left, not in the error of the socket."""
+    server = Refusing(b"Maximum Connections Exceeded", at_once=at_once)
+    await server.start()
+    before = len(os.listdir("/proc/self/fd"))
+    try:
+        for _ in range(20):
+            with pytest.raises(BusError, match="nats: 'Maximum Connections Exceeded'"):
+                await Connection.open(
+                    NatsSettings(), server.url, "test", lambda _arrived: None, lambda _error: None
+                )
+    finally:
+        await server.close()
+    await until(lambda: len(os.listdir("/proc/self/fd")) <= before, "no descriptor is kept")
+
+
+async def test_a_server_that_closes_without_a_word_is_told_as_that() -> None:
+    """Nothing is made up."""
+    server = Refusing(b"", at_once=True)
+    await server.start()
+    try:
+        with pytest.raises(BusError, match="reset|lost|closed"):
+            await Connection.open(
+                NatsSettings(), server.url, "test", lambda _arrived: None, lambda _error: None
+            )
+    finally:
+        await server.close()

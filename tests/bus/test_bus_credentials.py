@@ -19,7 +19,7 @@ from servers import Host, NatsServer, nats_server, until
 
 from agent.bus import credentials
 from agent.bus.credentials import Address
-from agent.bus.wire import Connection
+from agent.bus.wire import BusError, Connection
 from agent.config import NatsSettings, TlsSettings
 
 pytestmark = pytest.mark.bus
@@ -98,6 +98,14 @@ async def test_a_wrong_password_is_told_without_it_and_tried_again(
 
     await until(lambda: host.bus.connected, "connected")
     assert "guessed-wrong" not in repr(host.lines)
+
+
+async def test_a_wrong_password_is_always_told_as_such(locked: NatsServer) -> None:
+    """However the server's answer and its end fall in with what we write."""
+    settings = NatsSettings(user="garrison", password="guessed-wrong")
+    for _ in range(100):
+        with pytest.raises(BusError, match="Authorization Violation"):
+            await Connection.open(settings, locked.url, "test", lambda _arrived: None, lambda _error: None)
 
 
 class Key:

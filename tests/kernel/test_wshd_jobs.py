@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from wshd_driver import BUILDS, Box, Client, read_until, running, until_record
+from wshd_driver import BUILDS, Box, Client, read_until, running, until_end, until_record
 
 pytestmark = pytest.mark.kernel
 
@@ -230,7 +230,7 @@ def test_direct_job_has_the_callers_descriptors(box: Box) -> None:
             feeder.join()
         assert client.receive().words == ["ok", "exit", "0"]
         assert client.ask("list").words == ["ok"]
-    assert os.pread(record, 100, 0) == b"exit 0\nend\n"
+    assert until_end(record) == b"exit 0\nend\n"
     os.close(record)
 
 
@@ -264,7 +264,7 @@ def test_closing_the_master_hangs_up(box: Box) -> None:
         )
         os.close(reply.fds[0])
         client.ask("wait", "pty")  # or it has ended and is forgotten: its record is ours
-        assert os.pread(record, 100, 0) == b"signal %d\nend\n" % signal.SIGHUP
+        assert until_end(record) == b"signal %d\nend\n" % signal.SIGHUP
     os.close(record)
 
 

@@ -344,6 +344,15 @@ def until_record(spool: Spool, line: str, timeout_s: float = 30) -> list[str]:
     return lines
 
 
+def until_end(record: int, timeout_s: float = 30) -> bytes:
+    """A record by its descriptor, once its last line is there: `wait` is answered at the first one (wsh/PROTOCOL.md)."""
+    deadline = time.monotonic() + timeout_s
+    while not (text := os.pread(record, 4096, 0)).endswith(b"end\n"):
+        assert time.monotonic() < deadline, f"no end in {text!r}"
+        time.sleep(0.005)
+    return text
+
+
 def running(folder: Path, build: str, *extra: str | int) -> Iterator[Box]:
     """Body of a fixture: a launched box, ended afterwards; it must have lived until then."""
     box = Box.prepare(folder, build)
