@@ -4,8 +4,9 @@
 hands commands over from there. It never raises: an exception would leave the client deaf (bus.md 1).
 
 A connection that failed once is thrown away. Two things of nats-py are private and touched all the same, each
-guarded by a test: `_process_msg`, so that a hostile header or reply subject costs its own message only, and the
-transport, so that a refusal is read, and because `close()` waits for a stalled server to take what is pending and leaks socket and tasks.
+guarded by a test: `_process_msg`, so that a hostile header or reply subject costs its own message only; and the
+transport, so that a refusal is read, and because `close()` waits for a stalled server to take what is pending and leaks
+socket and tasks.
 """
 
 from __future__ import annotations

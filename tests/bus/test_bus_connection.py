@@ -291,7 +291,7 @@ async def test_a_server_that_closes_without_a_word_is_told_as_that() -> None:
     server = Refusing(b"", at_once=True)
     await server.start()
     try:
-        with pytest.raises(BusError, match="reset|lost|closed"):
+        with pytest.raises(BusError, match=r"reset|lost|closed"):
             await Connection.open(
                 NatsSettings(), server.url, "test", lambda _arrived: None, lambda _error: None
             )
