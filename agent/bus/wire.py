@@ -89,7 +89,7 @@ class _Transport(TcpTransport):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._held = b""
         self._kept: socket.socket | None = None
 
@@ -106,7 +106,7 @@ class _Transport(TcpTransport):
             self._held = payload
             return
         whole, self._held = self._held + payload, b""
-        super().write(whole)
+        super().write(whole)  # type: ignore[no-untyped-call]
 
     def left_behind(self) -> bytes:
         """What nobody has read: by asyncio (also under TLS), then by the kernel (not under TLS: it cannot be read there)."""
