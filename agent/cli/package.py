@@ -1,19 +1,27 @@
-"""A directory as the zip that staging takes: modes and links kept, what `.cfignore` names left out."""
+"""A directory as the zip that staging takes: modes, times and links kept, what ignore.py leaves out left out.
+
+First a look (`scan`), which costs little and knows the sizes; then the packing.
+"""
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import stat
+import struct
+import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-# Never part of an app: history, caches, and what only works where it was made.
-ALWAYS_OUT = (".git", ".hg", ".svn", ".cfignore", "__pycache__", ".venv", ".DS_Store", "*.pyc")
-EARLIEST = (1980, 1, 1, 0, 0, 0)  # the zip format knows no older time
+from agent.cli import ui
+from agent.cli.ignore import Ignores
+
+# What a DOS time can be: from 1980 to 2107, in steps of two seconds.
+EARLIEST_S, LATEST_S = 315532800, 4354819198
+_UNIX_TIME = 0x5455  # the extra field that keeps the second, in UTC
+_BLOCK = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,69 +31,116 @@ class Entry:
     info: os.stat_result
 
 
-def ignore_patterns(directory: Path) -> tuple[str, ...]:
-    file = directory / ".cfignore"
-    lines = file.read_text().splitlines() if file.is_file() else []
-    return tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a push would pack. ``ignore_files``: the names of the files that patterns came from."""
+
+    entries: tuple[Entry, ...]
+    files: int
+    content_bytes: int
+    ignore_files: tuple[str, ...]
 
 
-def is_ignored(name: str, patterns: tuple[str, ...]) -> bool:
-    """`name` is relative, with slashes. A pattern with a slash in it is from the top, any other anywhere."""
-    ignored = any(fnmatch.fnmatch(part, p) for part in name.split("/") for p in ALWAYS_OUT)
-    for pattern in patterns:
-        wanted = pattern.startswith("!")
-        bare = pattern.removeprefix("!").rstrip("/")
-        if "/" in bare:
-            top = bare.lstrip("/")
-            hit = (
-                fnmatch.fnmatch(name, top) or name.startswith(top + "/") or fnmatch.fnmatch(name, top + "/*")
-            )
-        else:
-            hit = any(fnmatch.fnmatch(part, bare) for part in name.split("/"))
-        if hit:
-            ignored = not wanted
-    return ignored
+def scan(directory: Path, progress: Callable[[int, int], None], limit_bytes: int) -> Found:
+    """Files, links and directories of the app, in order; sockets, pipes and devices are left out.
+
+    `progress` gets files and bytes so far. A Failure: a directory cannot be read, or it is more than `limit_bytes`.
+    """
+    ignores = Ignores(directory)
+    found: list[Entry] = []
+    files = content_bytes = 0
+    try:
+        for entry in _walk(directory, ignores):
+            found.append(entry)
+            if not stat.S_ISDIR(entry.info.st_mode):
+                files += 1
+                content_bytes += entry.info.st_size
+            if content_bytes > limit_bytes:
+                raise ui.Failure(
+                    f"cannot push {directory}",
+                    f"there are more than {ui.size(limit_bytes)} in it",
+                    "is it the right directory? a .cfignore names what to leave out",
+                    ui.USAGE,
+                )
+            progress(files, content_bytes)
+    except OSError as error:
+        raise ui.Failure(f"cannot push {directory}", f"{error.filename}: {error.strerror}") from error
+    return Found(tuple(found), files, content_bytes, tuple(sorted(ignores.read)))
 
 
-def entries(directory: Path) -> Iterator[Entry]:
-    """Files, links and directories of the app, in order; sockets, pipes and devices are left out."""
-    patterns = ignore_patterns(directory)
-    for folder, folders, files in os.walk(directory):
-        folders.sort()
-        relative = Path(folder).relative_to(directory)
-        kept = []
-        for name in sorted(folders + files):
-            path = Path(folder) / name
-            inside = (relative / name).as_posix()
-            if is_ignored(inside, patterns):
-                continue
-            info = path.lstat()
-            if stat.S_ISDIR(info.st_mode):
-                kept.append(name)
-            if stat.S_ISREG(info.st_mode) or stat.S_ISLNK(info.st_mode) or stat.S_ISDIR(info.st_mode):
-                yield Entry(path, inside, info)
-        folders[:] = kept
+def _walk(top: Path, ignores: Ignores) -> Iterator[Entry]:
+    """A directory before what is in it, in the order of names. Without recursion: a path may be 2,000 directories deep."""
+    waiting = _names(top, "", ignores)
+    while waiting:
+        name = waiting.pop()
+        path = top / name
+        info = path.lstat()
+        is_directory = stat.S_ISDIR(info.st_mode)
+        if ignores.leave_out(name, is_directory=is_directory):
+            continue
+        if is_directory or stat.S_ISREG(info.st_mode) or stat.S_ISLNK(info.st_mode):
+            yield Entry(path, name, info)
+        if is_directory:
+            waiting += _names(top, name, ignores)
 
 
-def write_zip(directory: Path, out: IO[bytes]) -> tuple[int, int]:
-    """(files, bytes of content)."""
-    files = total = 0
+def _names(top: Path, folder: str, ignores: Ignores) -> list[str]:
+    """What is in a directory, the first last."""
+    ignores.enter(folder)
+    names = sorted(os.listdir(top / folder), reverse=True)  # noqa: PTH208  (names that are no UTF-8 as well)
+    return [f"{folder}/{name}" if folder else name for name in names]
+
+
+def write_zip(entries: tuple[Entry, ...], out: IO[bytes], progress: Callable[[int], None]) -> None:
+    """`progress` gets the bytes read so far. A Failure: a file cannot be read any more."""
+    done = 0
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        for entry in entries(directory):
-            mode = entry.info.st_mode
-            info = zipfile.ZipInfo(entry.name + ("/" if stat.S_ISDIR(mode) else ""), EARLIEST)
-            info.external_attr = (mode & 0xFFFF) << 16 | (0x10 if stat.S_ISDIR(mode) else 0)
-            if stat.S_ISDIR(mode):
+        for entry in entries:
+            info = _zip_info(entry)
+            if stat.S_ISDIR(entry.info.st_mode):
                 archive.writestr(info, b"")
                 continue
-            files += 1
-            if stat.S_ISLNK(mode):
-                archive.writestr(info, os.fsencode(entry.path.readlink()))
-                continue
-            total += entry.info.st_size
-            info.compress_type = zipfile.ZIP_DEFLATED
-            info.file_size = entry.info.st_size
-            with entry.path.open("rb") as source, archive.open(info, "w") as sink:
-                while block := source.read(1 << 18):
-                    sink.write(block)
-    return files, total
+            try:
+                if stat.S_ISLNK(entry.info.st_mode):
+                    archive.writestr(info, os.fsencode(entry.path.readlink()))
+                    continue
+                with entry.path.open("rb") as source, archive.open(info, "w") as sink:
+                    while block := source.read(_BLOCK):
+                        sink.write(block)
+                        done += len(block)
+                        progress(done)
+            except OSError as error:
+                if error.filename is None:  # the archive's own disk
+                    raise
+                raise ui.Failure("cannot pack", f"{error.filename}: {error.strerror}") from error
+
+
+class _AnyName(zipfile.ZipInfo):
+    """A name that is no UTF-8 goes as the bytes that it is, without the flag that would say otherwise."""
+
+    def _encodeFilenameFlags(self) -> tuple[bytes, int]:
+        raw = os.fsencode(self.filename)
+        try:
+            raw.decode("ascii")
+        except UnicodeDecodeError:
+            try:
+                raw.decode("utf-8")
+            except UnicodeDecodeError:
+                return raw, self.flag_bits
+            return raw, self.flag_bits | 0x800
+        return raw, self.flag_bits
+
+
+def _zip_info(entry: Entry) -> zipfile.ZipInfo:
+    mode, mtime_s = entry.info.st_mode, int(entry.info.st_mtime)
+    is_directory = stat.S_ISDIR(mode)
+    dos_time = time.gmtime(min(max(mtime_s, EARLIEST_S), LATEST_S))
+    info = _AnyName(entry.name + ("/" if is_directory else ""), dos_time[:6])
+    info.create_system = 3  # Unix
+    info.external_attr = (mode & 0xFFFF) << 16 | (0x10 if is_directory else 0)
+    if -(1 << 31) <= mtime_s < 1 << 31:
+        info.extra = struct.pack("<HHBl", _UNIX_TIME, 5, 1, mtime_s)
+    if stat.S_ISREG(mode):
+        info.compress_type = zipfile.ZIP_DEFLATED
+        info.file_size = entry.info.st_size
+    return info

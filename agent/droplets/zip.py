@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import calendar
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ _UTF8, _ENCRYPTED = 0x800, 0x1
 #: APPNOTE.TXT 4.4.2: MS-DOS, OS/2, NTFS, VFAT. They have no Unix modes, and no backslash within a name.
 _WITHOUT_MODES = frozenset({0, 6, 10, 14})
 _DOS_DIRECTORY = 0x10
+_UNIX_TIME = 0x5455
 
 
 @contextmanager
@@ -140,7 +142,16 @@ class ZipReader:
 
 
 def _seconds(info: zipfile.ZipInfo) -> int:
-    """Zip times are local times of nobody knows where: read as UTC; impossible ones are the epoch."""
+    """The second in UTC where the archive keeps it (extra field 0x5455). Else a local time of nobody knows where, in
+    steps of two seconds: read as UTC; an impossible one is the epoch.
+    """
+    extra, at = info.extra, 0
+    while at + 4 <= len(extra):
+        kind, size = struct.unpack_from("<HH", extra, at)
+        if kind == _UNIX_TIME and size >= 5 and at + 9 <= len(extra) and extra[at + 4] & 1:
+            (seconds,) = struct.unpack_from("<i", extra, at + 5)
+            return int(seconds)
+        at += 4 + size
     try:
         return calendar.timegm((*info.date_time, 0, 0, 0))
     except (ValueError, OverflowError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import os
 import subprocess
@@ -10,6 +11,8 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
+from collections.abc import Iterator
+from email.message import Message
 from pathlib import Path
 
 import pytest
@@ -150,12 +153,9 @@ def test_a_missing_wheel_fails_with_pips_words(app: Path) -> None:
     assert "absent==2" in done.stdout
 
 
-def test_a_static_site_is_served_without_its_secrets(app: Path) -> None:
-    """The page is served on $PORT; dot files and the Staticfile are not; TERM ends the server with 0."""
-    (app / "index.html").write_text("<h1>hi</h1>")
-    (app / "Staticfile").write_text("")
-    (app / ".env").write_text("secret")
-    run("staticfile", "compile", app, app.parent / "cache")
+@contextlib.contextmanager
+def served(app: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A compiled static site: its server and port."""
     released = yaml.safe_load(run("staticfile", "release", app).stdout)
     server = subprocess.Popen(
         ["/bin/sh", "-c", "exec " + released["default_process_types"]["web"]],
@@ -166,21 +166,78 @@ def test_a_static_site_is_served_without_its_secrets(app: Path) -> None:
     )
     try:
         assert server.stdout is not None
-        port = int(server.stdout.readline().split()[-1])
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as page:
-            assert page.read() == b"<h1>hi</h1>"
-        for hidden in ("/.env", "/Staticfile", "/%2eenv", "/x/../.env", "/.garrison/serve.py"):
-            with pytest.raises(urllib.error.HTTPError, match="404"):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}{hidden}", timeout=5)
-        began = time.monotonic()
-        server.terminate()
-        assert server.wait(5) == 0
-        assert time.monotonic() - began < 3
+        yield server, int(server.stdout.readline().split()[-1])
     finally:
         server.kill()
         server.wait()
         if server.stdout is not None:
             server.stdout.close()
+
+
+def fetch(port: int, path: str, **headers: str) -> tuple[int, bytes, Message]:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}{path}",
+        headers={name.replace("_", "-"): value for name, value in headers.items()},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return answer.status, answer.read(), answer.headers
+    except urllib.error.HTTPError as error:
+        return error.code, error.read(), error.headers
+
+
+def test_a_static_site_is_served_without_its_secrets(app: Path) -> None:
+    """The page is served on $PORT; dot files and the Staticfile are not; TERM ends the server with 0."""
+    (app / "index.html").write_text("<h1>hi</h1>")
+    (app / "Staticfile").write_text("")
+    (app / ".env").write_text("secret")
+    said = run("staticfile", "compile", app, app.parent / "cache").stdout
+    assert "-----> Site: 1 files in ." in said
+    with served(app) as (server, port):
+        assert fetch(port, "/")[:2] == (200, b"<h1>hi</h1>")
+        for hidden in ("/.env", "/Staticfile", "/%2eenv", "/x/../.env", "/.garrison/serve.py"):
+            assert fetch(port, hidden)[0] == 404, hidden
+        began = time.monotonic()
+        server.terminate()
+        assert server.wait(5) == 0
+        assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize(("staticfile", "status"), [("", 404), ("directory: visible\n", 200)])
+def test_a_directory_is_listed_only_when_asked(app: Path, staticfile: str, status: int) -> None:
+    """Names of files that no page links are nobody's business."""
+    (app / "Staticfile").write_text(f"root: public\n{staticfile}")
+    (app / "public" / "sub").mkdir(parents=True)
+    (app / "public" / "with").mkdir()
+    (app / "public" / "sub" / "unlinked.txt").write_text("x")
+    (app / "public" / "with" / "index.html").write_text("index")
+    assert "Site: 2 files in public" in run("staticfile", "compile", app, app.parent / "cache").stdout
+    with served(app) as (_, port):
+        for path in ("/", "/sub/"):
+            answered, body, _headers = fetch(port, path)
+            assert answered == status
+            assert (b"sub" in body or b"unlinked.txt" in body) is (status == 200)
+        assert fetch(port, "/with/")[:2] == (200, b"index")
+
+
+def test_a_kept_copy_is_right_only_for_the_same_file(app: Path) -> None:
+    """304 for what has not changed; a new page, an older one too, and one of the same second, come whole."""
+    page = app / "index.html"
+    page.write_text("one")
+    os.utime(page, (1_700_000_000, 1_700_000_000))
+    run("staticfile", "compile", app, app.parent / "cache")
+    with served(app) as (_, port):
+        _, _, headers = fetch(port, "/")
+        kept = {"If_None_Match": headers["ETag"]}
+        since = {"If_Modified_Since": headers["Last-Modified"]}
+        assert fetch(port, "/", **kept)[0] == fetch(port, "/", **since)[0] == 304
+        page.write_text("older")
+        os.utime(page, (1_600_000_000, 1_600_000_000))
+        for headers_ in (kept, since, kept | since):
+            assert fetch(port, "/", **headers_)[:2] == (200, b"older")
+        page.write_text("of the same second")
+        os.utime(page, (1_700_000_000, 1_700_000_000))
+        assert fetch(port, "/", **kept)[:2] == (200, b"of the same second")
 
 
 @pytest.mark.parametrize("root", ["../x", "/etc", "absent"])

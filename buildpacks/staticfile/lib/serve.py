@@ -1,19 +1,36 @@
-"""Serves the site on $PORT. Names that begin with a dot, and the Staticfile, are not part of it."""
+"""Serves the site on $PORT. Names that begin with a dot, and the Staticfile, are not part of it.
+
+A directory answers with its index.html, and with 404 without one, unless the Staticfile has `directory: visible`. A copy
+that a browser has kept is right (304) when it is exactly this file: a page may also go back to an older one.
+"""
 
 import http.server
 import os
 import posixpath
+import re
 import signal
 import sys
 import urllib.parse
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent / Path(__file__).with_name("root").read_text().strip()
+APP = Path(__file__).resolve().parent.parent
+ROOT = APP / Path(__file__).with_name("root").read_text().strip()
+
+
+def directories_are_visible():
+    staticfile = APP / "Staticfile"
+    text = staticfile.read_text(errors="replace") if staticfile.is_file() else ""
+    return re.search(r"^directory:\s*[\"']?visible\b", text, re.MULTILINE) is not None
+
+
+def tag_of(info):
+    return f'"{info.st_mtime_ns:x}-{info.st_size:x}"'
 
 
 class Site(http.server.SimpleHTTPRequestHandler):
     server_version = "staticfile"
     protocol_version = "HTTP/1.1"
+    visible = directories_are_visible()
 
     def __init__(self, *args):
         super().__init__(*args, directory=str(ROOT))
@@ -24,7 +41,39 @@ class Site(http.server.SimpleHTTPRequestHandler):
         if any(part.startswith(".") for part in parts) or parts == ["Staticfile"]:
             self.send_error(404)
             return None
+        info = self.status()
+        if info is not None:
+            kept = self.headers.get("If-None-Match")
+            if kept is not None and tag_of(info) in [
+                one.strip().removeprefix("W/") for one in kept.split(",")
+            ]:
+                self.send_response(304)
+                self.send_header("ETag", tag_of(info))
+                self.end_headers()
+                return None
+            if self.headers.get("If-Modified-Since") != self.date_time_string(info.st_mtime):
+                del self.headers["If-Modified-Since"]  # http.server would take any date that is not older
         return super().send_head()
+
+    def status(self):
+        """Of the file that would be sent; None: there is none."""
+        path = Path(self.translate_path(self.path))
+        try:
+            return (path / "index.html" if path.is_dir() else path).stat()
+        except (OSError, ValueError):
+            return None
+
+    def send_header(self, keyword, value):
+        super().send_header(keyword, value)
+        info = self.status() if keyword == "Last-Modified" else None
+        if info is not None:
+            super().send_header("ETag", tag_of(info))
+
+    def list_directory(self, path):
+        if self.visible:
+            return super().list_directory(path)
+        self.send_error(404)
+        return None
 
 
 def main():
