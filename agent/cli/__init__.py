@@ -10,6 +10,8 @@ What the commands ask of an agent's control socket (HTTP over `base_dir/agent.so
     GET  /v1/instances                  a list of {instance, app (guid), name, index, state, handle or null}
     GET  /v1/apps/GUID/logs[?follow=1]  a line of JSON each: {at (epoch, s; null: before), index, stream, data, gap_bytes?}
     GET  /v1/staging/TASK/log?follow=1  the same for a staging under way: {data}; 404 before and after it
+    GET  /v1/instances/ID/listening     {port, listening: [{address, port}]}: its port inside, and what is listened on
+    GET  /v1/instances/ID/logs          as of an app
     POST /v1/instances/ID/shell         {handle, socket}: the path of the container's wshd.sock
     POST /v1/detach                     {}
 

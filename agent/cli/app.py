@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 import click
@@ -103,7 +105,9 @@ def _usage_failure(error: click.UsageError) -> ui.Failure:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit statuses: 0 done, 1 failed, 2 usage or configuration, 3 nothing reachable, 130 interrupted."""
-    debug = "--debug" in (sys.argv if argv is None else argv) or bool(os.environ.get("GARRISON_DEBUG"))
+    words = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in words or bool(os.environ.get("GARRISON_DEBUG"))
+    ui.speak_plainly()
     try:
         status: Any = cli.main(args=argv, prog_name="garrison", standalone_mode=False)
         return status if isinstance(status, int) else ui.DONE
@@ -113,11 +117,9 @@ def main(argv: list[str] | None = None) -> int:
         ui.tell("interrupted")
         return ui.INTERRUPTED
     except ui.Failure as error:
-        error.show()
-        return error.status
+        return _failed(error, words)
     except click.UsageError as error:
-        _usage_failure(error).show()
-        return ui.USAGE
+        return _failed(_usage_failure(error), words)
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -127,5 +129,15 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:  # outermost frame of the program
         if debug:
             raise
-        ui.Failure(type(error).__name__, str(error), "more with `garrison --debug ...`").show()
-        return ui.FAILED
+        return _failed(
+            ui.Failure(type(error).__name__, str(error), "more with `garrison --debug ...`"), words
+        )
+
+
+def _failed(failure: ui.Failure, words: Sequence[str]) -> int:
+    """Who asked for one JSON document gets one of a failure too. Behind `--` the words are somebody else's."""
+    own = takewhile(lambda word: word != "--", words)
+    if "--json" in own and "shell" not in words[:1]:
+        ui.emit_json(failure.document())
+    failure.show()
+    return failure.status

@@ -16,7 +16,10 @@ COLOURS = {"running": "green", "crashing": "red", "starting": "yellow", "staging
 @reach.state_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def command(state_dir: Path, as_json: bool) -> None:
-    """Shows every app: its state, instances, memory, route, and for how long it is up."""
+    """Shows every app: its state, instances, memory, route, and for how long it is up.
+
+    Until a new version runs, or while it crashes, the one before it serves on: `0/2 (2 old)`.
+    """
     port = reach.gateway_port(state_dir)
     rows = reach.controller(state_dir).call("GET", "/v1/apps", stats="1")
     if as_json:
@@ -41,13 +44,13 @@ def _cells(row: dict[str, Any], port: int) -> tuple[str, ...]:
     if usage:
         used = sum(stats["usage"]["mem"] for stats in usage) / (1 << 20)
         memory = f"{used:.0f} / {sum(stats['mem_quota'] for stats in usage) >> 20} MiB"
-    running = row["running"] > 0
+    old = row["previous_running"]
     return (
         row["name"],
         row["state"],
-        f"{row['running']}/{row['instances']}",
+        f"{row['running']}/{row['instances']}" + (f" ({old} old)" if old else ""),
         memory,
-        url(row, port) if running else "–",
+        url(row, port) if row["running"] or old else "–",
         _up(row, usage),
     )
 
@@ -57,6 +60,8 @@ def _up(row: dict[str, Any], usage: list[dict[str, Any]]) -> str:
     if row["state"] == "crashing" and crash is not None:
         told = f"exited {crash['exit_status']}" if crash["exit_status"] >= 0 else crash["description"]
         return f"{told}, {ui.age(crash['seconds_ago'])} ago: garrison logs {row['name']}"
+    if row["waiting"] and not row["running"]:
+        return str(next(iter(row["waiting"].values())))
     return ui.age(min(stats["uptime"] for stats in usage)) if usage else "–"
 
 
@@ -69,6 +74,9 @@ def _document(row: dict[str, Any], port: int) -> dict[str, Any]:
         "state": row["state"],
         "instances": row["instances"],
         "running": row["running"],
+        "previous_running": row["previous_running"],
+        "pushing": row["pushing"],
+        "waiting": row["waiting"],
         "memory_limit_bytes": row["memory_limit_bytes"],
         "memory_bytes": sum(stats["usage"]["mem"] for stats in usage),
         "url": url(row, port),

@@ -16,14 +16,14 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 DEFAULT = Path("/etc/garrison/config.yml")
 
 
-def load_or_fail(path: Path) -> Settings:
-    """The settings; otherwise each problem on a line of its own and exit status 2."""
+def load_or_fail(path: Path, hint: str = "name one with --config FILE") -> Settings:
+    """The settings; otherwise each problem on a line of its own and exit status 2. `hint`: how the caller names a file."""
     from agent.config import ConfigErrors, load
 
     try:
         return load(path)
     except FileNotFoundError:
-        raise ui.Failure(f"there is no {path}", "", "name one with --config FILE", ui.USAGE) from None
+        raise ui.Failure(f"there is no {path}", "", hint, ui.USAGE) from None
     except ConfigErrors as problems:
         for problem in problems.errors:
             place = f"{path}:{problem.line}" if problem.line else str(path)
@@ -40,7 +40,7 @@ def command() -> None:
 @click.argument("file", type=FILE, default=DEFAULT)
 def check(file: Path) -> None:
     """Says what is wrong with FILE, line by line; exit status 2 when something is."""
-    load_or_fail(file)
+    load_or_fail(file, "name one: garrison config check FILE")
     print(f"{file}: {ui.paint('good', 'green')}")
 
 
@@ -51,7 +51,9 @@ def show(file: Path, as_json: bool) -> None:
     """Prints the settings that FILE leads to, defaults filled in, secrets masked."""
     import msgspec
 
-    settings = _masked(msgspec.to_builtins(load_or_fail(file), enc_hook=str))
+    settings = _masked(
+        msgspec.to_builtins(load_or_fail(file, "name one: garrison config show FILE"), enc_hook=str)
+    )
     if as_json:
         ui.emit_json(settings)
         return

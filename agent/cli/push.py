@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import re
 import tempfile
-import threading
 import time
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -17,11 +14,14 @@ import click
 
 from agent.cli import package, reach, ui
 from agent.cli.apps import url
+from agent.cli.staging import stage
 from agent.cli.wait import wait_running
 
-INDENT = " " * 12
-LOG_APPEARS_S = 15.0
-LAST_LINES = 10  # of a quiet push that fails
+# Above either of these a person is asked whether it is the right directory.
+ASK_BYTES, ASK_FILES = 512 << 20, 50_000
+# What a staging takes at least (agent/dev/messages.py); more with a larger --disk.
+STAGING_DISK_MB = 2048
+BACK_TO_DEFAULT = ("", "default", "null")
 
 
 @click.command("push")
@@ -33,17 +33,31 @@ LAST_LINES = 10  # of a quiet push that fails
 )
 @click.option("--disk", type=ui.Size(), metavar="SIZE", help="Limit of each instance [1G].")
 @click.option(
-    "--buildpack", "-b", metavar="NAME", help="python, staticfile or procfile; else the first that fits."
+    "--buildpack",
+    "-b",
+    is_flag=False,
+    flag_value="",
+    metavar="[NAME]",
+    help="python, staticfile or procfile; without a NAME: the first that fits, as in the beginning.",
 )
-@click.option("--command", "start_command", metavar="LINE", help="Start command instead of the buildpack's.")
 @click.option(
-    "--env", "-e", multiple=True, metavar="KEY=VALUE", help="Environment of the app; may be repeated."
+    "--command",
+    "start_command",
+    is_flag=False,
+    flag_value="",
+    metavar="[LINE]",
+    help="Start command instead of the buildpack's; without a LINE: the buildpack's again.",
 )
+@click.option(
+    "--env", "-e", multiple=True, metavar="KEY=VALUE", help="Sets one variable of the app; may be repeated."
+)
+@click.option("--unset-env", multiple=True, metavar="KEY", help="Removes one; may be repeated.")
 @click.option(
     "--timeout", "timeout_s", default=90.0, show_default=True, help="Seconds to wait for it to run."
 )
 @click.option("--quiet", "-q", is_flag=True, help="Without the buildpack's output.")
-@click.option("--json", "as_json", is_flag=True, help="The result as one JSON document.")
+@click.option("--yes", is_flag=True, help="Do not ask, however large it is.")
+@click.option("--json", "as_json", is_flag=True, help="The result as one JSON document, also of a failure.")
 @reach.state_option
 def command(
     directory: Path,
@@ -54,37 +68,39 @@ def command(
     buildpack: str | None,
     start_command: str | None,
     env: tuple[str, ...],
+    unset_env: tuple[str, ...],
     timeout_s: float,
     quiet: bool,
+    yes: bool,
     as_json: bool,
     state_dir: Path,
 ) -> None:
-    """Uploads DIRECTORY, stages it with a buildpack, starts it, and prints where it answers."""
+    """Uploads DIRECTORY, stages it with a buildpack, starts it, and prints where it answers.
+
+    What a .cfignore names (the language of .gitignore, which stands in for it) is left out. Settings that are not
+    named stay as they were. They and the new code take effect when the staging has succeeded.
+    """
     if not directory.is_dir():
         raise ui.Failure(f"cannot push {directory}", "there is no such directory", "", ui.USAGE)
     app = name or app_name(directory.resolve().name)
     if app != app_name(app):
         raise ui.Failure(f"{app!r} cannot be a host name", "", f"what about --name {app_name(app)}", ui.USAGE)
-    changes: dict[str, Any] = {
-        key: value
-        for key, value in {
-            "instances": instances,
-            "memory_mb": memory,
-            "disk_mb": disk,
-            "buildpack": buildpack,
-            "command": start_command,
-            "env": _environment(env) if env else None,
-        }.items()
-        if value is not None
-    }
-    peer = reach.controller(state_dir)
-    peer.call("GET", "/v1/info")
-    with _interruptible(peer, app, "its upload is broken off"):
-        _upload(peer, app, directory, changes)
-    with _interruptible(peer, app, "its staging is stopped"):
-        staged = _stage(peer, reach.agent(state_dir, None), app, quiet)
+    given = {"instances": instances, "memory_mb": memory, "disk_mb": disk}
+    changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    for key, text in (("buildpack", buildpack), ("command", start_command)):
+        if text is not None:
+            changes[key] = None if text in BACK_TO_DEFAULT else text
+    changes |= {"set_env": _environment(env), "unset_env": unset_env}
+    peer, agent = reach.controller(state_dir), reach.agent(state_dir, has_config=False)
+    with tempfile.TemporaryFile() as archive:
+        with _interruptible(peer, app, "nothing was changed"):
+            limits = _look_before(peer, app, disk)
+            packed = _pack(directory, archive, limits, yes=yes)
+        with _pushing(peer, app, changes) as path:
+            _upload(peer, path, archive, packed)
+            staged = stage(peer, path, agent, app, quiet=quiet)
     with _interruptible(peer, app, "it is staged, and goes on starting"):
-        row = wait_running(peer, app, timeout_s, "Starting")
+        row = wait_running(peer, agent, app, timeout_s, "Starting")
     address = url(row, reach.gateway_port(state_dir))
     if as_json:
         ui.emit_json({"name": app, "guid": row["guid"], "url": address, **staged})
@@ -99,10 +115,34 @@ def app_name(text: str) -> str:
 
 
 def _environment(pairs: tuple[str, ...]) -> dict[str, str]:
+    """Any name that the kernel takes, `spring.profiles.active` too; only a shell would want a narrower one."""
     for pair in pairs:
-        if not re.match(r"[A-Za-z_]\w*=", pair):
+        if not re.match(r"[^=\s]+=", pair):
             raise ui.Failure(f"--env {pair}", "expected KEY=VALUE", "", ui.USAGE)
+        try:
+            pair.encode()
+        except UnicodeEncodeError:
+            raise ui.Failure(f"--env {pair}", "expected UTF-8", "", ui.USAGE) from None
     return dict(pair.split("=", 1) for pair in pairs)
+
+
+class _Limits:
+    """What the platform takes, in bytes: of content, and of the zip."""
+
+    def __init__(self, content_bytes: int, upload_bytes: int) -> None:
+        self.content_bytes, self.upload_bytes = content_bytes, upload_bytes
+
+
+def _look_before(peer: reach.Peer, app: str, disk_mb: int | None) -> _Limits:
+    """A push that will be refused is refused before it packs."""
+    info = peer.call("GET", "/v1/info")
+    row = next((row for row in peer.call("GET", "/v1/apps") if row["name"] == app), None)
+    if row is not None and row["pushing"]:
+        raise ui.Failure(
+            f"cannot push {app}", "it is being pushed already; nothing was changed", "see: garrison apps"
+        )
+    kept_mb = row["disk_limit_bytes"] >> 20 if row is not None else 0
+    return _Limits(max(STAGING_DISK_MB, disk_mb or kept_mb) << 20, info["max_upload_bytes"])
 
 
 @contextlib.contextmanager
@@ -112,29 +152,73 @@ def _interruptible(peer: reach.Peer, app: str, what: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         ui.tell()
-        peer.call("DELETE", f"/v1/apps/{app}/stage")  # when none is under way: nothing
-        row = peer.call("GET", f"/v1/apps/{app}")
-        now = f"{row['state']}, {row['running']} of {row['instances']} running"
-        raise ui.Failure(f"push of {app} interrupted", what, f"{app} is {now}", ui.INTERRUPTED) from None
+        row = next((row for row in peer.call("GET", "/v1/apps") if row["name"] == app), None)
+        now = f"there is no app {app}"
+        if row is not None:
+            now = f"{app} is {row['state']}, {row['running']} of {row['instances']} running"
+        raise ui.Failure(f"push of {app} interrupted", what, now, ui.INTERRUPTED) from None
 
 
-def _upload(peer: reach.Peer, app: str, directory: Path, changes: dict[str, Any]) -> None:
-    began = time.monotonic()
+@contextlib.contextmanager
+def _pushing(peer: reach.Peer, app: str, changes: dict[str, Any]) -> Iterator[str]:
+    """The app is ours to push within the block; what ends it early leaves nothing of the push."""
+    claim = peer.call("POST", f"/v1/apps/{app}/pushes", changes)
+    path = f"/v1/apps/{app}/pushes/{claim['push']}"
+    for variable in claim["not_set"]:
+        ui.tell(f"{'Note':<12}--unset-env {variable}: it was not set")
+    with _interruptible(peer, app, "nothing was changed"):
+        try:
+            yield path
+        except BaseException:
+            with contextlib.suppress(reach.Refusal):  # it is over already
+                peer.call("DELETE", path)
+            raise
+
+
+def _pack(directory: Path, archive: IO[bytes], limits: _Limits, *, yes: bool) -> str:
+    """Into `archive`; what to show of it."""
     line = ui.MovingLine()
     lead = f"{'Uploading':<12}{directory}   "
-    with tempfile.TemporaryFile() as file:
-        line.show(lead + "packing")
-        files, total = package.write_zip(directory, file)
-        if files == 0:
-            line.clear()
+
+    def looking(files: int, content_bytes: int) -> None:
+        line.show(f"{lead}{ui.count(files, 'file')}, {ui.size(content_bytes)} so far")
+
+    try:
+        found = package.scan(directory, looking, limits.content_bytes)
+        total = ui.size(found.content_bytes)
+        if found.files == 0:
             raise ui.Failure(f"cannot push {directory}", "there is no file in it", "", ui.USAGE)
-        length = file.tell()
-        file.seek(0)
-        peer.call("PUT", f"/v1/apps/{app}", changes)
-        body = _Counted(file, length, lambda sent: line.show(f"{lead}{ui.size(sent)} of {ui.size(length)}"))
-        with peer.open("PUT", f"/v1/apps/{app}/package", body, timeout_s=120) as response:  # type: ignore[arg-type]
-            response.read()
-    line.finish(ui.with_time(f"{lead}{ui.count(files, 'file')}, {ui.size(total)}", time.monotonic() - began))
+        if found.content_bytes > ASK_BYTES or found.files > ASK_FILES:
+            line.clear()
+            ui.confirm(f"{directory} has {ui.count(found.files, 'file')}, {total}", yes)
+        package.write_zip(
+            found.entries, archive, lambda done: line.show(f"{lead}packing {ui.size(done)} of {total}")
+        )
+        length = archive.tell()
+        if length > limits.upload_bytes:
+            raise ui.Failure(
+                f"cannot push {directory}",
+                f"packed it has {ui.size(length)}, more than the {ui.size(limits.upload_bytes)} that are taken",
+                "a .cfignore names what to leave out",
+                ui.USAGE,
+            )
+    finally:
+        line.clear()
+    by_git = ", without what .gitignore names" if ".gitignore" in found.ignore_files else ""
+    return f"{lead}{ui.count(found.files, 'file')}, {total}{by_git}"
+
+
+def _upload(peer: reach.Peer, path: str, archive: IO[bytes], packed: str) -> None:
+    began = time.monotonic()
+    line = ui.MovingLine()
+    length = archive.tell()
+    archive.seek(0)
+    body = _Counted(
+        archive, length, lambda sent: line.show(f"{packed}, {ui.size(sent)} of {ui.size(length)} sent")
+    )
+    with peer.open("PUT", f"{path}/package", body, timeout_s=120) as response:  # type: ignore[arg-type]
+        response.read()
+    line.finish(ui.with_time(packed, time.monotonic() - began))
 
 
 class _Counted:
@@ -150,96 +234,3 @@ class _Counted:
         block = self._file.read(count)
         self._progress(self._file.tell())
         return block
-
-
-def _stage(peer: reach.Peer, agent: reach.Peer, app: str, quiet: bool) -> dict[str, Any]:
-    began = time.monotonic()
-    live: LiveOutput | None = None
-    moving = ui.MovingLine()
-    moving.show("Staging")
-    for event in peer.lines("POST", f"/v1/apps/{app}/stage"):
-        if event["event"] == "task":
-            live = LiveOutput(agent, event["task_id"], moving, quiet)
-            live.start()
-        elif event["event"] in ("staged", "failed"):
-            if live is not None:
-                live.finish()
-            moving.clear()
-            spent = time.monotonic() - began
-            if event["event"] == "failed":
-                if quiet and live is not None:
-                    live.show_last()
-                ui.tell(ui.with_time(f"{'Staging':<12}failed", spent))
-                raise _staging_failed(app, event)
-            lead = f"{'Staging':<12}" if quiet else INDENT
-            size, sha1 = ui.size(event["droplet_bytes"]), event["droplet_sha1"][:7]
-            ui.tell(ui.with_time(f"{lead}{event['buildpack']} buildpack, droplet {size}, sha1 {sha1}", spent))
-            return {key: value for key, value in event.items() if key != "event"}
-    raise ui.Failure("staging ended without a word", "", "see dev.log and agent.log in the state directory")
-
-
-def _staging_failed(app: str, event: dict[str, Any]) -> ui.Failure:
-    what = f"{app} is not staged"
-    match event["type"]:
-        case "NoAppDetectedError":
-            hint = "name one with --buildpack, or add one of the files that are named above"
-            return ui.Failure(what, "no buildpack recognised the app", hint)
-        case "InsufficientResources" | "NoCompatibleCell":
-            return ui.Failure(what, event["error"], "stop an app, or push with less --memory")
-        case "BuildpackCompileFailed" | "BuildpackReleaseFailed":
-            return ui.Failure(what, event["error"], "the lines above are the buildpack's own")
-        case _:
-            return ui.Failure(what, event["error"], "more in agent.log in the state directory")
-
-
-class LiveOutput(threading.Thread):
-    """The buildpack's output from the agent's control socket, line by line, while the staging goes on."""
-
-    def __init__(self, agent: reach.Peer, task_id: str, moving: ui.MovingLine, quiet: bool) -> None:
-        super().__init__(name="staging-output", daemon=True)
-        self._agent, self._task_id, self._moving, self._quiet = agent, task_id, moving, quiet
-        self._over = threading.Event()
-        self._rest = b""
-        self._lead = f"{'Staging':<12}"
-        self._last: deque[bytes] = deque(maxlen=LAST_LINES)
-
-    def run(self) -> None:
-        deadline = time.monotonic() + LOG_APPEARS_S
-        while True:
-            last_try = self._over.is_set() or time.monotonic() > deadline
-            try:
-                for event in self._agent.lines("GET", f"/v1/staging/{self._task_id}/log", follow="1"):
-                    self._show(event)
-                return
-            except reach.Refusal as refusal:
-                # The task is told of before the agent has it.
-                if refusal.http_status != 404 or last_try:
-                    return
-                self._over.wait(0.05)
-            except (ui.Failure, OSError, ValueError, http.client.HTTPException) as lost:
-                ui.tell(f"{INDENT}(the live output is lost: {lost}; the staging goes on)")
-                return
-
-    def _show(self, event: dict[str, Any]) -> None:
-        data = self._rest + reach.event_bytes(event)
-        *lines, self._rest = data.split(b"\n")
-        for line in lines:
-            self._print(line)
-
-    def _print(self, line: bytes) -> None:
-        self._last.append(line)
-        if not self._quiet:
-            self._moving.clear()
-            ui.tell(self._lead + reach.printable(line))
-            self._lead = INDENT
-
-    def finish(self) -> None:
-        self._over.set()
-        self.join(3)
-        if self._rest:
-            self._print(self._rest)
-            self._rest = b""
-
-    def show_last(self) -> None:
-        for line in self._last:
-            ui.tell(INDENT + reach.printable(line))

@@ -154,8 +154,10 @@ def gateway_port(state_dir: Path) -> int:
     return int(facts["gateway_port"]) if facts else 0
 
 
-def agent(state_dir: Path, config: Path | None) -> Peer:
-    """The agent of `--config`, else that of `garrison up`, else the one of the default base_dir."""
+def agent(state_dir: Path, config: Path | None = None, *, has_config: bool = True) -> Peer:
+    """The agent of `--config`, else that of `garrison up`, else the one of the default base_dir. `has_config`: the command
+    has that option, so that a hint may name it.
+    """
     if config is not None:
         from agent.cli.config import load_or_fail
 
@@ -168,7 +170,9 @@ def agent(state_dir: Path, config: Path | None) -> Peer:
         lambda timeout_s: _UnixConnection(path, timeout_s),
         {},
         f"the agent at {path}",
-        "is it running? name its configuration with --config, or start one: garrison up",
+        "is it running? name its configuration with --config, or start one: garrison up"
+        if has_config
+        else "is it running? garrison up starts it again when it has ended",
     )
 
 

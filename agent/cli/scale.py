@@ -23,4 +23,4 @@ def command(app: str, instances: int, timeout_s: float, state_dir: Path) -> None
     if before["state"] == "stopped":
         ui.tell(f"{app} is stopped; it will start as {instances} instances: garrison start {app}")
         return
-    wait_running(peer, app, timeout_s, "Scaling")
+    wait_running(peer, reach.agent(state_dir, has_config=False), app, timeout_s, "Scaling")

@@ -19,4 +19,4 @@ def command(app: str, timeout_s: float, state_dir: Path) -> None:
     peer = reach.controller(state_dir)
     reach.app_or_hint(peer, app)
     peer.call("POST", f"/v1/apps/{app}/start")
-    wait_running(peer, app, timeout_s, "Starting")
+    wait_running(peer, reach.agent(state_dir, has_config=False), app, timeout_s, "Starting")

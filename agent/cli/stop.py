@@ -21,4 +21,4 @@ def command(app: str, timeout_s: float, state_dir: Path) -> None:
     peer = reach.controller(state_dir)
     reach.app_or_hint(peer, app)
     peer.call("POST", f"/v1/apps/{app}/stop")
-    wait_stopped(reach.agent(state_dir, None), app, timeout_s)
+    wait_stopped(reach.agent(state_dir, has_config=False), app, timeout_s)

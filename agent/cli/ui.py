@@ -1,28 +1,48 @@
-"""How things look: results on stdout, everything else on stderr; colour and movement only for a terminal."""
+"""How things look: results on stdout, everything else on stderr; colour and movement only for a terminal.
+
+A terminal may be narrow, or know no UTF-8: text is measured in columns, and signs that it lacks have a plain form.
+"""
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import os
+import re
 import shutil
 import sys
 import time
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn, TextIO
 
 import click
 
 MOVE_PERIOD_S = 0.05
+TEXT_COLUMNS = 78
+# What our own signs become where they cannot be shown; whatever else is shown as an escape.
+PLAIN = {"✓": "*", "…": "...", "–": "-"}
+_PAINT = re.compile(r"\033\[\d*m")
 DONE, FAILED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 class Failure(click.ClickException):
-    """What failed, why, and what to do next; `status` is the exit status."""
+    """What failed, why, and what to do next; `status` is the exit status, `output` the last lines of what failed."""
 
-    def __init__(self, what: str, why: str = "", hint: str = "", status: int = FAILED) -> None:
+    def __init__(
+        self, what: str, why: str = "", hint: str = "", status: int = FAILED, output: Sequence[str] = ()
+    ) -> None:
         super().__init__(what)
         self.what, self.why, self.hint = what, why, hint
-        self.status = status
+        self.status, self.output = status, tuple(output)
+
+    def document(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "error": self.what, "why": self.why, "hint": self.hint, "status": self.status,
+            "output": list(self.output),
+        }  # fmt: skip
 
     def show(self, file: Any = None) -> None:
         stream = file or sys.stderr
@@ -63,6 +83,63 @@ def emit_json(document: Any) -> None:
     )
 
 
+def speak_plainly() -> None:
+    """No text makes an output fail: not a name that is no UTF-8, not a sign that the terminal's encoding lacks."""
+    codecs.register_error("garrison", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="garrison")
+
+
+def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    if 0xDC80 <= ord(error.object[error.start]) <= 0xDCFF:  # a byte of a name that is no UTF-8
+        return f"\\x{ord(error.object[error.start]) - 0xDC00:02x}", error.start + 1
+    if error.object[error.start] in PLAIN:
+        return PLAIN[error.object[error.start]], error.start + 1
+    one = UnicodeEncodeError(error.encoding, error.object, error.start, error.start + 1, error.reason)
+    return codecs.backslashreplace_errors(one)
+
+
+def columns(text: str) -> int:
+    """How wide it is: colour has no width, some letters have two columns, accents of their own none."""
+    return sum(_columns_of(char) for char in _PAINT.sub("", text))
+
+
+def _columns_of(char: str) -> int:
+    if unicodedata.combining(char):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+def cut(text: str, width: int) -> str:
+    """Its beginning, at most `width` columns; no colour is cut in two or left on."""
+    if columns(text) <= width:
+        return text
+    kept, left, painted = [], width - 1, False
+    for piece in re.split(f"({_PAINT.pattern})", text):
+        if _PAINT.fullmatch(piece):
+            kept.append(piece)
+            painted = piece != "\033[0m"
+            continue
+        for char in piece:
+            left -= _columns_of(char)
+            if left < 0:
+                return "".join(kept) + "…" + ("\033[0m" if painted else "")
+            kept.append(char)
+    return "".join(kept)
+
+
+def terminal_columns(stream: TextIO) -> int | None:
+    """None: no terminal, so that nothing has to fit. A terminal that tells none has 80."""
+    if not stream.isatty():
+        return None
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError):
+        return shutil.get_terminal_size().columns
+
+
 class MovingLine:
     """The one line of progress: rewritten on a terminal; a pipe gets only the finished one."""
 
@@ -77,8 +154,8 @@ class MovingLine:
         if not self._lively or now < self._next_at:
             return
         self._next_at = now + MOVE_PERIOD_S
-        width = shutil.get_terminal_size().columns - 1
-        self._stream.write(f"\r\033[K{text[:width]}")
+        width = (terminal_columns(self._stream) or 80) - 1
+        self._stream.write(f"\r\033[K{cut(text, width)}")
         self._stream.flush()
         self._shown = True
 
@@ -93,16 +170,34 @@ class MovingLine:
         print(text, file=self._stream, flush=True)
 
 
-def with_time(text: str, seconds: float, width: int = 74) -> str:
-    return f"{text:<{width - 1}} {paint(f'{seconds:.1f} s', 'dim', sys.stderr)}"
+def with_time(text: str, seconds: float) -> str:
+    """For stderr: the time stands at the right, or close behind the text where there is no room to spare."""
+    told = f"{seconds:.1f} s"
+    width = min(terminal_columns(sys.stderr) or TEXT_COLUMNS, TEXT_COLUMNS) - columns(told) - 1
+    return f"{text}{' ' * max(1, width - columns(text))}{paint(told, 'dim', sys.stderr)}"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Columns side by side; on a terminal too narrow for them, one under the other."""
     lines = [list(head), *map(list, rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    widths = [max(columns(line[column]) for line in lines) for column in range(len(head))]
+    room = terminal_columns(sys.stdout)
+    if room is not None and sum(widths) + 3 * (len(widths) - 1) > room:
+        _stacked(lines)
+        return
     for number, line in enumerate(lines):
-        text = "   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        cells = (cell + " " * (width - columns(cell)) for cell, width in zip(line, widths, strict=True))
+        text = "   ".join(cells).rstrip()
         print(paint(text, "bold") if number == 0 else text)
+
+
+def _stacked(lines: Sequence[Sequence[str]]) -> None:
+    head, *rows = lines
+    lead = max(map(columns, head)) + 2
+    for row in rows:
+        print(paint(row[0], "bold"))
+        for name, cell in zip(head[1:], row[1:], strict=True):
+            print(f"  {name:<{lead}}{cell}")
 
 
 def size(count_bytes: float) -> str:

@@ -8,8 +8,12 @@ from typing import Any
 
 from agent.cli import reach, ui
 from agent.cli.instances import ALIVE
+from agent.cli.trouble import NO_COMMAND, NOT_LISTENING, Watch, hint_for
 
 POLL_S = 0.15
+INDENT = " " * 12
+# Ends that a second try does not change.
+AT_ONCE = (NOT_LISTENING, NO_COMMAND)
 
 
 def line(lead: str, row: dict[str, Any]) -> str:
@@ -24,9 +28,13 @@ def line(lead: str, row: dict[str, Any]) -> str:
     return f"{lead:<12}" + ("   ".join(words) or "no instances")
 
 
-def wait_running(peer: reach.Peer, app: str, timeout_s: float, lead: str) -> dict[str, Any]:
-    """The app's row once all its instances run; a Failure when one crashes or the time is over."""
-    began, moving = time.monotonic(), ui.MovingLine()
+def wait_running(
+    peer: reach.Peer, agent: reach.Peer, app: str, timeout_s: float, lead: str
+) -> dict[str, Any]:
+    """The app's row once all its instances run; a Failure when one crashes or the time is over. What is known on the way
+    about one that does not come up is shown at once.
+    """
+    began, moving, watch = time.monotonic(), ui.MovingLine(), Watch(agent, app)
     while True:
         row = peer.call("GET", f"/v1/apps/{app}")
         assert isinstance(row, dict)
@@ -36,22 +44,53 @@ def wait_running(peer: reach.Peer, app: str, timeout_s: float, lead: str) -> dic
             moving.finish(ui.with_time(line(lead, row), spent))
             return row
         crash = row["crash"]
-        if crash is not None and crash["count"] >= 2:
+        failure = None
+        if crash is not None and (crash["count"] >= 2 or crash["description"] in AT_ONCE):
+            failure = _does_not_stay_up(app, row, watch)
+        elif spent > timeout_s:
+            failure = _not_in_time(app, row, watch, timeout_s)
+        if failure is not None:
             moving.finish(ui.with_time(line(lead, row), spent))
-            raise ui.Failure(
-                f"{app}/{crash['index']} does not stay up",
-                f"{crash['description']} (exit status {crash['exit_status']})",
-                f"its last words: garrison logs {app}",
-            )
-        if spent > timeout_s:
-            moving.finish(ui.with_time(line(lead, row), spent))
-            raise ui.Failure(
-                f"{app} does not run after {timeout_s:.0f} s",
-                f"{row['running']} of {row['instances']} instances run",
-                f"is there room for it? garrison apps; what does it say? garrison logs {app}",
-            )
+            for text in failure.output:
+                ui.tell(f"{INDENT}{text}")
+            raise failure
+        for fact in watch.look(row):
+            moving.clear()
+            ui.tell(f"{'Note':<12}{fact}")
         moving.show(line(lead, row))
         time.sleep(POLL_S)
+
+
+def _does_not_stay_up(app: str, row: dict[str, Any], watch: Watch) -> ui.Failure:
+    crash = row["crash"]
+    index, description = crash["index"], crash["description"]
+    why = f"{description} (exit status {crash['exit_status']})" if crash["exit_status"] >= 0 else description
+    return ui.Failure(
+        f"{app}/{index} does not stay up",
+        why + _what_serves(row),
+        hint_for(description, app, watch.elsewhere(index)),
+        output=watch.last_lines(crash["instance"]),
+    )
+
+
+def _not_in_time(app: str, row: dict[str, Any], watch: Watch, timeout_s: float) -> ui.Failure:
+    """No instance has crashed twice: it has no room, or it takes its time."""
+    why = f"{row['running']} of {row['instances']} instances run"
+    hint = f"what it says: garrison logs {app}"
+    if row["waiting"]:
+        why += f", {next(iter(row['waiting'].values()))}"
+        hint = "stop an app, or push it with a smaller --memory or --disk"
+    else:
+        for index in range(row["instances"]):
+            if (elsewhere := watch.elsewhere(index)) is not None:
+                why += f", {app}/{index} is not reached"
+                hint = hint_for(NOT_LISTENING, app, elsewhere)
+                break
+    return ui.Failure(f"{app} does not run after {timeout_s:.0f} s", why + _what_serves(row), hint)
+
+
+def _what_serves(row: dict[str, Any]) -> str:
+    return "; the version before goes on serving" if row["previous_running"] else ""
 
 
 def wait_stopped(agent: reach.Peer, app: str, timeout_s: float) -> None:

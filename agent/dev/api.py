@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import hmac
 import os
+import time
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -22,11 +23,11 @@ import msgspec
 from aiohttp import web
 
 from agent.bus.client import NotConnected
-from agent.dev.controller import Controller, Refused
+from agent.dev.controller import Controller
+from agent.dev.pushes import Changes, Push, Refused
 
 USER = "garrison"
 MAX_UPLOAD_BYTES = 2 << 30
-STOP_STAGING_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -46,25 +47,26 @@ class Api:
         self._jobs: dict[str, str] = {}
 
     def application(self) -> web.Application:
+        pushes = self._controller.pushes
         app = web.Application(middlewares=[self._guard], client_max_size=1 << 20)
         app.add_routes(
             [
                 web.get("/v1/info", self._info),
                 web.get("/v1/apps", self._apps),
                 web.get("/v1/apps/{name}", self._app),
-                web.put("/v1/apps/{name}", self._put),
                 web.delete("/v1/apps/{name}", self._delete),
-                web.put("/v1/apps/{name}/package", self._package),
-                web.post("/v1/apps/{name}/stage", self._stage),
-                web.delete("/v1/apps/{name}/stage", self._stop_staging),
+                web.post("/v1/apps/{name}/pushes", self._claim),
+                web.put("/v1/apps/{name}/pushes/{push}/package", self._package),
+                web.post("/v1/apps/{name}/pushes/{push}/stage", self._stage),
+                web.delete("/v1/apps/{name}/pushes/{push}", self._give_up),
                 web.post("/v1/apps/{name}/start", self._start),
                 web.post("/v1/apps/{name}/stop", self._stop),
                 web.post("/v1/apps/{name}/scale", self._scale),
-                web.get("/staging/packages/{guid}", self._serve("packages", ".zip")),
-                web.get("/staging/droplets/{guid}/download", self._serve("droplets", ".tgz")),
-                web.post("/staging/droplets/{guid}/upload", self._take("droplets")),
-                web.get("/staging/buildpack_cache/{guid}/download", self._serve("caches", ".tgz")),
-                web.post("/staging/buildpack_cache/{guid}/upload", self._take("caches")),
+                web.get("/staging/packages/{id}", self._serve(pushes.package)),
+                web.get("/staging/droplets/{id}/download", self._serve(pushes.droplet)),
+                web.post("/staging/droplets/{id}/upload", self._take("droplets")),
+                web.get("/staging/buildpack_cache/{id}/download", self._serve(pushes.cache)),
+                web.post("/staging/buildpack_cache/{id}/upload", self._take("caches")),
                 web.get("/staging/jobs/{job}", self._job),
             ]
         )
@@ -95,16 +97,16 @@ class Api:
                 "control_socket": str(facts.control_socket),
                 "bus_connected": controller.bus.connected,
                 "hosts": sorted(controller.hosts.hosts),
+                "max_upload_bytes": MAX_UPLOAD_BYTES,
             }
         )
 
     async def _apps(self, request: web.Request) -> web.Response:
-        apps = sorted(self._controller.store.apps.values(), key=lambda app: app.name)
-        rows = [self._controller.status(app) for app in apps]
+        rows = self._controller.rows()
         if "stats" in request.query:
-            for row, stats in zip(
-                rows, await asyncio.gather(*map(self._controller.stats, apps)), strict=True
-            ):
+            apps = [self._controller.store.apps.get(row["name"]) for row in rows]
+            asked = [self._controller.stats(app) if app is not None else _none() for app in apps]
+            for row, stats in zip(rows, await asyncio.gather(*asked), strict=True):
                 row["stats"] = stats
         return web.json_response(rows)
 
@@ -114,18 +116,6 @@ class Api:
         if "stats" in request.query:
             row["stats"] = await self._controller.stats(app)
         return web.json_response(row)
-
-    async def _put(self, request: web.Request) -> web.Response:
-        changes = await _json_object(request)
-        allowed = {
-            "instances", "memory_mb", "disk_mb", "env", "command", "buildpack", "health_check_timeout_s",
-            "stack",
-        }  # fmt: skip
-        unknown = set(changes) - allowed
-        if unknown:
-            raise Refused(400, f"unknown: {', '.join(sorted(unknown))}")
-        app = self._controller.put(request.match_info["name"], changes)
-        return web.json_response(self._controller.status(app))
 
     async def _delete(self, request: web.Request) -> web.Response:
         await self._controller.delete(request.match_info["name"])
@@ -146,51 +136,75 @@ class Api:
         await self._controller.scale(request.match_info["name"], instances)
         return web.json_response({})
 
+    async def _claim(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        try:
+            changes = msgspec.json.decode(await request.read() or b"{}", type=Changes)
+        except msgspec.DecodeError as error:
+            raise Refused(400, str(error)) from error
+        before = self._controller.store.apps.get(name)
+        push = self._controller.claim(name, changes)
+        known = before.env if before is not None else {}
+        return web.json_response(
+            {
+                "push": push.id,
+                "guid": push.draft.guid,
+                "not_set": [variable for variable in changes.unset_env if variable not in known],
+            },
+            status=201,
+        )
+
+    def _push(self, request: web.Request) -> Push:
+        name, push_id = request.match_info["name"], request.match_info["push"]
+        return self._controller.pushes.get(name, push_id, time.monotonic())
+
     async def _package(self, request: web.Request) -> web.Response:
-        app = self._controller.app(request.match_info["name"])
-        target = self._controller.files / "packages" / f"{app.guid}.zip"
-        sha1 = await self._save(request.content.iter_chunked(1 << 18), target)
-        return web.json_response({"sha1": sha1, "bytes": target.stat().st_size})
+        push = self._push(request)
+        with self._controller.pushes.used(push):
+            target = self._controller.pushes.package(push.id)
+            sha1 = await self._save(request.content.iter_chunked(1 << 18), target)
+            return web.json_response({"sha1": sha1, "bytes": target.stat().st_size})
 
     async def _stage(self, request: web.Request) -> web.StreamResponse:
         """One line of JSON for each event, as it happens."""
-        name = request.match_info["name"]
-        async with contextlib.aclosing(self._controller.stage(name)) as events:
-            first = await anext(events)  # what is refused is refused before the response begins
-            response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-            try:
-                await response.prepare(request)
-                await response.write(msgspec.json.encode(first) + b"\n")
-                async for event in events:
-                    await response.write(msgspec.json.encode(event) + b"\n")
-                await response.write_eof()
-            except ConnectionResetError:  # who asked has gone without a word: nobody would hear the end
-                await self._controller.stop_staging(name)
+        push = self._push(request)
+        with self._controller.pushes.used(push):
+            async with contextlib.aclosing(self._controller.stage(push)) as events:
+                first = await anext(events)  # what is refused is refused before the response begins
+                response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+                try:
+                    await response.prepare(request)
+                    await response.write(msgspec.json.encode(first) + b"\n")
+                    async for event in events:
+                        await response.write(msgspec.json.encode(event) + b"\n")
+                    await response.write_eof()
+                except ConnectionResetError:  # who asked has gone without a word: nobody would hear the end
+                    await self._controller.leave(push)
         return response
 
-    async def _stop_staging(self, request: web.Request) -> web.Response:
-        over = await self._controller.stop_staging(request.match_info["name"])
-        if over is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(STOP_STAGING_S):
-                    await over.wait()
+    async def _give_up(self, request: web.Request) -> web.Response:
+        await self._controller.give_up(self._push(request))
         return web.json_response({})
 
     # For the agent
 
-    def _serve(self, folder: str, suffix: str) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    def _serve(
+        self, path_of: Callable[[str], Path]
+    ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def serve(request: web.Request) -> web.StreamResponse:
-            path = self._controller.files / folder / f"{_guid(request)}{suffix}"
+            path = path_of(_id(request))
             if not path.is_file():
-                raise Refused(404, f"no {folder} of that app")
+                raise Refused(404, f"there is no {path.parent.name.removesuffix('s')} of that id")
             return web.FileResponse(path)
 
         return serve
 
     def _take(self, folder: str) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def take(request: web.Request) -> web.StreamResponse:
-            target = self._controller.files / folder / f"{_guid(request)}.tgz"
-            await self._save_part(request, target)
+            target, push = self._controller.pushes.upload_target(folder, _id(request))
+            sha1 = await self._save_part(request, target)
+            if push is not None and folder == "droplets":
+                push.droplet_sha1 = sha1
             if request.query.get("async") != "true":
                 return web.json_response({"entity": {"status": "finished"}}, status=201)
             job = uuid.uuid4().hex
@@ -199,13 +213,12 @@ class Api:
 
         return take
 
-    async def _save_part(self, request: web.Request, target: Path) -> None:
+    async def _save_part(self, request: web.Request, target: Path) -> str:
         if not (request.content_type or "").startswith("multipart/"):
             raise Refused(400, f"expected multipart/form-data, got {request.content_type}")
         async for part in await request.multipart():
             if getattr(part, "name", None) == "upload[droplet]":
-                await self._save(_chunks(part), target)
-                return
+                return await self._save(_chunks(part), target)
         raise Refused(400, "no part named upload[droplet]")
 
     async def _job(self, request: web.Request) -> web.Response:
@@ -250,12 +263,16 @@ async def _chunks(part: Any) -> Any:
         yield chunk
 
 
-def _guid(request: web.Request) -> str:
-    """The path's guid, which becomes a file name."""
+def _id(request: web.Request) -> str:
+    """The path's id (of a version, or of an app), which becomes a file name."""
     try:
-        return str(uuid.UUID(request.match_info["guid"]))
+        return str(uuid.UUID(request.match_info["id"]))
     except ValueError:
-        raise Refused(404, "no such app") from None
+        raise Refused(404, "no such id") from None
+
+
+async def _none() -> list[dict[str, Any]]:
+    return []
 
 
 async def _json_object(request: web.Request) -> dict[str, Any]:

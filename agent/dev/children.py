@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -76,8 +77,24 @@ def nats_server_version() -> str:
     return said.stdout.strip().rpartition("v")[2]
 
 
+def _check_free(port: int) -> None:
+    """nats-server says that its port is taken in its log, and then does not end."""
+    if port == 0:
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ChildFailed(
+                f"the bus cannot listen on port {port}: {error.strerror}; "
+                "another one: --bus-port PORT (0: any free one)"
+            ) from error
+
+
 async def start_nats(state_dir: Path, port: int, password: str) -> tuple[asyncio.subprocess.Process, int]:
     """On 127.0.0.1; port 0 takes a free one. Answers the port that it listens on."""
+    _check_free(port)
     ports_dir = state_dir / "ports"
     shutil.rmtree(ports_dir, ignore_errors=True)
     ports_dir.mkdir()

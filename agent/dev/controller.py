@@ -1,8 +1,8 @@
 """The development controller: the Cloud Controller's and the health manager's part on the bus, for a laptop.
 
 It knows hosts by their adverts and instances by heartbeats and exits, never by asking the agent in private.
-With each of these `records.decide` says what to start and stop. Staging is one request with two replies; a
-droplet checksum in the second means that the host has started index 0 by itself.
+With each of these `records.decide` says what to start and stop. A push (pushes.py) becomes the app when its droplet is
+there; a checksum in the staging's last reply means that the host has started index 0 by itself.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import asyncio
 import contextlib
 import random
 import time
-import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +20,24 @@ import msgspec
 from agent.bus.client import NotConnected, PeerClient
 from agent.dev import messages
 from agent.dev.placement import AdvertMessage, Pool
-from agent.dev.records import App, Exit, Heartbeat, Observed, StartOrder, StopOrder, Store, decide, status
+from agent.dev.pushes import Changes, Push, Pushes, Refused, until_over
+from agent.dev.records import (
+    App,
+    Exit,
+    Heartbeat,
+    Observed,
+    Slot,
+    StartOrder,
+    StopOrder,
+    Store,
+    decide,
+    status,
+)
+from agent.dev.stagings import Failed, Stager
 
 RECONCILE_S = 0.5
-STAGING_TIMEOUT_S = 900.0
-FIND_HOST_TIMEOUT_S = 12.0
 STATS_TIMEOUT_S = 1.0
-
-
-class Refused(Exception):
-    """The person asked for something that cannot be; `status` is the HTTP one."""
-
-    def __init__(self, http_status: int, why: str) -> None:
-        super().__init__(why)
-        self.http_status = http_status
+STOP_STAGING_S = 10.0
 
 
 class Controller:
@@ -48,12 +51,11 @@ class Controller:
         rng: random.Random | None = None,
     ) -> None:
         self.files = state_dir
-        for name in ("packages", "droplets", "caches"):
-            (state_dir / name).mkdir(parents=True, exist_ok=True, mode=0o700)
         self.store = Store(state_dir / "apps.json")
+        self.pushes = Pushes(state_dir, self.store)
         self.seen = Observed()
         self.hosts, self.stagers = Pool(), Pool()
-        self.busy: dict[str, asyncio.Event] = {}  # guids being staged; set when that is over
+        self.waiting: dict[Slot, str] = {}  # starts that no host takes, and why
         self._heard = asyncio.Event()
         self._base_uri = base_uri
         self._rng = rng or random.Random()
@@ -130,24 +132,31 @@ class Controller:
         self.seen.prune(now)
         if not self.bus.connected or not self.seen.beats:
             return  # no host has spoken yet: nothing is known to be missing
-        for order in decide(self.store.apps.values(), self.seen, now, frozenset(self.busy)):
+        asked: set[Slot] = set()
+        for order in decide(self.store.apps.values(), self.seen, now, self.pushes.staged_versions()):
             match order:
                 case StartOrder(guid, index):
                     app = self.store.by_guid(guid)
-                    assert app is not None
+                    if app is None:  # deleted in this round
+                        continue
+                    asked.add((guid, app.version, index))
                     await self._start(app, index, now)
                 case StopOrder(guid, instances, why):
                     self._log.info("stopping", app=guid, instances=list(instances), why=why)
                     await self._say("dea.stop", {"droplet": guid, "instances": list(instances)})
                     self.seen.stopping.update(dict.fromkeys(instances, now))
+        self.waiting = {slot: why for slot, why in self.waiting.items() if slot in asked}
 
     async def _start(self, app: App, index: int, now: float) -> None:
         host = self.hosts.find_host(app.guid, app.stack, app.memory_mb, app.disk_mb, self._rng)
-        if host is None:
-            return  # `apps` shows that it does not run; the next advert may have room
-        uri = f"{self._base_uri()}/staging/droplets/{app.guid}/download"
+        slot = app.guid, app.version, index
+        if host is None:  # the next advert may have room
+            self.waiting[slot] = self.hosts.why_none(app.stack, app.memory_mb, app.disk_mb)
+            return
+        self.waiting.pop(slot, None)
+        uri = f"{self._base_uri()}/staging/droplets/{app.version}/download"
         body = messages.start_message(app, index, droplet_uri=uri, version=app.version, sha1=app.droplet_sha1)
-        self.seen.pending[(app.guid, app.version, index)] = now
+        self.seen.pending[slot] = now
         self.hosts.took(host, app.guid, app.memory_mb)
         self._log.info("starting", app=app.name, index=index, host=host)
         await self._say(f"dea.{host}.start", body)
@@ -161,23 +170,15 @@ class Controller:
         try:
             return self.store.apps[name]
         except KeyError:
-            raise Refused(404, f"there is no app {name!r}") from None
+            pass
+        if self.pushes.of(name, time.monotonic()) is not None:
+            raise Refused(409, f"{name} is being pushed for the first time")
+        raise Refused(404, f"there is no app {name!r}")
 
-    def put(self, name: str, changes: dict[str, Any]) -> App:
-        """Creates the app or changes what the next staging or start uses."""
-        app = self.store.apps.get(name)
-        if app is None:
-            app = App(guid=str(uuid.uuid4()), name=name, version=str(uuid.uuid4()))
-            app.uris = [f"{name}.localhost"]
-        try:
-            merged = msgspec.convert({**msgspec.to_builtins(app), **changes, "name": name}, App)
-        except msgspec.ValidationError as error:
-            raise Refused(400, str(error)) from error
-        if not 0 <= merged.instances <= 1000 or merged.memory_mb <= 0 or merged.disk_mb <= 0:
-            raise Refused(400, "instances, memory_mb and disk_mb must be positive")
-        self.store.apps[name] = merged
-        self.store.save()
-        return merged
+    def rows(self) -> list[dict[str, Any]]:
+        """Every app, one that is being pushed for the first time among them."""
+        new = [push.draft for push in self.pushes.all() if push.is_new]
+        return [self.status(app) for app in sorted((*self.store.apps.values(), *new), key=lambda a: a.name)]
 
     async def scale(self, name: str, instances: int) -> None:
         app = self.app(name)
@@ -209,12 +210,16 @@ class Controller:
         await self.reconcile()
 
     async def delete(self, name: str) -> None:
+        push = self.pushes.of(name, time.monotonic())
+        if push is not None:
+            await self.give_up(push)
+            if push.is_new:
+                return
         app = self.app(name)
         await self.stop(name)
         del self.store.apps[name]
         self.store.save()
-        for folder, suffix in (("packages", ".zip"), ("droplets", ".tgz"), ("caches", ".tgz")):
-            (self.files / folder / f"{app.guid}{suffix}").unlink(missing_ok=True)
+        self.pushes.forget(app)
 
     def _told_to_stop(self, guid: str, which: Callable[[int], bool]) -> None:
         now = time.monotonic()
@@ -227,8 +232,16 @@ class Controller:
         self.seen.crashes = {slot: c for slot, c in self.seen.crashes.items() if slot[0] != guid}
 
     def status(self, app: App) -> dict[str, Any]:
-        row = dict(status(app, self.seen, time.monotonic()))
-        if app.guid in self.busy and not row["running"]:
+        now = time.monotonic()
+        row = dict(status(app, self.seen, now))
+        push = self.pushes.of(app.name, now)
+        row["pushing"] = push is not None
+        row["waiting"] = {
+            str(index): why
+            for (guid, version, index), why in self.waiting.items()
+            if (guid, version) == (app.guid, app.version) and index < app.instances and app.started
+        }
+        if push is not None and not row["running"]:
             row["state"] = "staging"
         return row
 
@@ -250,104 +263,75 @@ class Controller:
                 self._log.debug("stats_incomplete", app=app.name, expected=expected, got=len(found))
         return found
 
-    # Staging
+    # Pushes
 
-    async def stage(self, name: str) -> AsyncGenerator[dict[str, Any], None]:
+    def claim(self, name: str, changes: Changes) -> Push:
+        return self.pushes.claim(name, changes, time.monotonic())
+
+    async def stage(self, push: Push) -> AsyncGenerator[dict[str, Any], None]:
         """Stages the uploaded package; yields what happens: `task`, `set_up`, then `staged` or `failed`."""
-        app = self.app(name)
-        if not (self.files / "packages" / f"{app.guid}.zip").exists():
-            raise Refused(409, f"{name} has no package: upload one first")
-        if app.guid in self.busy:
-            raise Refused(409, f"{name} is being staged already")
-        over = self.busy[app.guid] = asyncio.Event()
+        name = push.draft.name
+        if not self.pushes.package(push.id).exists():
+            raise Refused(409, f"this push of {name} has no package: upload one first")
+        if push.staging:
+            raise Refused(409, f"this push of {name} is being staged already")
+        push.staging = True
+        has_cache = self.pushes.cache(push.draft.guid).exists()
+        stager = Stager(self.bus, self.stagers, self._rng, self.wait_heard)
         try:
-            async for event in self._staging(app):
-                yield event
+            events = stager.stage(push, self._base_uri(), has_cache=has_cache)
+            async with contextlib.aclosing(events):
+                async for event in events:
+                    if isinstance(event, messages.StagingReply):
+                        event = self._staged(push, event)
+                    if isinstance(event, Failed):
+                        event = {"event": "failed", "type": event.type, "error": event.error}
+                    yield event
         finally:
-            del self.busy[app.guid]
-            over.set()
+            push.staging = False
+            self.pushes.end(push)
 
-    async def stop_staging(self, name: str) -> asyncio.Event | None:
-        """The host answers the staging's own request, which then ends as failed: the event. None: none is under way."""
-        app = self.app(name)
-        over = self.busy.get(app.guid)
-        if over is not None:
-            await self._say("staging.stop", {"app_id": app.guid})
-        return over
+    async def give_up(self, push: Push) -> None:
+        """Ends a push that has not become the app; waits until its staging, if it has one, is over."""
+        if not push.staging:
+            push.given_up = True
+            self.pushes.end(push)
+            return
+        await self.leave(push)  # the staging's own request is answered then
+        await until_over(push, STOP_STAGING_S)
 
-    async def _staging(self, app: App) -> AsyncIterator[dict[str, Any]]:
-        task_id, version = uuid.uuid4().hex, str(uuid.uuid4())
-        has_cache = (self.files / "caches" / f"{app.guid}.tgz").exists()
-        body = messages.staging_message(
-            app, task_id=task_id, version=version, base=self._base_uri(), has_cache=has_cache
-        )
-        host = await self._find_stager(app, body)
-        if host is None:
-            yield {"event": "failed", "type": "NoCompatibleCell", "error": self._no_stager(app, body)}
-            return
-        yield {"event": "task", "task_id": task_id, "guid": app.guid, "host": host}
-        self.stagers.took(host, None, body["memory_limit"])
-        await self._say("staging.stop", {"app_id": app.guid})
-        payload = msgspec.json.encode(body)
-        async with self.bus.request_many(f"staging.{host}.start", payload) as replies:
-            for stage in ("set_up", "staged"):
-                try:
-                    async with asyncio.timeout(STAGING_TIMEOUT_S):
-                        data = await replies.get()
-                except TimeoutError:
-                    yield {"event": "failed", "type": "StagingTimeExpired", "error": "no reply in 15 minutes"}
-                    return
-                if not data:
-                    yield {"event": "failed", "type": "StagingError", "error": f"host {host} does not listen"}
-                    return
-                reply = msgspec.json.decode(data, type=messages.StagingReply)
-                if reply.error is not None or reply.error_info is not None:
-                    info = reply.error_info or {}
-                    error = info.get("message") or reply.error
-                    yield {"event": "failed", "type": info.get("type", "StagingError"), "error": error}
-                    return
-                if stage == "set_up":
-                    yield {"event": "set_up"}
-        if reply.droplet_sha1 is None:
-            yield {"event": "failed", "type": "StagingError", "error": "the host told no droplet checksum"}
-            return
-        self._staged(app, reply, version)
-        yield {
+    async def leave(self, push: Push) -> None:
+        """Nobody waits for this push any more: its staging need not go on."""
+        push.given_up = True
+        await self._say("staging.stop", {"app_id": push.draft.guid})
+
+    def _staged(self, push: Push, reply: messages.StagingReply) -> dict[str, Any] | Failed:
+        sha1 = reply.droplet_sha1 or push.droplet_sha1
+        if push.given_up:
+            return Failed("StagingError", "the push was given up")
+        if sha1 is None or push.droplet_sha1 is None:
+            return Failed("StagingError", "the host sent no droplet")
+        if sha1 != push.droplet_sha1:
+            return Failed(
+                "StagingError", f"the droplet that came has the checksum {push.droplet_sha1}, not {sha1}"
+            )
+        try:
+            app = self.pushes.commit(
+                push,
+                droplet_sha1=sha1,
+                detected_buildpack=reply.detected_buildpack,
+                detected_command=reply.detected_start_command,
+            )
+        except OSError as error:
+            return Failed("StagingError", f"apps.json cannot be written: {error.strerror}")
+        self._forget_crashes(app.guid)
+        if reply.droplet_sha1 is not None:
+            # The host starts index 0 by itself: not missing until the grace is over.
+            self.seen.pending[(app.guid, app.version, 0)] = time.monotonic()
+        return {
             "event": "staged",
             "buildpack": app.detected_buildpack,
             "command": app.command or app.detected_command,
             "droplet_sha1": app.droplet_sha1,
             "droplet_bytes": app.droplet_bytes,
         }
-
-    def _staged(self, app: App, reply: messages.StagingReply, version: str) -> None:
-        app.version = version
-        app.droplet_sha1 = reply.droplet_sha1
-        app.detected_buildpack = reply.detected_buildpack
-        app.detected_command = reply.detected_start_command
-        droplet = self.files / "droplets" / f"{app.guid}.tgz"
-        app.droplet_bytes = droplet.stat().st_size if droplet.exists() else 0
-        app.started = True
-        self._forget_crashes(app.guid)
-        # The host starts index 0 by itself: not missing until the grace is over.
-        self.seen.pending[(app.guid, version, 0)] = time.monotonic()
-        self.store.save()
-
-    async def _find_stager(self, app: App, body: dict[str, Any]) -> str | None:
-        deadline = time.monotonic() + FIND_HOST_TIMEOUT_S
-        while True:
-            self.stagers.prune(time.monotonic())
-            limits = body["memory_limit"], body["disk_limit"]
-            host = self.stagers.find_stager(app.stack, *limits, self._rng)
-            if host is not None or time.monotonic() >= deadline:
-                return host
-            await self.wait_heard(1.0)
-
-    def _no_stager(self, app: App, body: dict[str, Any]) -> str:
-        if not self.stagers.hosts:
-            return "no host advertises itself for staging"
-        if not any(app.stack in host.stacks for host in self.stagers.hosts.values()):
-            return f"no host has the stack {app.stack!r}"
-        return (
-            f"no host has {body['memory_limit']} MiB of memory and {body['disk_limit']} MiB of disk to give"
-        )

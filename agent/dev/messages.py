@@ -69,8 +69,10 @@ def start_message(
 
 
 def staging_message(app: App, *, task_id: str, version: str, base: str, has_cache: bool) -> dict[str, Any]:
-    """`base`: the controller's address with the staging credentials in it."""
-    cache = f"{base}/staging/buildpack_cache/{app.guid}"
+    """`base`: the controller's address with the staging credentials in it. What comes and goes is the version's; the
+    cache that is read is the app's.
+    """
+    caches = f"{base}/staging/buildpack_cache"
     properties: dict[str, Any] = {
         "services": [],
         "resources": {"memory": app.memory_mb, "disk": app.disk_mb, "fds": app.fds},
@@ -90,12 +92,12 @@ def staging_message(app: App, *, task_id: str, version: str, base: str, has_cach
         "properties": properties,
         "memory_limit": max(MINIMUM_STAGING_MEMORY_MB, app.memory_mb),
         "disk_limit": max(MINIMUM_STAGING_DISK_MB, app.disk_mb),
-        "download_uri": f"{base}/staging/packages/{app.guid}",
-        "upload_uri": f"{base}/staging/droplets/{app.guid}/upload",
-        "buildpack_cache_download_uri": f"{cache}/download" if has_cache else None,
-        "buildpack_cache_upload_uri": f"{cache}/upload",
+        "download_uri": f"{base}/staging/packages/{version}",
+        "upload_uri": f"{base}/staging/droplets/{version}/upload",
+        "buildpack_cache_download_uri": f"{caches}/{app.guid}/download" if has_cache else None,
+        "buildpack_cache_upload_uri": f"{caches}/{version}/upload",
         "start_message": start_message(
-            app, 0, droplet_uri=f"{base}/staging/droplets/{app.guid}/download", version=version, sha1=None
+            app, 0, droplet_uri=f"{base}/staging/droplets/{version}/download", version=version, sha1=None
         ),
         "admin_buildpacks": [],
         "egress_network_rules": list(EGRESS),

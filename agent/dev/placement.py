@@ -89,6 +89,22 @@ class Pool:
         enough = fitting[len(fitting) // 2].memory_mb
         return rng.choice([h for h in fitting if h.memory_mb >= enough]).id
 
+    def why_none(self, stack: str, memory_mb: float, disk_mb: float) -> str:
+        """For a person: why no host takes this."""
+        if not self.hosts:
+            return "no host advertises itself"
+        able = [host for host in self.hosts.values() if stack in host.stacks]
+        if not able:
+            return f"no host has the stack {stack!r}"
+        most = max(able, key=lambda host: host.memory_mb)
+        left = f"{most.memory_mb:.0f} MiB of memory"
+        if most.disk_mb is not None:
+            left += f" and {most.disk_mb:.0f} MiB of disk"
+        return (
+            f"no host has {memory_mb:.0f} MiB of memory and {disk_mb:.0f} MiB of disk to give; "
+            f"what is left of the largest: {left}"
+        )
+
     def find_stager(self, stack: str, memory_mb: float, disk_mb: float, rng: random.Random) -> str | None:
         """One of the five with most memory."""
         fitting = [h for h in self.hosts.values() if h.fits(stack, memory_mb, disk_mb)]

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 
@@ -169,20 +170,21 @@ class StopOrder:
 
 
 def decide(
-    apps: Iterable[App], seen: Observed, now: float, busy: frozenset[str] = frozenset()
+    apps: Iterable[App], seen: Observed, now: float, staged: Mapping[str, str] = MappingProxyType({})
 ) -> list[StartOrder | StopOrder]:
-    """What makes the observed instances what the apps want. Apps in `busy` are being staged: left alone."""
+    """What makes the observed instances what the apps want. `staged`: versions that are being made, by guid; the host may
+    have started index 0 of one before its last reply is here, so these are left alone.
+    """
     orders: list[StartOrder | StopOrder] = []
     wanted = {app.guid: app for app in apps}
     by_app: dict[str, list[HeartbeatEntry]] = {}
     for entry in seen.entries(now):
-        if entry.state in ALIVE:
+        if entry.state in ALIVE and staged.get(entry.droplet) != entry.version:
             by_app.setdefault(entry.droplet, []).append(entry)
     for guid, entries in by_app.items():
-        if guid not in busy:
-            orders += _stops(guid, wanted.get(guid), entries)
+        orders += _stops(guid, wanted.get(guid), entries)
     for app in wanted.values():
-        if not app.started or app.droplet_sha1 is None or app.guid in busy:
+        if not app.started or app.droplet_sha1 is None:
             continue
         present = {e.index for e in by_app.get(app.guid, []) if e.version == app.version}
         for index in range(app.instances):
@@ -221,7 +223,9 @@ def _stops(guid: str, app: App | None, entries: list[HeartbeatEntry]) -> list[St
 
 
 def status(app: App, seen: Observed, now: float) -> Mapping[str, object]:
-    """A row of `garrison apps`: what runs, and the last crash when not all does."""
+    """A row of `garrison apps`: what runs of the app as it is now, and the last crash when not all does. A version before it
+    serves on until then: `previous_running`.
+    """
     current = [e for e in seen.entries(now) if e.droplet == app.guid]
     states = {e.index: e.state for e in current if e.version == app.version and e.state in ALIVE}
     running = sum(state == "RUNNING" for state in states.values())
@@ -245,6 +249,7 @@ def status(app: App, seen: Observed, now: float) -> Mapping[str, object]:
     if last is not None:
         told = {
             "index": last.last.index,
+            "instance": last.last.instance,
             "exit_status": last.last.exit_status,
             "description": last.last.exit_description,
             "seconds_ago": round(now - last.last_at, 1),
@@ -256,7 +261,9 @@ def status(app: App, seen: Observed, now: float) -> Mapping[str, object]:
         "state": state,
         "instances": app.instances,
         "running": running,
+        "previous_running": sum(e.state == "RUNNING" and e.version != app.version for e in current),
         "memory_limit_bytes": app.memory_mb << 20,
+        "disk_limit_bytes": app.disk_mb << 20,
         "uris": app.uris,
         "buildpack": app.detected_buildpack,
         "instance_states": {str(index): states[index] for index in sorted(states)},

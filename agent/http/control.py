@@ -17,6 +17,7 @@ from aiohttp import web
 
 from agent.http import output
 from agent.http.output import Lines
+from agent.instances import listening
 from agent.instances.instance import Instance, State
 from agent.instances.registry import Registry
 from agent.logs import Log
@@ -55,6 +56,7 @@ class Control:
                 web.get("/v1/instances/{id}/logs", self._get_instance_logs),
                 web.get("/v1/apps/{app}/logs", self._get_app_logs),
                 web.get("/v1/staging/{task}/log", self._get_staging_log),
+                web.get("/v1/instances/{id}/listening", self._get_listening),
                 web.post("/v1/instances/{id}/shell", self._post_shell),
                 web.post("/v1/detach", self._post_detach),
             ]
@@ -143,6 +145,19 @@ class Control:
                 await lines.write(piece.data, at=piece.at_s, stream=piece.stream)
 
         return await _streamed(request, tell)
+
+    async def _get_listening(self, request: web.Request) -> web.Response:
+        instance = self._named(request)
+        try:
+            found = listening.of(self._depot.find(instance.handle or "").pid)
+        except (UnknownHandle, OSError):
+            return web.json_response({"error": f"{instance!r} has no container"}, status=409)
+        return web.json_response(
+            {
+                "port": instance.port.container_port if instance.port is not None else None,
+                "listening": [{"address": one.address, "port": one.port} for one in found],
+            }
+        )
 
     async def _post_shell(self, request: web.Request) -> web.Response:
         instance = self._named(request)

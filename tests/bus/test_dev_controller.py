@@ -6,8 +6,9 @@ import asyncio
 import base64
 import contextlib
 import hashlib
+import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from agent.dev.gateway import Gateway
 pytestmark = pytest.mark.bus
 
 PASSWORD = "secret"
+DROPLET = b"\x1f\x8b" + bytes(range(256)) * 100
+DROPLET_SHA1 = hashlib.sha1(DROPLET).hexdigest()
 LOG = structlog.get_logger()
 
 
@@ -35,9 +38,10 @@ class FakeAgent:
     def __init__(self, servers: tuple[str, ...]) -> None:
         self.heard: list[tuple[str, Any]] = []
         self.instances: dict[str, dict[str, Any]] = {}
-        self.stage: Callable[[dict[str, Any]], list[dict[str, Any]]] = lambda body: []
+        self.stage: Callable[[dict[str, Any]], Awaitable[list[dict[str, Any]]]] = _no_reply
         self.news = asyncio.Event()
         self._answers: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
+        self._stagings: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue()
         self.bus = PeerClient(servers, name="fake-agent", on_connected=lambda: None, log=LOG)
         for subject in ("dea.host1.start", "dea.stop", "staging.stop", "router.start"):
             self.bus.subscribe(subject, self._on_word)
@@ -67,8 +71,7 @@ class FakeAgent:
     def _on_stage(self, _subject: str, reply: str, data: bytes) -> None:
         body = msgspec.json.decode(data)
         self.heard.append(("staging.host1.start", body))
-        for answer in self.stage(body):
-            self._answers.put_nowait((reply, msgspec.json.encode(answer)))
+        self._stagings.put_nowait((reply, body))
 
     def _on_find(self, _subject: str, reply: str, data: bytes) -> None:
         body = msgspec.json.decode(data)
@@ -96,6 +99,7 @@ class FakeAgent:
             group.create_task(self.bus.run())
             group.create_task(self._beat_for_ever())
             group.create_task(self._answer_for_ever())
+            group.create_task(self._stage_for_ever())
 
     async def _beat_for_ever(self) -> None:
         while True:
@@ -112,6 +116,20 @@ class FakeAgent:
             reply, data = await self._answers.get()
             await self.bus.publish(reply, data)
 
+    async def _stage_for_ever(self) -> None:
+        while True:
+            reply, body = await self._stagings.get()
+            for answer in await self.stage(body):
+                self._answers.put_nowait((reply, msgspec.json.encode(answer)))
+
+
+async def _no_reply(_body: dict[str, Any]) -> list[dict[str, Any]]:
+    return []
+
+
+def _files(state: Path) -> list[Path]:
+    return [path for folder in ("packages", "droplets", "caches") for path in (state / folder).iterdir()]
+
 
 class World:
     def __init__(self, agent: FakeAgent, controller: Controller, gateway: Gateway, base: str) -> None:
@@ -124,29 +142,66 @@ class World:
             assert response.status < 300, await response.text()
             return msgspec.json.decode(await response.read() or b"null")
 
-    async def events(self, name: str) -> list[dict[str, Any]]:
-        async with self.http.post(f"{self.base}/v1/apps/{name}/stage") as response:
+    async def claimed(self, name: str, **changes: Any) -> str:
+        """A push begun, its package uploaded: its path."""
+        claim = await self.call("POST", f"/v1/apps/{name}/pushes", json=changes)
+        path = f"/v1/apps/{name}/pushes/{claim['push']}"
+        await self.call("PUT", f"{path}/package", data=b"zip")
+        return path
+
+    async def events(self, path: str) -> list[dict[str, Any]]:
+        async with self.http.post(f"{self.base}{path}/stage") as response:
+            assert response.status == 200, await response.text()
             return [msgspec.json.decode(line) async for line in response.content]
 
-    async def pushed(self, name: str, **settings: Any) -> dict[str, Any]:
-        """An app that was uploaded and staged by the fake agent, which started index 0."""
-        await self.call("PUT", f"/v1/apps/{name}", json=settings)
-        await self.call("PUT", f"/v1/apps/{name}/package", data=b"zip")
+    async def upload(self, url: str, droplet: bytes) -> Any:
+        form = aiohttp.FormData()
+        form.add_field(
+            "upload[droplet]", droplet, filename="droplet.tgz", content_type="application/octet-stream"
+        )
+        async with self.http.post(url, data=form) as response:
+            return response.status, msgspec.json.decode(await response.read())
 
-        def stage(body: dict[str, Any]) -> list[dict[str, Any]]:
-            self.agent.run_one({**body["start_message"], "sha1": "abc"})
-            first = {"task_id": body["task_id"], "task_streaming_log_url": None, "error": None}
+    def stages_well(self, *, droplet: bytes = DROPLET, starts: bool = True) -> None:
+        """From now on the fake agent uploads a droplet, tells both replies and starts index 0."""
+
+        async def stage(body: dict[str, Any]) -> list[dict[str, Any]]:
+            assert (await self.upload(body["upload_uri"], droplet))[0] == 201
+            await self.upload(body["buildpack_cache_upload_uri"], b"cache")
+            sha1 = hashlib.sha1(droplet).hexdigest()
+            if starts:
+                self.agent.run_one({**body["start_message"], "sha1": sha1})
             return [
-                first,
-                {"task_id": body["task_id"], "droplet_sha1": "abc", "detected_buildpack": "python"},
+                {"task_id": body["task_id"], "task_streaming_log_url": None, "error": None},
+                {
+                    "task_id": body["task_id"],
+                    "droplet_sha1": sha1 if starts else None,
+                    "detected_buildpack": "python",
+                },
             ]
 
         self.agent.stage = stage
-        events = await self.events(name)
-        assert [event["event"] for event in events] == ["task", "set_up", "staged"]
+
+    def stages_badly(self, *replies: dict[str, Any]) -> None:
+        async def stage(body: dict[str, Any]) -> list[dict[str, Any]]:
+            return [{"task_id": body["task_id"], **reply} for reply in replies]
+
+        self.agent.stage = stage
+
+    async def pushed(self, name: str, **changes: Any) -> dict[str, Any]:
+        """An app that was uploaded and staged by the fake agent, which started index 0."""
+        self.stages_well()
+        events = await self.events(await self.claimed(name, **changes))
+        assert [event["event"] for event in events] == ["task", "set_up", "staged"], events
         row = await self.call("GET", f"/v1/apps/{name}")
         assert isinstance(row, dict)
         return row
+
+    def everything(self) -> dict[str, Any]:
+        """All that a push might change: what is wanted, and the files."""
+        state = self.controller.files
+        kept = {path.name: path.read_bytes() for path in _files(state)}
+        return {"apps": (state / "apps.json").read_bytes(), **kept}
 
     async def until(self, true: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + 10
@@ -167,7 +222,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     gateway = Gateway(servers=servers, host="127.0.0.1", port=0, log=LOG)
     front = await gateway.listen()
     facts = Facts("0", gateway.port, tmp_path / "agent.sock")
-    runner = web.AppRunner(Api(controller, lambda: facts, PASSWORD).application())
+    runner = web.AppRunner(Api(controller, lambda: facts, PASSWORD).application(), shutdown_timeout=0.5)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     base.append(f"http://127.0.0.1:{runner.addresses[0][1]}")
@@ -195,7 +250,7 @@ async def test_a_push_stages_and_starts_the_rest(world: World) -> None:
     subjects = [subject for subject, _ in world.agent.heard]
     assert subjects.index("staging.stop") < subjects.index("staging.host1.start")
     assert sorted(body["index"] for body in world.starts()) == [1, 2]
-    assert {body["sha1"] for body in world.starts()} == {"abc"}
+    assert {body["sha1"] for body in world.starts()} == {DROPLET_SHA1}
     assert row["uris"] == ["hello.localhost"]
     await asyncio.sleep(0.6)  # nothing more may be started in the next rounds
     assert len(world.starts()) == 2
@@ -255,38 +310,172 @@ async def test_a_crashed_instance_is_started_again(world: World) -> None:
 async def test_a_failed_staging_is_told(
     world: World, replies: list[dict[str, Any]], type_: str, error: str
 ) -> None:
-    """An error in either reply ends the staging with its type and words; nothing is started."""
-    await world.call("PUT", "/v1/apps/bad", json={})
-    await world.call("PUT", "/v1/apps/bad/package", data=b"zip")
-    world.agent.stage = lambda body: [{"task_id": body["task_id"], **reply} for reply in replies]
-    last = (await world.events("bad"))[-1]
+    """An error in either reply ends the staging with its type and words; nothing is started, and nothing is left of it."""
+    world.stages_badly(*replies)
+    last = (await world.events(await world.claimed("bad", memory_mb=64)))[-1]
     assert (last["event"], last["type"], last["error"]) == ("failed", type_, error)
     assert world.starts() == []
+    assert await world.call("GET", "/v1/apps") == []
+    assert _files(world.controller.files) == []
+
+
+async def test_a_failed_push_changes_nothing(world: World) -> None:
+    """Settings, variables, package and droplet are those of the push before, which runs on and is looked after."""
+    await world.pushed("hello", instances=2, memory_mb=64, set_env={"A": "1"})
+    await world.until(lambda: len(world.agent.instances) == 2, "not two")
+    before, started = world.everything(), len(world.starts())
+
+    world.stages_badly(
+        {"error": None}, {"error": "Script exited", "error_info": {"type": "T", "message": "no"}}
+    )
+    changes = {
+        "instances": 5,
+        "memory_mb": 1024,
+        "buildpack": "phyton",
+        "set_env": {"B": "2"},
+        "unset_env": ["A"],
+    }
+    last = (await world.events(await world.claimed("hello", **changes)))[-1]
+
+    assert (last["event"], last["error"]) == ("failed", "no")
+    assert world.everything() == before
+    del world.agent.instances[next(iter(world.agent.instances))]
+    await world.until(lambda: len(world.agent.instances) == 2, "the lost one is not started again")
+    again = world.starts()[started:]
+    assert [body["limits"]["mem"] for body in again] == [64]
+    assert "A=1" in again[0]["env"]
+
+
+async def test_a_staging_without_its_droplet_is_none(world: World) -> None:
+    """Success is told, but nothing, or something else, was uploaded: the app stays what it was."""
+    await world.pushed("hello")
+    before = world.everything()
+    world.stages_badly({"error": None}, {"droplet_sha1": "abc", "detected_buildpack": "python"})
+    last = (await world.events(await world.claimed("hello")))[-1]
+    assert (last["event"], last["error"]) == ("failed", "the host sent no droplet")
+    assert world.everything() == before
+
+
+async def test_one_push_at_a_time(world: World) -> None:
+    """The second is refused before it has changed anything, and the first becomes the app, whole."""
+    first = await world.claimed("hello", set_env={"WHO": "first"})
+    async with world.http.post(
+        f"{world.base}/v1/apps/hello/pushes", json={"set_env": {"WHO": "second"}}
+    ) as refused:
+        assert refused.status == 409
+        assert "is being pushed already" in await refused.text()
+    world.stages_well()
+    assert (await world.events(first))[-1]["event"] == "staged"
+    assert world.controller.app("hello").env == {"WHO": "first"}
+    async with world.http.put(f"{world.base}{first}/package", data=b"late") as late:
+        assert late.status == 404
+    assert world.everything()[f"{world.controller.app('hello').version}.zip"] == b"zip"
+
+
+async def test_a_push_takes_effect_on_what_the_app_is_then(world: World) -> None:
+    """A scale during the staging is kept; what the push names is as it says."""
+    await world.pushed("hello", instances=1, memory_mb=64, set_env={"A": "1", "B": "2"}, buildpack="python")
+    held = asyncio.Event()
+    world.stages_well()
+    well = world.agent.stage
+
+    async def slowly(body: dict[str, Any]) -> list[dict[str, Any]]:
+        assert body["properties"]["environment"][:2] == ["B=2", "C=3"]
+        assert "buildpack_key" not in body["properties"]
+        await held.wait()
+        return await well(body)
+
+    world.agent.stage = slowly
+    path = await world.claimed("hello", memory_mb=128, set_env={"C": "3"}, unset_env=["A"], buildpack=None)
+    staging = asyncio.create_task(world.events(path))
+    await world.call("POST", "/v1/apps/hello/scale", json={"instances": 3})
+    assert (world.controller.app("hello").memory_mb, world.controller.app("hello").env["A"]) == (64, "1")
+    held.set()
+    assert (await staging)[-1]["event"] == "staged"
+    app = world.controller.app("hello")
+    assert (app.instances, app.memory_mb, app.env, app.buildpack) == (3, 128, {"B": "2", "C": "3"}, None)
+
+
+async def test_a_push_that_is_given_up_leaves_nothing(world: World) -> None:
+    """Before its staging and in it; also when who asked goes away in the middle of the upload."""
+    await world.pushed("hello")
+    before = world.everything()
+    path = await world.claimed("hello", memory_mb=64)
+    await world.call("DELETE", path)
+    assert world.everything() == before
+
+    path = await world.claimed("hello", memory_mb=64)
+    staging = asyncio.create_task(world.events(path))  # the fake agent does not answer
+    world.agent.stage = _no_reply
+    stops = len([1 for subject, _ in world.agent.heard if subject == "staging.stop"])
+    await world.until(lambda: any(push.staging for push in world.controller.pushes.all()), "not being staged")
+    given_up = asyncio.create_task(world.call("DELETE", path))
+    await world.until(
+        lambda: len([1 for subject, _ in world.agent.heard if subject == "staging.stop"]) > stops,
+        "not stopped",
+    )
+    staging.cancel()
+    given_up.cancel()
+    await asyncio.gather(staging, given_up, return_exceptions=True)
+
+    path = (await world.call("POST", "/v1/apps/other/pushes", json={}))["push"]
+
+    async def endless() -> AsyncIterator[bytes]:
+        yield b"beginning"
+        await asyncio.sleep(60)
+
+    upload = asyncio.create_task(
+        world.call("PUT", f"/v1/apps/other/pushes/{path}/package", data=endless(), timeout=None)
+    )
+    await world.until(
+        lambda: any(push.requests and push.is_new for push in world.controller.pushes.all()), "no upload"
+    )
+    upload.cancel()
+    await asyncio.gather(upload, return_exceptions=True)
+    await world.until(
+        lambda: all(push.draft.name != "other" for push in world.controller.pushes.all()), "still claimed"
+    )
+
+
+async def test_without_a_checksum_all_are_started(world: World) -> None:
+    """The host has dropped its start of index 0 (it evacuates): every index is the controller's to start."""
+    world.stages_well(starts=False)
+    events = await world.events(await world.claimed("hello", instances=2))
+    assert events[-1]["event"] == "staged"
+    await world.until(lambda: len(world.agent.instances) == 2, "not started")
+    assert sorted(body["index"] for body in world.starts()) == [0, 1]
 
 
 async def test_a_droplet_goes_up_and_down_as_with_the_cloud_controller(world: World) -> None:
     """Multipart upload with async=true, a job to poll, the same bytes back; never without the password."""
-    await world.call("PUT", "/v1/apps/hello", json={})
-    guid = world.controller.app("hello").guid
-    droplet = b"\x1f\x8b" + bytes(range(256)) * 1000
-    form = aiohttp.FormData()
-    form.add_field(
-        "upload[droplet]", droplet, filename="droplet.tgz", content_type="application/octet-stream"
-    )
-    job = await world.call("POST", f"/staging/droplets/{guid}/upload?async=true", data=form)
-    assert job["entity"]["status"] == "queued"
+    answers: list[tuple[int, Any]] = []
+    world.stages_well()
+    well = world.agent.stage
+
+    async def stage(body: dict[str, Any]) -> list[dict[str, Any]]:
+        answers.append(await world.upload(body["upload_uri"] + "?async=true", DROPLET))
+        return await well(body)
+
+    world.agent.stage = stage
+    await world.events(await world.claimed("hello"))
+    ((status, job),) = answers
+    assert (status, job["entity"]["status"]) == (201, "queued")
+    version = world.controller.app("hello").version
     async with aiohttp.ClientSession() as plain:
         async with plain.get(job["metadata"]["url"]) as poll:
             assert (await poll.json())["entity"]["status"] == "finished"
-        async with plain.get(f"{world.base}/staging/droplets/{guid}/download") as refused:
+        async with plain.get(f"{world.base}/staging/droplets/{version}/download") as refused:
             assert refused.status == 401
         wrong = base64.b64encode(b"garrison:wrong").decode()
         async with plain.get(f"{world.base}/v1/apps", headers={"Authorization": f"Basic {wrong}"}) as refused:
             assert refused.status == 401
-    async with world.http.get(f"{world.base}/staging/droplets/{guid}/download") as back:
-        assert hashlib.sha1(await back.read()).digest() == hashlib.sha1(droplet).digest()
+    async with world.http.get(f"{world.base}/staging/droplets/{version}/download") as back:
+        assert await back.read() == DROPLET
     async with world.http.get(f"{world.base}/staging/droplets/..%2f..%2fapps.json/download") as refused:
         assert refused.status == 404
+    assert (await world.upload(f"{world.base}/staging/droplets/{version}/upload", b"late"))[0] == 404
+    assert world.controller.pushes.droplet(version).read_bytes() == DROPLET
+    assert world.controller.pushes.cache(world.controller.app("hello").guid).read_bytes() == b"cache"
 
 
 async def test_the_gateway_greets_and_routes(world: World) -> None:
@@ -316,13 +505,40 @@ async def test_the_gateway_greets_and_routes(world: World) -> None:
 
 async def test_apps_survive_a_restart_of_the_controller(world: World, tmp_path: Path) -> None:
     """The file has every app as it was wanted."""
-    await world.pushed("hello", instances=2, memory_mb=64, env={"A": "b"})
+    await world.pushed("hello", instances=2, memory_mb=64, set_env={"A": "b"})
     again = Controller(state_dir=tmp_path, servers=(), base_uri=lambda: "", log=LOG)
     app = again.app("hello")
     assert (app.instances, app.memory_mb, app.env, app.droplet_sha1, app.started) == (
         2,
         64,
         {"A": "b"},
-        "abc",
+        DROPLET_SHA1,
         True,
     )
+
+
+async def test_what_an_interrupted_push_left_is_removed_at_the_next_start(
+    world: World, tmp_path: Path
+) -> None:
+    """And files that were named by their app's guid are taken over under their version."""
+    await world.pushed("hello")
+    version, guid = world.controller.app("hello").version, world.controller.app("hello").guid
+    for kind in ("packages/x.zip", "droplets/x.tgz", "droplets/.x.tgz.new", "caches/x.tgz"):
+        (tmp_path / kind).write_bytes(b"left")
+    (tmp_path / "droplets" / f"{version}.tgz").rename(tmp_path / "droplets" / f"{guid}.tgz")
+    Controller(state_dir=tmp_path, servers=(), base_uri=lambda: "", log=LOG)
+    names = sorted(path.name for path in _files(tmp_path))
+    assert names == sorted([f"{version}.zip", f"{version}.tgz", f"{guid}.tgz"])
+    assert (tmp_path / "droplets" / f"{version}.tgz").read_bytes() == DROPLET
+
+
+async def test_a_taken_bus_port_is_named(tmp_path: Path) -> None:
+    """At once, with the option that names another, instead of the server's log."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(children.ChildFailed) as failed:
+            await children.start_nats(tmp_path, port, PASSWORD)
+    assert str(failed.value) == (
+        f"the bus cannot listen on port {port}: Address already in use; another one: --bus-port PORT (0: any free one)"
+    )
+    assert not (tmp_path / "nats.conf").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -10,9 +11,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -39,6 +41,36 @@ def garrison(*words: str | Path, timeout: float = 120, **env: str) -> subprocess
     )
 
 
+class Running:
+    """A command into a pipe: `see` waits for words in what it prints, `end` for its exit status."""
+
+    def __init__(self, *words: str | Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "agent", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.text = ""
+
+    def see(self, words: str) -> None:
+        assert self._process.stdout is not None
+        while words not in self.text:
+            line = self._process.stdout.readline()
+            assert line, f"it ended without {words!r}:\n{self.text}"
+            self.text += line
+
+    def end(self) -> int:
+        self.text += self._process.communicate(timeout=180)[0]
+        return self._process.returncode
+
+    def stop(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.communicate()
+
+
 @dataclass
 class Platform:
     state: Path
@@ -58,13 +90,27 @@ class Platform:
         return {row["name"]: row for row in json.loads(self.ok("apps", "--json").stdout)}
 
     def get(self, app: str, path: str = "/") -> tuple[int, bytes]:
+        return self.fetch(app, path)[:2]
+
+    def fetch(
+        self, app: str, path: str = "/", headers: Mapping[str, str] = MappingProxyType({})
+    ) -> tuple[int, bytes, Mapping[str, str]]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
-            connection.request("GET", path, headers={"Host": f"{app}.localhost"})
+            connection.request("GET", path, headers={"Host": f"{app}.localhost", **headers})
             answer = connection.getresponse()
-            return answer.status, answer.read()
+            return answer.status, answer.read(), dict(answer.headers)
         finally:
             connection.close()
+
+    @contextlib.contextmanager
+    def start(self, verb: str, *words: str | Path) -> Iterator[Running]:
+        """A command whose output is read while it runs."""
+        running = Running(verb, "--state", self.state, *words)
+        try:
+            yield running
+        finally:
+            running.stop()
 
     def agent_log(self) -> str:
         return "\n".join((self.state / "agent.log").read_text(errors="replace").splitlines()[-30:])

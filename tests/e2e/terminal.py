@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +19,12 @@ WITHIN_S = 60.0
 class Terminal:
     """One command; `see` waits for words, `end` for its exit status."""
 
-    def __init__(self, *words: str | Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, *words: str | Path, env: Mapping[str, str] | None = None, columns: int | None = None
+    ) -> None:
         self._master, slave = pty.openpty()
+        if columns is not None:
+            termios.tcsetwinsize(slave, (24, columns))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "agent", *words],
             stdin=slave,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Platform, garrison
 from terminal import Terminal
+
+from agent.cli import ui
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -57,17 +61,67 @@ def test_a_push_on_a_terminal_moves_one_line_and_leaves_whole_ones(
 
 
 def test_ctrl_c_in_a_push_stops_the_staging(platform: Platform) -> None:
-    """Status 130, words on how things are now, and nothing of it on the host."""
+    """Status 130, words on how things are now, and nothing of it anywhere."""
     app = ROOT / "examples" / "hello-flask"
     push = Terminal("push", "--state", platform.state, app, "--name", "halted", "-m", "64M")
     push.see("Installing 8 wheels")
     push.press_ctrl_c()
     assert push.end() == 130, push.text
-    assert "push of halted interrupted: its staging is stopped" in push.text
-    assert "halted is stopped, 0 of 1 running" in push.text
+    assert "push of halted interrupted: nothing was changed" in push.text
+    assert "there is no app halted" in push.text
     until(lambda: not list((platform.state / "agent" / "staging").iterdir()), "its files are gone")
-    assert platform.apps()["halted"]["running"] == 0
-    platform.ok("delete", "halted", "--yes")
+    assert "halted" not in platform.apps()
+
+
+def test_ctrl_c_while_it_packs(platform: Platform, tmp_path: Path) -> None:
+    """Nothing has begun by then, and that is what it says."""
+    with (tmp_path / "index.html").open("wb") as file:
+        for _ in range(400):
+            file.write(os.urandom(1 << 20))
+    push = Terminal("push", "--state", platform.state, tmp_path, "--name", "early")
+    push.see("packing")
+    push.press_ctrl_c()
+    assert push.end() == 130, push.text
+    assert "push of early interrupted: nothing was changed" in push.text
+    assert "Traceback" not in push.text
+    assert "early" not in platform.apps()
+
+
+def test_a_second_push_of_one_app_is_refused(platform: Platform, tmp_path: Path) -> None:
+    """It changes nothing, says so, and the first one's code serves in the end."""
+    shutil.copytree(ROOT / "examples" / "hello-flask", tmp_path / "flask")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "index.html").write_text("second")
+    first = Terminal("push", "--state", platform.state, tmp_path / "flask", "--name", "twice", "-m", "64M")
+    first.see("Installing 8 wheels")
+    second = platform.run("push", tmp_path / "site", "--name", "twice", "--json")
+    assert second.returncode == 1
+    assert "it is being pushed already; nothing was changed" in second.stderr
+    assert json.loads(second.stdout)["error"] == "cannot push twice"
+    assert first.end() == 0, first.text
+    assert platform.get("twice")[1].startswith(b"Hello")
+    platform.ok("delete", "twice", "--yes")
+
+
+def test_a_narrow_terminal_without_utf_8(platform: Platform, tmp_path: Path) -> None:
+    """At 50 columns no line of progress wraps and the table stands on end; a Latin-1 terminal gets plain signs."""
+    (tmp_path / "index.html").write_text("x")
+    latin = {"PYTHONIOENCODING": "latin-1"}
+    push = Terminal(
+        "push", "--state", platform.state, tmp_path, "--name", "narrow", "-m", "64M", columns=50, env=latin
+    )
+    assert push.end() == 0, push.text
+    assert "narrow/0 \033[32m*\033[0m running" in push.text
+    moves = re.findall(r"\r\033\[K([^\r\n]*)", push.text)
+    assert moves
+    assert all(ui.columns(move) < 50 for move in moves), moves
+    apps = Terminal("apps", "--state", platform.state, columns=50, env={"NO_COLOR": "1"})
+    assert apps.end() == 0
+    lines = apps.text.splitlines()
+    row = lines[lines.index("narrow") :]
+    assert row[1].split() == ["STATE", "running"]
+    assert row[4].split() == ["ROUTE", f"http://narrow.localhost:{platform.port}"]
+    platform.ok("delete", "narrow", "--yes")
 
 
 def test_ctrl_c_in_a_second_push_leaves_the_first(platform: Platform, tmp_path: Path) -> None:
@@ -92,7 +146,7 @@ def test_a_quiet_push_that_fails_shows_the_last_words(platform: Platform, tmp_pa
     assert (done.returncode, done.stdout) == (1, "")
     assert "No matching distribution found for absent-package==1" in done.stderr
     assert "error: nowheel is not staged: Buildpack compilation step failed" in done.stderr
-    platform.ok("delete", "nowheel", "--yes")
+    assert "nowheel" not in platform.apps()
 
 
 def test_json_is_one_document_and_nothing_else(platform: Platform, talker: Callable[[str], None]) -> None:

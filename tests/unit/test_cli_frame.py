@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -91,7 +93,7 @@ def test_a_misspelt_name_gets_the_nearest(words: tuple[str, ...], hint: str) -> 
         (("config", "chek"), "no such command 'chek'", "did you mean check?"),
         (("completion", "csh"), "'csh' is not one of", "garrison completion --help"),
         (("push", "/nonexistent"), "there is no such directory", ""),
-        (("config", "check", "/nonexistent"), "there is no /nonexistent", "--config FILE"),
+        (("config", "check", "/nonexistent"), "there is no /nonexistent", "garrison config check FILE"),
         (("detach", "--config", "/nonexistent"), "there is no /nonexistent", "--config FILE"),
     ],
 )
@@ -192,3 +194,76 @@ def test_sizes_for_people(count: int, text: str) -> None:
 def test_ages(seconds: float, text: str) -> None:
     """Times are shown in one unit."""
     assert ui.age(seconds) == text
+
+
+def test_a_failure_is_a_document_too(tmp_path: Path) -> None:
+    """With --json stdout has one document whatever happens; behind `--` the word is not ours."""
+    for words, status in (
+        (("push", "--json", "/nonexistent"), 2),
+        (("push", "--json", "--state", str(tmp_path), str(tmp_path)), 3),
+        (("apps", "--json", "--state", str(tmp_path)), 3),
+        (("push", "--jsn", "--json"), 2),
+        (("rootfs", "list", "--json", "--stack"), 2),
+    ):
+        done = garrison(*words)
+        document = json.loads(done.stdout)
+        assert (done.returncode, document["status"]) == (status, status)
+        assert document["error"]
+        assert done.stderr.startswith("error: ")
+    assert garrison("shell", "--state", str(tmp_path), "a/0", "--", "x", "--json").stdout == ""
+
+
+def test_a_terminal_that_knows_no_utf_8() -> None:
+    """Our own signs have a plain form, and whatever else there is goes as an escape: nothing fails."""
+    program = "from agent.cli import ui; ui.speak_plainly(); print('✓ a… – ü', 'caf\\udce9', chr(0x1f600)); ui.tell('✓')"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        check=True,
+        env={"PATH": "/usr/bin:/bin", "PYTHONIOENCODING": "latin-1"},
+    )
+    assert done.stdout == b"* a... - \xfc caf\\xe9 \\U0001f600\n"
+    assert done.stderr == b"*\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "kept"),
+    [
+        ("short", 10, "short"), ("0123456789", 10, "0123456789"), ("0123456789x", 10, "012345678…"),
+        ("日本語日本語", 7, "日本語…"), ("\033[32m0123456789x\033[0m", 5, "\033[32m0123…\033[0m"),
+        ("a\033[32m✓\033[0m bcdefgh", 5, "a\033[32m✓\033[0m b…"),
+    ],
+)  # fmt: skip
+def test_a_line_fits_its_terminal(text: str, width: int, kept: str) -> None:
+    """Wide letters count twice, colour not at all, and none is left on."""
+    assert ui.cut(text, width) == kept
+    assert ui.columns(kept) <= width
+
+
+def test_every_option_in_a_hint_exists() -> None:
+    """Whatever `--option` a text of ours names is one of the commands'."""
+    import click
+
+    known = {"--help", "--version", "--debug"}
+    for name in app.COMMANDS:
+        command = app.cli.get_command(click.Context(app.cli), name)
+        assert command is not None
+        group = command.commands.values() if isinstance(command, click.Group) else [command]
+        known |= {option for one in group for parameter in one.params for option in parameter.opts}
+    root = Path(app.__file__).parents[1]
+    for file in [*(root / "cli").glob("*.py"), *(root / "dev").glob("*.py")]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and file.name not in OF_OTHERS:
+                assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", node.value)) <= known, (file, node.value)
+
+
+# Files that run other programs, with options of theirs.
+OF_OTHERS = {"shell.py", "children.py", "traces.py"}
+
+
+@pytest.mark.parametrize("command", ["check", "show"])
+def test_config_is_told_without_an_option_that_it_lacks(command: str) -> None:
+    """`config check FILE` has no --config: its hint names the argument."""
+    done = garrison("config", command, "/nonexistent")
+    assert "--config" not in done.stderr
+    assert f"garrison config {command} FILE" in done.stderr

@@ -164,9 +164,34 @@ def test_an_old_version_serves_on_until_the_new_one_runs() -> None:
     assert decide([wanted], seen(entry(0, "old"), entry(0, "new", "STARTING", "v2")), 0) == []
 
 
-def test_an_app_being_staged_is_left_alone() -> None:
-    """The host starts index 0 of a version that the controller does not know yet."""
-    assert decide([app()], seen(entry(0, "x", version="v9")), 0, frozenset({"G"})) == []
+def test_a_version_being_staged_is_left_alone() -> None:
+    """The host starts index 0 of a version that the controller does not know yet; the version that runs is looked after."""
+    running, new = entry(0, "a"), entry(0, "x", version="v9")
+    assert decide([app(instances=1)], seen(running, new), 0, {"G": "v9"}) == []
+    assert decide([app(instances=1)], seen(new), 0, {"G": "v9"}) == [StartOrder("G", 0)]
+    assert decide([], seen(new), 0, {"G": "v9"}) == []
+    assert decide([app(instances=1)], seen(running, new), 0) == [StopOrder("G", ("x",), "replaced")]
+
+
+def test_status_knows_who_serves() -> None:
+    """While the new version crashes, what still runs of the one before is counted by itself."""
+    observed = seen(entry(0, "old", version="v0"), entry(1, "older", "STARTING", "v0"), now=10)
+    observed.exited(Exit("G", "v1", "b", 0, "CRASHED", 1, "app instance exited", 7), 10)
+    row = status(app(), observed, 12)
+    assert (row["state"], row["running"], row["previous_running"]) == ("crashing", 0, 1)
+
+
+def test_why_no_host_takes_it() -> None:
+    """What is wanted, and what the largest host has left."""
+    made = pool(
+        {"id": "a", "available_memory": 300, "available_disk": 50}, {"id": "b", "available_memory": 200}
+    )
+    assert made.why_none("debian", 512, 1024) == (
+        "no host has 512 MiB of memory and 1024 MiB of disk to give; "
+        "what is left of the largest: 300 MiB of memory and 50 MiB of disk"
+    )
+    assert made.why_none("lucid64", 1, 1) == "no host has the stack 'lucid64'"
+    assert pool().why_none("debian", 1, 1) == "no host advertises itself"
 
 
 def test_crashes_rest_longer_and_longer() -> None:
@@ -190,7 +215,7 @@ def test_status_tells_the_last_crash() -> None:
     row = status(app(), observed, 12)
     assert row["state"] == "crashing"
     assert row["crash"] == {
-        "index": 1, "exit_status": 1, "description": "app instance exited", "seconds_ago": 2, "count": 1,
+        "index": 1, "instance": "b", "exit_status": 1, "description": "app instance exited", "seconds_ago": 2, "count": 1,
     }  # fmt: skip
 
 

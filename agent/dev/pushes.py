@@ -1,0 +1,224 @@
+"""A push: new settings, a package and its droplet, which become the app together or not at all.
+
+It begins with a claim, before anything is uploaded: one push of an app at a time. What it brings lies beside the app under
+the push's own id, which is the version of the app that it makes; the app is not touched. With the droplet there, one
+replacement of the store's file makes it the app. A push that ends otherwise takes everything of it along.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from agent.dev.records import App, Store
+
+#: A claim whose owner has asked for nothing for so long is given up: it was killed between two requests.
+IDLE_S = 30.0
+#: What is kept of a version, and of an app over all its versions.
+OF_VERSION = (("packages", ".zip"), ("droplets", ".tgz"))
+CACHES = ("caches", ".tgz")
+
+
+class Refused(Exception):
+    """The person asked for something that cannot be; `status` is the HTTP one."""
+
+    def __init__(self, http_status: int, why: str) -> None:
+        super().__init__(why)
+        self.http_status = http_status
+
+
+class Changes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a push asks for beside the package. Unset: as it was; null: back to the default."""
+
+    instances: int | msgspec.UnsetType = msgspec.UNSET
+    memory_mb: int | msgspec.UnsetType = msgspec.UNSET
+    disk_mb: int | msgspec.UnsetType = msgspec.UNSET
+    command: str | msgspec.UnsetType | None = msgspec.UNSET
+    buildpack: str | msgspec.UnsetType | None = msgspec.UNSET
+    health_check_timeout_s: int | msgspec.UnsetType | None = msgspec.UNSET
+    stack: str | msgspec.UnsetType = msgspec.UNSET
+    set_env: Mapping[str, str] = {}
+    unset_env: tuple[str, ...] = ()
+
+    def applied_to(self, app: App) -> App:
+        """A changed copy. Refused: the result cannot be. Pure."""
+        given = {
+            name: value
+            for name in self.__struct_fields__
+            if name not in ("set_env", "unset_env") and (value := getattr(self, name)) is not msgspec.UNSET
+        }
+        env = {name: value for name, value in app.env.items() if name not in self.unset_env}
+        changed = msgspec.structs.replace(app, **given, env=env | dict(self.set_env))
+        if not 0 <= changed.instances <= 1000 or changed.memory_mb <= 0 or changed.disk_mb <= 0:
+            raise Refused(400, "instances must be 0 to 1000, memory_mb and disk_mb positive")
+        return changed
+
+
+@dataclass(eq=False)
+class Push:
+    """``draft`` is what is staged; ``over`` is set when the push has ended, however it did."""
+
+    id: str
+    changes: Changes
+    draft: App
+    is_new: bool
+    began_at_s: float
+    used_at_s: float
+    requests: int = 0
+    staging: bool = False
+    given_up: bool = False
+    droplet_sha1: str | None = None
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Pushes:
+    """The pushes under way, by the name of their app, and the files of pushes and apps. Times are monotonic seconds."""
+
+    def __init__(self, files: Path, store: Store) -> None:
+        self._files, self._store = files, store
+        self._open: dict[str, Push] = {}
+        for folder, _ in (*OF_VERSION, CACHES):
+            (files / folder).mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._take_over()
+        self._remove_strangers()
+
+    def claim(self, name: str, changes: Changes, now_s: float) -> Push:
+        """Refused: another push of that app is under way, or the changes cannot be."""
+        if (other := self.of(name, now_s)) is not None:
+            since_s = now_s - other.began_at_s
+            raise Refused(409, f"{name} is being pushed already, since {since_s:.0f} s; nothing was changed")
+        push_id, app = str(uuid.uuid4()), self._store.apps.get(name)
+        draft = app or App(guid=str(uuid.uuid4()), name=name, version=push_id, uris=[f"{name}.localhost"])
+        push = Push(push_id, changes, changes.applied_to(draft), app is None, now_s, now_s)
+        self._open[name] = push
+        return push
+
+    def of(self, name: str, now_s: float) -> Push | None:
+        push = self._open.get(name)
+        if push is not None and not push.requests and now_s - push.used_at_s > IDLE_S:
+            self.end(push)
+            return None
+        return push
+
+    def get(self, name: str, push_id: str, now_s: float) -> Push:
+        push = self.of(name, now_s)
+        if push is None or push.id != push_id:
+            raise Refused(404, f"this push of {name} is over")
+        return push
+
+    def all(self) -> tuple[Push, ...]:
+        return tuple(self._open.values())
+
+    def staged_versions(self) -> dict[str, str]:
+        """The versions that are being made, by the guid of their app: the host starts index 0 of one by itself."""
+        return {push.draft.guid: push.id for push in self._open.values() if push.staging}
+
+    @contextlib.contextmanager
+    def used(self, push: Push) -> Iterator[None]:
+        """While a request works for it. One that breaks off ends the push."""
+        push.requests += 1
+        try:
+            yield
+        except BaseException:
+            self.end(push)
+            raise
+        finally:
+            push.requests -= 1
+            push.used_at_s = time.monotonic()
+
+    def end(self, push: Push) -> None:
+        """Whatever of it has not become the app goes. Idempotent."""
+        if self._open.get(push.draft.name) is push:
+            del self._open[push.draft.name]
+        current = self._store.apps.get(push.draft.name)
+        if current is None or current.version != push.id:
+            self._remove_version(push.id)
+        self._path(CACHES, push.id).unlink(missing_ok=True)
+        push.over.set()
+
+    # Files
+
+    def package(self, version: str) -> Path:
+        return self._path(OF_VERSION[0], version)
+
+    def droplet(self, version: str) -> Path:
+        return self._path(OF_VERSION[1], version)
+
+    def cache(self, guid: str) -> Path:
+        return self._path(CACHES, guid)
+
+    def upload_target(self, folder: str, version: str) -> tuple[Path, Push | None]:
+        """Where the host's upload goes. Refused: nobody is making that version. A cache may come after the last reply."""
+        push = next((one for one in self._open.values() if one.id == version and one.staging), None)
+        if push is not None:
+            return (self.droplet(version) if folder == "droplets" else self.cache(version)), push
+        app = next((one for one in self._store.apps.values() if one.version == version), None)
+        if folder == "caches" and app is not None:
+            return self.cache(app.guid), None
+        raise Refused(404, "no such staging")
+
+    def commit(self, push: Push, **told: Any) -> App:
+        """The push becomes the app. OSError: it cannot be written down, and nothing has changed."""
+        apps, name = self._store.apps, push.draft.name
+        before = apps.get(name)
+        # onto the app as it is now: it may have been scaled meanwhile
+        app = push.changes.applied_to(before or push.draft)
+        app = msgspec.structs.replace(
+            app, version=push.id, started=True, droplet_bytes=self.droplet(push.id).stat().st_size, **told
+        )
+        apps[name] = app
+        try:
+            self._store.save()
+        except OSError:
+            if before is None:
+                del apps[name]
+            else:
+                apps[name] = before
+            raise
+        with contextlib.suppress(FileNotFoundError):  # a staging without a cache
+            self.cache(push.id).replace(self.cache(app.guid))
+        if before is not None:
+            self._remove_version(before.version)
+        return app
+
+    def forget(self, app: App) -> None:
+        self._remove_version(app.version)
+        self.cache(app.guid).unlink(missing_ok=True)
+
+    def _path(self, kind: tuple[str, str], name: str) -> Path:
+        return self._files / kind[0] / f"{name}{kind[1]}"
+
+    def _remove_version(self, version: str) -> None:
+        for kind in OF_VERSION:
+            self._path(kind, version).unlink(missing_ok=True)
+
+    def _take_over(self) -> None:
+        """Files of an app were once named by its guid."""
+        for app in self._store.apps.values():
+            for kind in OF_VERSION:
+                old, new = self._path(kind, app.guid), self._path(kind, app.version)
+                if old.exists() and not new.exists():
+                    old.rename(new)
+
+    def _remove_strangers(self) -> None:
+        """What a push under way left when the controller was killed."""
+        apps = self._store.apps.values()
+        for folder, suffix in (*OF_VERSION, CACHES):
+            known = {app.guid if folder == CACHES[0] else app.version for app in apps}
+            for path in (self._files / folder).iterdir():
+                if path.name.removesuffix(suffix) not in known:
+                    path.unlink()
+
+
+async def until_over(push: Push, timeout_s: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await push.over.wait()
