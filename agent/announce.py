@@ -181,6 +181,7 @@ class Announcer:
     def heard_router(self, start: m.RouterStart) -> None:
         """A router that has just started knows nothing: first what is gone, then what is there, at once."""
         self._voice.heard_router(start)
+        self._bus.heard_threshold(start.prune_s)
         self._bus.repeat_unregisters()
         self._routes_due.set()
 

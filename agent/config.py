@@ -95,6 +95,8 @@ class InstanceSettings(_Section, frozen=True):
     nproc_limit: Positive = 512
     output_limit_bytes: Positive = 10 << 20
     stop_grace_s: Annotated[float, Meta(ge=0)] = 10.0
+    unregister_wait_s: Annotated[float, Meta(ge=0)] = 1.0
+    drain_s: Annotated[float, Meta(ge=0)] = 0.1
 
 
 class StagingSettings(_Section, frozen=True):
@@ -129,6 +131,7 @@ class NetworkSettings(_Section, frozen=True):
 class PortSettings(_Section, frozen=True):
     pool_start_port: Port | None = None
     pool_size: Positive | None = None
+    rest_s: Annotated[float, Meta(ge=0)] = 120.0
 
 
 class UserSettings(_Section, frozen=True):

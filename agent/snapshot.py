@@ -13,7 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from agent.bus.messages import StartMessage, routes_of
+from agent.bus.messages import StartMessage
+from agent.bus.routes import routes_of
 from agent.instances.instance import Exit, Instance, State
 from agent.logs import Log
 from container import PortMapping
@@ -99,6 +100,7 @@ def load_instance(saved: SavedInstance) -> Instance:
         started_at_s=saved.started_at_s,
         handle=saved.handle,
         healthy=saved.healthy,
+        routed=saved.healthy and bool(saved.uris),
         exit=Exit(saved.exit.status, saved.exit.description, saved.exit.signal),
         crashed_at_s=saved.crashed_at_s,
         port=PortMapping(host_port=saved.ports[0], container_port=saved.ports[1]) if saved.ports else None,

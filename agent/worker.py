@@ -167,6 +167,7 @@ class Worker:
             on_connected=lambda: self._announcer.speak_anew(),
             staging=settings.staging.enabled,
             log=log,
+            port_rest_s=settings.port.rest_s,
         )
         self._announcer = Announcer(
             settings, self._voice, self._bus, left=self._keeper.left, is_low=self._keeper.is_low, log=log
@@ -199,6 +200,7 @@ class Worker:
             starts=asyncio.Semaphore(settings.starts.concurrent),
             log=log,
             happen=self._keeper.happen,
+            wait_passed=self._bus.wait_passed,
             wait_room=self._keeper.room_of,
             deadline_s=self._left_s,
         )

@@ -20,10 +20,10 @@ from pathlib import Path
 from agent.bus import commands as c
 from agent.bus import credentials
 from agent.bus import messages as m
-from agent.bus.outbox import Kept, Outbox
+from agent.bus.outbox import Entry, Kept, Outbox
 from agent.bus.sender import LISTENER_PATIENCE_S, Sender, Word
 from agent.bus.subjects import GREET, OUTBOUND, inbound
-from agent.bus.unregistered import Unregistered
+from agent.bus.unregistered import REST_S, Unregistered
 from agent.bus.wire import Arrived, BusError, Connection
 from agent.config import NatsSettings
 from agent.logs import Log
@@ -47,6 +47,7 @@ class Bus:
         staging: bool,
         log: Log,
         listener_patience_s: float = LISTENER_PATIENCE_S,
+        port_rest_s: float = REST_S,
     ) -> None:
         self._settings = settings
         self._name = f"garrison-{agent_id}"
@@ -54,13 +55,17 @@ class Bus:
         self._apply = apply
         self._on_connected = on_connected
         self._log = log
-        outbox = Outbox(outbox_dir)
-        for damaged in outbox.damaged:
+        self._outbox = Outbox(outbox_dir)
+        for damaged in self._outbox.damaged:
             log.warning("outbox_entry_damaged", entry=damaged)
-        self._sender = Sender(outbox, log, listener_patience_s=listener_patience_s)
-        self._unregistered = Unregistered()
+        self._sender = Sender(
+            self._outbox, log, on_passed=self._note_passed, listener_patience_s=listener_patience_s
+        )
+        self._unregistered = Unregistered(port_rest_s)
+        self._remember_unregisters()
         self._connection: Connection | None = None
-        self._connected = asyncio.Event()
+        self._connected, self._away = asyncio.Event(), asyncio.Event()
+        self._away.set()
         self._arrived: deque[Arrived] = deque()
         self._wake_dispatcher = asyncio.Event()
         self._greet_inbox = ""
@@ -84,28 +89,91 @@ class Bus:
         """Events that are still to be told."""
         return self._sender.untold
 
-    def tell(self, event: m.Event, *, reply_to: str = "") -> None:
-        """``reply_to``: the inbox of a staging request."""
-        if isinstance(event, m.RouterUnregister):
-            self._unregistered.add(event, time.monotonic())
+    def tell(self, event: m.Event, *, reply_to: str = "", passed: Callable[[], None] | None = None) -> None:
+        """``reply_to``: the inbox of a staging request. ``passed``: called when the server has it."""
         subject = OUTBOUND.get(type(event), reply_to)
-        if subject:  # a request without an inbox wants no answer
-            self._sender.tell(Kept(subject, m.encode(event), isinstance(event, m.DropletExited)))
+        if not subject:  # a request without an inbox wants no answer
+            return
+        kept = Kept(
+            subject,
+            m.encode(event),
+            listener=isinstance(event, m.DropletExited),
+            once=isinstance(event, m.StagingReply1),
+        )
+        number = self._sender.tell(kept, passed)
+        if isinstance(event, m.RouterUnregister):
+            self._unregistered.add(number, event)
 
     def say(self, word: m.Word) -> None:
         if isinstance(word, m.RouterRegister):
-            self._unregistered.registered(word)
+            for number in self._unregistered.registered(word):
+                if number in self._outbox.repeats:
+                    self._forget(number)
         self._sender.say(Word(OUTBOUND[type(word)], m.encode(word)))
+
+    async def wait_passed(self, passed: asyncio.Event, timeout_s: float) -> None:
+        """Until ``passed`` is set; at most ``timeout_s``, and not at all while the bus is away."""
+        waits = {asyncio.ensure_future(one.wait()) for one in (passed, self._away)}
+        try:
+            await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in waits:
+                one.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
 
     def answer(self, reply_to: str, reply: m.FindReply) -> None:
         self._sender.say(Word(reply_to, m.encode(reply)))
 
+    # -- routes that were taken back ---------------------------------------------------------------------------
+
     def repeat_unregisters(self) -> None:
-        """A router that was away has not heard them; said before the registers (bus.md 4)."""
-        waiting = self._sender.waiting
-        for event in self._unregistered.due(time.monotonic()):
-            if (payload := m.encode(event)) not in waiting:
-                self._sender.say(Word(OUTBOUND[m.RouterUnregister], payload))
+        """A router that was away has not received them; sent before the registers."""
+        subject = OUTBOUND[m.RouterUnregister]
+        self._sender.repeat(
+            Entry(number, Kept(subject, m.encode(event)))
+            for number, event in self._unregistered.repeat()
+            if number in self._outbox.repeats
+        )
+
+    def heard_threshold(self, prune_s: float | None) -> None:
+        """After so long without a register a router forgets a route."""
+        self._unregistered.heard_threshold(prune_s)
+
+    def port_rests(self, port: int) -> bool:
+        """A route to it may still stand at a router, so nobody else may answer there."""
+        return self._unregistered.rests(port, time.monotonic())
+
+    def _remember_unregisters(self) -> None:
+        """What former agents have taken back. When it passed the barrier is not known: those ports rest anew."""
+        now_s = time.monotonic()
+        for entry in (*self._outbox, *self._outbox.repeats.values()):
+            if entry.kept.repeats:
+                try:
+                    event = m.decode(m.RouterUnregister, entry.kept.payload)
+                except m.MessageError as e:
+                    self._log.error("unregister_damaged", number=entry.number, error=str(e))
+                    continue
+                rested_at_s = now_s if entry.number in self._outbox.rested else None
+                self._unregistered.add(entry.number, event, rested_at_s=rested_at_s)
+
+    def _note_passed(self, number: int) -> bool:
+        return self._unregistered.passed(number, time.monotonic())
+
+    def _sweep_unregisters(self) -> None:
+        swept = self._unregistered.sweep(time.monotonic())
+        for number in swept.over:
+            self._forget(number)
+        for number in swept.rested:
+            try:
+                self._outbox.rest(number)
+            except OSError as e:
+                self._log.error("outbox_not_renamed", error=str(e), consequence="its port rests once more")
+
+    def _forget(self, number: int) -> None:
+        try:
+            self._outbox.remove(number)
+        except OSError as e:
+            self._log.error("outbox_not_removed", error=str(e), consequence="told again by the next agent")
 
     def ignore_commands(self) -> None:
         self._ignoring = True
@@ -168,6 +236,7 @@ class Bus:
         self._connection = connection
         self._unreachable.clear()
         self._connected.set()
+        self._away.clear()
         self._log.info("bus_connected", server=connection.server)
         self._sender.connected(connection, inbox_prefix)
         self.repeat_unregisters()
@@ -182,12 +251,14 @@ class Bus:
                     await connection.ended.wait()
             except TimeoutError:
                 await connection.barrier()
+                self._sweep_unregisters()
 
     def _end(self) -> None:
         self._sender.disconnected()
         self._connection = None
         if self._connected.is_set():
             self._connected.clear()
+            self._away.set()
             self._lost_at_s = time.monotonic()
             self._log.warning("bus_disconnected")
 

@@ -6,11 +6,12 @@ ignored, as peers of fifteen years send many. A message that makes no sense rais
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
+
+from agent.bus.routes import routes_of
 
 AppId = Annotated[str, Meta(max_length=255)]
 #: Peers in Go drop a whole heartbeat for one number that fits no int; nothing of a host is as large.
@@ -29,17 +30,6 @@ TASK_ID_CHARACTERS = 256
 
 class MessageError(ValueError):
     """A payload that is no such message; the text names the path, the expectation and the value's type."""
-
-
-def route_of(uri: str) -> str:
-    """The one form of a route. gorouter compares routes without case, query and trailing slash (its `Uri.RouteKey`), so
-    two spellings are one route: registering both and then removing one of them would remove the live route."""
-    return uri.partition("?")[0].removesuffix("/").lower()
-
-
-def routes_of(uris: Iterable[str]) -> tuple[str, ...]:
-    """Each route once, in the order of its first appearance."""
-    return tuple(dict.fromkeys(map(route_of, uris)))
 
 
 def _normalise_uris(message: StartMessage | UpdateMessage) -> None:
@@ -177,13 +167,23 @@ class RouterStart(Struct, frozen=True):
     """`router.start`, and the answer to `router.greet`."""
 
     minimumRegisterIntervalInSeconds: Any = None
+    pruneThresholdInSeconds: Any = None
 
     @property
     def interval_s(self) -> float | None:
-        value = self.minimumRegisterIntervalInSeconds
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            return None
-        return float(min(value, _MOST))
+        return _seconds(self.minimumRegisterIntervalInSeconds)
+
+    @property
+    def prune_s(self) -> float | None:
+        """After so long without a register the router forgets a route."""
+        return _seconds(self.pruneThresholdInSeconds)
+
+
+def _seconds(value: object) -> float | None:
+    """None: no positive number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        return None
+    return float(min(value, _MOST))
 
 
 # ---- in: staging ---------------------------------------------------------------------------------------------------

@@ -1,25 +1,51 @@
 """Events that must not be lost, on disk until the server has them. In order, byte for byte the same when repeated.
 
+    N.event    to be sent
+    N.repeat   an unregister that the server has; its port rests, and it is repeated for routers that were away
+    N.rested   the same, after the rest of its port: only repeated
+
 One file an event, named by a number that only grows; written beside and renamed, so that a half-written one is none. Blocking but
 small (a few hundred bytes); events are rare against everything else.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
+from agent.bus.messages import RouterUnregister
+from agent.bus.subjects import OUTBOUND
+
+EVENT: Final = ".event"
+REPEAT: Final = ".repeat"
+RESTED: Final = ".rested"
+_SUFFIXES: Final = frozenset({EVENT, REPEAT, RESTED})
+#: Nobody waits for a staging as long as this; a first reply that no second one has followed is given up then.
+_DOUBT_S: Final = 86400.0
+
 
 class Kept(msgspec.Struct, frozen=True):
-    """``listener``: must reach somebody, not only the server (droplet.exited)."""
+    """``listener``: must reach somebody, not only the server (droplet.exited). ``once``: never sent a second time, since its
+    receiver counts messages (a first staging reply). ``instead``: the payload for a server that does not take one as large
+    as this."""
 
     subject: str
     payload: bytes
     listener: bool = False
+    once: bool = False
+    instead: bytes = b""
+
+    @property
+    def repeats(self) -> bool:
+        """It stays here once the server has it, to be repeated for routers that were away."""
+        return self.subject == OUTBOUND[RouterUnregister]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,24 +55,45 @@ class Entry:
 
 
 class Outbox:
-    """What is in memory is what there is to tell; the files are for the next agent. ``damaged``: what could not be read
-    at the start, and stays beside as `*.damaged`."""
+    """What is in memory is what there is to send; the files are for the next agent. ``damaged``: what could not be read
+    at the start, and stays beside as `*.damaged`.
+
+    Iterated and counted: what is to be sent. ``repeats``: what was sent and is to be repeated, by
+    number; ``rested``: those of it whose port has rested."""
 
     def __init__(self, directory: Path) -> None:
         self._dir = directory
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._entries: dict[int, Entry] = {}
+        self._doubtful: dict[int, Entry] = {}
+        self.repeats: dict[int, Entry] = {}
+        self.rested: set[int] = set()
         self.damaged: list[str] = []
         for half_written in directory.glob("*.new"):
             half_written.unlink()
-        for path in sorted(directory.glob("*.event")):
-            try:
-                number = int(path.stem)
-                self._entries[number] = Entry(number, msgspec.msgpack.decode(path.read_bytes(), type=Kept))
-            except (msgspec.MsgspecError, ValueError, OSError) as e:
-                path.rename(path.with_suffix(".damaged"))
-                self.damaged.append(f"{path.name}: {e}")
-        self._next = max(self._entries, default=0) + 1
+        for path in sorted(directory.iterdir()):
+            if path.suffix in _SUFFIXES:
+                self._load(path)
+        self._next = max((0, *self._entries, *self._doubtful, *self.repeats)) + 1
+
+    def _load(self, path: Path) -> None:
+        try:
+            entry = Entry(int(path.stem), msgspec.msgpack.decode(path.read_bytes(), type=Kept))
+            age_s = time.time() - path.stat().st_mtime
+        except (msgspec.MsgspecError, ValueError, OSError) as e:
+            path.rename(path.with_suffix(".damaged"))
+            self.damaged.append(f"{path.name}: {e}")
+            return
+        if path.suffix != EVENT:
+            self.repeats[entry.number] = entry
+            if path.suffix == RESTED:
+                self.rested.add(entry.number)
+        elif not entry.kept.once:
+            self._entries[entry.number] = entry
+        elif age_s < _DOUBT_S:  # whether the former agent had sent it is not known
+            self._doubtful[entry.number] = entry
+        else:
+            path.unlink()
 
     def add(self, kept: Kept) -> Entry:
         """In memory; `write` makes it last."""
@@ -70,18 +117,53 @@ class Outbox:
             new.unlink(missing_ok=True)
             raise
 
+    def doubt(self, number: int) -> None:
+        """It was sent and may or may not have arrived: not to be sent again. Idempotent."""
+        if (entry := self._entries.pop(number, None)) is not None:
+            self._doubtful[number] = entry
+
+    def doubted(self, subject: str) -> tuple[int, ...]:
+        """What was sent there and may or may not have arrived."""
+        return tuple(number for number, one in self._doubtful.items() if one.kept.subject == subject)
+
+    def keep(self, number: int) -> None:
+        """Sent, and to be repeated. Idempotent. OSError: the file stays as it was, so the next agent sends it once more."""
+        if (entry := self._entries.pop(number, None)) is not None:
+            self.repeats[number] = entry
+            self._rename(number, EVENT, REPEAT)
+
+    def rest(self, number: int) -> None:
+        """The rest of its port is over; it is still repeated. OSError: the next agent lets the port rest once more."""
+        if number in self.repeats and number not in self.rested:
+            self.rested.add(number)
+            self._rename(number, REPEAT, RESTED)
+
+    def _rename(self, number: int, old: str, new: str) -> None:
+        with contextlib.suppress(FileNotFoundError):  # it could not be written, which has been logged
+            self._path(number, old).rename(self._path(number, new))
+
     def remove(self, number: int) -> None:
-        """Idempotent. OSError: the file stays, so the next agent tells it once more."""
-        if self._entries.pop(number, None) is not None:
-            self._path(number).unlink(missing_ok=True)
+        """Idempotent. OSError: the file stays, so the next agent sends it once more."""
+        if self._forget(number):
+            for suffix in _SUFFIXES:
+                self._path(number, suffix).unlink(missing_ok=True)
 
     def set_aside(self, number: int) -> None:
         """What no server takes: out of the way, and left for a person to read. OSError as above."""
-        if self._entries.pop(number, None) is not None and (path := self._path(number)).exists():
-            path.rename(path.with_suffix(".damaged"))
+        if self._forget(number):
+            for suffix in _SUFFIXES:
+                self._rename(number, suffix, ".damaged")
 
-    def _path(self, number: int) -> Path:
-        return self._dir / f"{number:012d}.event"
+    def _forget(self, number: int) -> bool:
+        self.rested.discard(number)
+        places: tuple[dict[int, Entry], ...] = (self._entries, self._doubtful, self.repeats)
+        return any(where.pop(number, None) is not None for where in places)
+
+    def _path(self, number: int, suffix: str = EVENT) -> Path:
+        return self._dir / f"{number:012d}{suffix}"
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._entries
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -4,6 +4,11 @@
     word    sent now or not at all
 
 An exit that nobody listens to waits aside and is asked about again; what is behind it goes on (bus.md 4).
+
+The receiver of staging replies counts them: the first message in its inbox is the first reply, the next one the second. So
+a first reply whose arrival is unknown (its barrier did not pass, or the agent ended before it did) is not sent again, and
+the second one is sent twice: if the first had arrived, the second counts; if not, one copy passes for a first reply, which
+does no harm, and the other one counts. What comes after the second is ignored.
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from agent.bus.outbox import Entry, Kept, Outbox
@@ -38,8 +44,18 @@ class Unheard:
 
 
 class Sender:
-    def __init__(self, outbox: Outbox, log: Log, *, listener_patience_s: float = LISTENER_PATIENCE_S) -> None:
+    """``on_passed``: an event that is to be repeated has passed the barrier; True: it stays in the outbox for that."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        log: Log,
+        *,
+        on_passed: Callable[[int], bool],
+        listener_patience_s: float = LISTENER_PATIENCE_S,
+    ) -> None:
         self._outbox = outbox
+        self._on_passed = on_passed
         self._log = log
         self._patience_s = listener_patience_s
         self._connection: Connection | None = None
@@ -49,13 +65,19 @@ class Sender:
         self._retry_at_s = 0.0
         self._asked: dict[str, bool] = {}
         """Inbox of an exit in flight: whether the server has said that nobody listens."""
+        self._in_flight: list[Entry] = []
+        self._waits: dict[int, Callable[[], None]] = {}
+        """Number of an event: what to call when the server has it."""
         self._wake = asyncio.Event()
         self._settled = asyncio.Event()
 
     # -- said --------------------------------------------------------------------------------------------------
 
-    def tell(self, kept: Kept) -> None:
+    def tell(self, kept: Kept, passed: Callable[[], None] | None = None) -> int:
+        """The event's number. ``passed``: called when the barrier behind it has passed, by this agent or never."""
         entry = self._outbox.add(kept)
+        if passed is not None:
+            self._waits[entry.number] = passed
         try:
             self._outbox.write(entry)
         except OSError as e:
@@ -67,6 +89,14 @@ class Sender:
             self._log.error("outbox_full_oldest_dropped", subject=oldest.kept.subject, limit=LIMIT)
             self._drop(oldest.number)
         self._put(entry)
+        return entry.number
+
+    def repeat(self, entries: Iterable[Entry]) -> None:
+        """Once more what the server has already, in this form; what is queued already is not queued twice."""
+        queued = {one.number for one in self._queue if isinstance(one, Entry)}
+        for entry in entries:
+            if entry.number not in queued and self._connection is not None:
+                self._put(entry)
 
     def say(self, word: Word) -> None:
         self._put(word)
@@ -82,10 +112,8 @@ class Sender:
         """Events that are still to be told."""
         return len(self._outbox)
 
-    @property
-    def waiting(self) -> frozenset[bytes]:
-        """Their payloads."""
-        return frozenset(entry.kept.payload for entry in self._outbox)
+    def is_untold(self, number: int) -> bool:
+        return number in self._outbox
 
     @property
     def unheard(self) -> int:
@@ -110,6 +138,10 @@ class Sender:
         self._connection = None
         self._queue.clear()
         self._unheard.clear()
+        for entry in self._in_flight:
+            if entry.kept.once:
+                self._outbox.doubt(entry.number)
+        self._in_flight.clear()
         self._wake.set()
 
     def note_nobody(self, inbox: str) -> None:
@@ -138,6 +170,7 @@ class Sender:
                     await connection.close()
                 finally:
                     self._asked.clear()
+                    self._in_flight.clear()
             if not self._queue and not self._outbox:
                 self._settled.set()
 
@@ -159,23 +192,42 @@ class Sender:
     async def _send(self, connection: Connection, batch: list[Entry | Word]) -> None:
         sent: list[tuple[Entry, str]] = []
         for one in batch:
-            what, reply = (one, one.reply) if isinstance(one, Word) else (one.kept, "")
-            if isinstance(one, Entry) and _wants_listener(one):
+            if isinstance(one, Word):
+                await self._publish(connection, one.subject, one.payload, one.reply)
+                continue
+            reply = ""
+            if _wants_listener(one):
                 reply = f"{self._inbox_prefix}.exit.{one.number}.{time.monotonic_ns()}"
                 self._asked[reply] = False
-            try:
-                await connection.publish(what.subject, what.payload, reply)
-            except Unsendable as e:
-                self._log.error("bus_message_unsendable", subject=what.subject, error=str(e))
-                if isinstance(one, Entry):
-                    self._drop(one.number, aside=True)
-                continue
-            if isinstance(one, Entry):
+            self._in_flight.append(one)
+            if await self._publish_event(connection, one, reply):
                 sent.append((one, reply))
         if sent:
             await connection.barrier()
+            self._in_flight.clear()
             for entry, inbox in sent:
                 self._settle(entry, nobody=self._asked.get(inbox, False))
+
+    async def _publish_event(self, connection: Connection, entry: Entry, reply: str) -> bool:
+        """False: no server takes it; it is out of the way."""
+        kept = entry.kept
+        copies = 2 if not kept.once and self._outbox.doubted(kept.subject) else 1
+        for _ in range(copies):
+            if await self._publish(connection, kept.subject, kept.payload, reply):
+                continue
+            if not (kept.instead and await self._publish(connection, kept.subject, kept.instead, reply)):
+                self._drop(entry.number, aside=True)
+                return False
+        return True
+
+    async def _publish(self, connection: Connection, subject: str, payload: bytes, reply: str) -> bool:
+        """False: the fault is the message's, which has been logged."""
+        try:
+            await connection.publish(subject, payload, reply)
+        except Unsendable as e:
+            self._log.error("bus_message_unsendable", subject=subject[:200], error=str(e))
+            return False
+        return True
 
     def _settle(self, entry: Entry, *, nobody: bool) -> None:
         """The server has it; for an exit, did it have a listener?"""
@@ -188,10 +240,24 @@ class Sender:
             self._log.warning(
                 "bus_event_without_listener", subject=entry.kept.subject, tried_s=self._patience_s
             )
-        self._drop(entry.number)
+        if (passed := self._waits.pop(entry.number, None)) is not None:
+            passed()
+        for doubted in () if entry.kept.once else self._outbox.doubted(entry.kept.subject):
+            self._drop(doubted)  # it is answered, whatever became of the first reply
+        if entry.kept.repeats and self._on_passed(entry.number):
+            self._keep(entry.number)
+        else:
+            self._drop(entry.number)
+
+    def _keep(self, number: int) -> None:
+        try:
+            self._outbox.keep(number)
+        except OSError as e:
+            self._log.error("outbox_not_renamed", error=str(e), consequence="told again by the next agent")
 
     def _drop(self, number: int, *, aside: bool = False) -> None:
         self._unheard.pop(number, None)
+        self._waits.pop(number, None)
         try:
             if aside:
                 self._outbox.set_aside(number)

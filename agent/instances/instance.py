@@ -145,7 +145,9 @@ class Instance:
     exit: Exit = field(default=Exit(-1, ""))
     crashed_at_s: int = 0
     healthy: bool = False
+    routed: bool = False  # routers have, or may have, routes to it
     stop_requested: asyncio.Event = field(default_factory=asyncio.Event)
+    withdrawn: asyncio.Event | None = None  # set when the bus has its unregister; None: there was none
     cpu_fraction: float = 0.0
     memory_bytes: int = 0
     disk_bytes: int = 0

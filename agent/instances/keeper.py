@@ -195,6 +195,7 @@ class Keeper:
         if not (instance.healthy and instance.state in ROUTED):
             return bool(new or old)  # nothing of it is registered yet
         if new and (registered := self.voice.register(instance, new)) is not None:
+            instance.routed = True
             self.bus.say(registered)
         if old and (unregistered := self.voice.unregister(instance, old)) is not None:
             self.bus.tell(unregistered)
@@ -228,10 +229,10 @@ class Keeper:
                 self.bus.say(self.voice.heartbeat())
             case Effect.REGISTER:
                 if (registered := self.voice.register(instance, instance.uris)) is not None:
+                    instance.routed = bool(instance.uris)
                     self.bus.say(registered)
             case Effect.UNREGISTER:
-                if (unregistered := self.voice.unregister(instance, instance.uris)) is not None:
-                    self.bus.tell(unregistered)
+                self._withdraw(instance)
             case Effect.ANNOUNCE_EXIT:
                 self.bus.tell(self.voice.exited(instance))
             case Effect.SAVE:
@@ -240,6 +241,14 @@ class Keeper:
                 self._registry.remove(instance)
                 self._rooms.pop(instance, None)
                 self._give_room()
+
+    def _withdraw(self, instance: Instance) -> None:
+        """Takes its routes back, where it ever had one."""
+        unregistered = self.voice.unregister(instance, instance.uris)
+        if instance.routed and unregistered is not None:
+            instance.routed = False
+            instance.withdrawn = asyncio.Event()
+            self.bus.tell(unregistered, passed=instance.withdrawn.set)
 
     # -- crashes -----------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +77,7 @@ class Home:
     starts: asyncio.Semaphore
     log: Log
     happen: Callable[[Instance, Event], None]
+    wait_passed: Callable[[asyncio.Event, float], Awaitable[None]]
     wait_room: Callable[[Instance], asyncio.Event]
     deadline_s: Callable[[], float]
 
@@ -118,12 +119,23 @@ async def _stop(instance: Instance, home: Home, log: Log) -> None:
     started = time.monotonic()
     container = _container_of(instance, home)
     if container is not None and instance.job is not None and instance.job.status is None:
+        await _drain(instance, home)
         grace_s = min(home.settings.instance.stop_grace_s, home.deadline_s())
         try:
             await container.stop(grace_s)
         except Exception as e:  # whatever it was: it is killed with its container
             log.warning("instance_stop_failed_killing", error=repr(e))
     log.info("instance_stopped", after_s=round(time.monotonic() - started, 3))
+
+
+async def _drain(instance: Instance, home: Home) -> None:
+    """No router may send another request to an app that has its TERM: its unregister is with the server first, for which
+    there is a bound; routers then have a moment to act on it, and the requests in flight to end."""
+    if instance.withdrawn is None:
+        return
+    settings = home.settings.instance
+    await home.wait_passed(instance.withdrawn, min(settings.unregister_wait_s, home.deadline_s()))
+    await asyncio.sleep(min(settings.drain_s, home.deadline_s()))
 
 
 async def _conclude(instance: Instance, home: Home, course: asyncio.Task[Exit], log: Log) -> None:

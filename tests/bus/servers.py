@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import structlog
 
 from agent.bus import commands as c
@@ -180,14 +181,19 @@ class Refusing:
 
 class Relay:
     """Between a host and its server. ``is_open``: connections are taken (a test's own listeners are there now).
-    ``answers``: what the server says comes through."""
+    ``answers``: what the server says comes through; ``hears``: what the host says does. ``passes``: while it is not set,
+    answers wait here; it is unset as soon as ``hold_at`` goes by, before the server has it."""
 
-    def __init__(self, server: NatsServer) -> None:
-        self._target = server
+    def __init__(self, port: Callable[[], int]) -> None:
+        self._port = port
         self._server: asyncio.Server | None = None
         self._copying: set[asyncio.Task[None]] = set()
         self.is_open = True
         self.answers = True
+        self.hears = True
+        self.passes = asyncio.Event()
+        self.passes.set()
+        self.hold_at = b""
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -201,11 +207,11 @@ class Relay:
         ends = [writer]
         with contextlib.suppress(ConnectionError):
             if self.is_open:
-                there, back = await asyncio.open_connection("127.0.0.1", self._target.port)
+                there, back = await asyncio.open_connection("127.0.0.1", self._port())
                 ends.append(back)
                 ways = {
-                    asyncio.create_task(self._copy(reader, back, lambda: True)),
-                    asyncio.create_task(self._copy(there, writer, lambda: self.answers)),
+                    asyncio.create_task(self._copy(reader, back, lambda: self.hears)),
+                    asyncio.create_task(self._copy(there, writer, lambda: self.answers, self.passes)),
                 }
                 self._copying |= ways
                 await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -213,11 +219,19 @@ class Relay:
             end.transport.abort()
 
     async def _copy(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, passes: Callable[[], bool]
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        is_through: Callable[[], bool],
+        passes: asyncio.Event | None = None,
     ) -> None:
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(65536):
-                if passes():
+                if passes is not None:
+                    await passes.wait()
+                elif self.hold_at and self.hold_at in data:
+                    self.passes.clear()
+                if is_through():
                     writer.write(data)
                     await writer.drain()
 
@@ -357,6 +371,17 @@ def exited(number: int) -> m.DropletExited:
 
 def route(kind: type[Any], port: int = 61001, *uris: str, owner: str = "p1") -> Any:
     return kind("host1", "app", uris or ("a.example.com",), "10.0.0.1", port, {"component": "dea-0"}, owner)
+
+
+def first_reply(number: int) -> m.StagingReply1:
+    """Its receiver counts: what comes to the inbox first is the first reply, what comes next the second."""
+    return m.StagingReply1(f"task-{number}")
+
+
+def second_reply(number: int, *, failed: bool) -> m.StagingReply2:
+    sha1 = None if failed else "5b1d"
+    error = "Error staging: out of luck" if failed else msgspec.UNSET
+    return m.StagingReply2(f"task-{number}", "app", droplet_sha1=sha1, error=error)
 
 
 def staged(number: int) -> m.StagingRefused:

@@ -78,12 +78,13 @@ async def test_a_router_that_answers_the_greeting_is_heard_as_one_that_starts(
 
 
 async def test_unregisters_are_repeated_to_a_router_that_starts(make_host: MakeHost, listen: Listen) -> None:
-    """Unless host and port have a new owner."""
+    """Whoever has host and port by then; but not what is registered now."""
     host = make_host()
     await host.run_until_connected()
-    host.bus.tell(route(m.RouterUnregister, 61001))
-    host.bus.tell(route(m.RouterUnregister, 61002))
-    host.bus.say(route(m.RouterRegister, 61002, owner="p2"))
+    host.bus.tell(route(m.RouterUnregister, 61001, "a", "b"))
+    host.bus.tell(route(m.RouterUnregister, 61002, "c"))
+    host.bus.say(route(m.RouterRegister, 61001, "new", "b", owner="p2"))
+    host.bus.say(route(m.RouterRegister, 61002, "c"))
     await until(lambda: not host.bus.untold, "all is told")
     peer = await listen("router.unregister")
 
@@ -91,7 +92,7 @@ async def test_unregisters_are_repeated_to_a_router_that_starts(make_host: MakeH
 
     await until(lambda: peer.heard, "repeated")
     await peer.flush()
-    assert peer.on("router.unregister") == [m.encode(route(m.RouterUnregister, 61001))]
+    assert peer.on("router.unregister") == [m.encode(route(m.RouterUnregister, 61001, "a"))]
 
 
 @pytest.mark.parametrize("bus_is", ["up", "gone", "stalled", "back after a second"])

@@ -39,7 +39,7 @@ async def test_nothing_is_lost_over_deaths_of_the_server_in_mid_burst(
     server: NatsServer, stack: AsyncExitStack, tmp_path: Path
 ) -> None:
     """1,000 events over 12 kill -9: each arrives, first arrivals in order, repeats with identical bytes."""
-    relay = Relay(server)
+    relay = Relay(lambda: server.port)
     stack.push_async_callback(relay.close)
     await relay.start()
     host = Host([relay.url], tmp_path / "outbox")
@@ -79,7 +79,7 @@ async def test_an_acknowledgement_that_was_lost_repeats_the_words_with_the_same_
     server: NatsServer, stack: AsyncExitStack, listen: Listen, tmp_path: Path
 ) -> None:
     """The link dies between PUB and PONG: told, not known, told again."""
-    relay = Relay(server)
+    relay = Relay(lambda: server.port)
     stack.push_async_callback(relay.close)
     await relay.start()
     host = Host([relay.url], tmp_path / "outbox")
