@@ -185,6 +185,11 @@ class Announcer:
         self._bus.repeat_unregisters()
         self._routes_due.set()
 
+    @property
+    def in_pool(self) -> bool:
+        """Controllers may place here."""
+        return self._in_pool
+
     def leave_pool(self) -> None:
         """No more adverts; who placed on this host is told. Idempotent."""
         if self._in_pool:

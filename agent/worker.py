@@ -189,6 +189,7 @@ class Worker:
             self._bus,
             begin=self._begin_staging,
             start=self._keeper.start,
+            starts_here=lambda: self._announcer.in_pool,
             lacks=self._keeper.lacks,
             changed=self._saver.changed,
         )

@@ -32,7 +32,7 @@ class _Run:
 
 
 class StagingRegistry:
-    """``begin`` owns background tasks; ``start`` starts the staged app; ``lacks`` asks for room."""
+    """``begin`` owns background tasks; ``start`` starts the staged app, where ``starts_here``; ``lacks`` asks for room."""
 
     def __init__(
         self,
@@ -41,6 +41,7 @@ class StagingRegistry:
         *,
         begin: Callable[[str, Coroutine[None, None, None]], None],
         start: Callable[[m.StartMessage], None],
+        starts_here: Callable[[], bool],
         lacks: Callable[[Claim], Short | None],
         changed: Callable[[], None],
     ) -> None:
@@ -48,6 +49,7 @@ class StagingRegistry:
         self._bus = bus
         self._begin = begin
         self._start = start
+        self._starts_here = starts_here
         self._lacks = lacks
         self._changed = changed
         self._runs: list[_Run] = []
@@ -167,14 +169,19 @@ class StagingRegistry:
         self._tell_last(run, reply)
 
     def _tell_staged(self, run: _Run, staged: Staged) -> None:
-        """The container is gone by now, so index 0 can have its room."""
+        """The container is gone by now, so index 0 can have its room.
+
+        A controller that reads a checksum takes index 0 for started here and starts the others. A host that has left the
+        pool starts nothing: without a checksum the controller starts all of them elsewhere.
+        """
         task, outcome, message = run.task, staged.outcome, run.task.message
+        starts_here = self._starts_here()
         reply = m.StagingReply2(
             message.task_id,
             message.app_id,
             outcome.detected_name,
             outcome.buildpack.key,
-            staged.sha1,
+            staged.sha1 if starts_here else None,
             outcome.start_command,
             outcome.processes,
         )
@@ -186,5 +193,7 @@ class StagingRegistry:
             "staging_done", sha1=staged.sha1, bytes=staged.size_bytes, buildpack=outcome.detected_name
         )
         self._tell_last(run, reply)
-        if task.start is not None:
+        if not starts_here:
+            task.log.info("staged_app_not_started_here")
+        elif task.start is not None:
             self._start(m.with_sha1(task.start, staged.sha1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import signal
 import tarfile
 from typing import Any
 
@@ -151,3 +152,29 @@ async def test_the_original_message_is_understood(desk: Desk, host: Host) -> Non
     said = (await live_output(host, staging.task_id)).decode()
     assert "production|cflinuxfs2|" in said
     assert '"orders-db"' in said
+
+
+@pytest.mark.parametrize("leaving", [signal.SIGUSR1, signal.SIGUSR2], ids=["left the pool", "evacuating"])
+async def test_a_host_that_leaves_starts_nothing_and_says_so(
+    desk: Desk, host: Host, leaving: signal.Signals
+) -> None:
+    """With a checksum the controller would take index 0 for started here; without one it starts all of them elsewhere."""
+    app = desk.app()
+    other = host.make_app("other")  # an evacuation ends with its last instance
+    await host.run(other)
+    staging = await desk.stage(
+        desk.pack("slow", buildpack(compile="sleep 1")),
+        app=app,
+        start_message=host.staging_message(app)["start_message"],
+    )
+    await staging.compiling()
+    host.running.signal(leaving)
+    await host.peer.wait_for("dea.shutdown")
+
+    second = await staging.reply(2)
+
+    assert second["droplet_sha1"] is None
+    assert "error" not in second
+    assert host.files.uploads[f"{app.path}/upload"]
+    assert await host.find(app) == []
+    assert host.running.log("staged_app_not_started_here")
