@@ -137,7 +137,9 @@ class Worker:
         self._id = self._memory.agent_id
         base = settings.base_dir
         self._saver = snapshot.Saver(self._memory_path, self._remembered, log)
-        self._depot = await Depot.open(depot_settings(settings), log=log)
+        self._depot = await Depot.open(
+            depot_settings(settings), log=log, port_rests=lambda port: self._bus.port_rests(port)
+        )
         undo.push_async_callback(self._close_depot)
         recovered = await self._depot.recover()
         log.info("depot_recovered", found=len(recovered.found), removed=len(recovered.removed))

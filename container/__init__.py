@@ -12,6 +12,7 @@ from container.job import Chunk, ExitStatus, Job
 from container.jobs import PipedJob, RunResult, TerminalJob
 from container.locks import DepotBusy
 from container.make import CreateError
+from container.network import NoPorts
 from container.parts import ContainerState, Info, WrongState
 from container.pipes import TooMuch
 from container.pools import NoLease
@@ -58,6 +59,7 @@ __all__ = [
     "LaunchError",
     "Limits",
     "NoLease",
+    "NoPorts",
     "NotAFile",
     "Output",
     "Past",

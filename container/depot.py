@@ -33,6 +33,7 @@ from container.network.ports import NoPorts
 from container.parts import Parts
 from container.pools import IdSource, NoLease, Pool, address_leases, id_leases
 from container.resolver import resolver_for
+from container.rotation import Rotation
 from container.snapshot import Phase, Snapshot, SnapshotError
 from container.spec import ContainerSpec, SpecError
 from container.wshd import Launcher
@@ -105,10 +106,17 @@ class Depot:
 
     @classmethod
     async def open(
-        cls, settings: DepotSettings, *, log: Log | None = None, fault: Callable[[str], None] = no_fault
+        cls,
+        settings: DepotSettings,
+        *,
+        log: Log | None = None,
+        port_rests: Callable[[int], bool] = lambda _: False,
+        fault: Callable[[str], None] = no_fault,
     ) -> Depot:
         """Set up the host: firewall base, forwarding, cgroup parents, directories. Containers are
         `recover`'s. HostUnfit: why there can be none; DepotBusy: another manager has part of it.
+
+        ``port_rests``: asked before a host port is given out; True: not this one yet.
         """
         log = log if log is not None else SilentLog()
         check_kernel(platform.release())
@@ -149,7 +157,10 @@ class Depot:
             undo.callback(launcher.close)
             if left_out:
                 log.warning("nameservers_left_out", servers=left_out, used=resolver.servers)
-            networks = await _open_networks(settings, resolver.servers, log)
+            networks = await _open_networks(settings, resolver.servers, port_rests, log)
+            rotation = Rotation(_beside(settings.depot_dir, "rotation"), log)
+            rotation.attach(addresses, lambda lease: str(lease.network))
+            rotation.attach(networks.port_pool, str)
             undo.push_async_callback(networks.close)
             host = Host(
                 depot_dir=settings.depot_dir,
@@ -312,7 +323,14 @@ class Depot:
         self._locks.close()
 
 
-async def _open_networks(settings: DepotSettings, dns_servers: tuple[str, ...], log: Log) -> Networks:
+def _beside(depot_dir: Path, suffix: str) -> Path:
+    """A file of the depot's own: what lies in the depot is taken for a container."""
+    return depot_dir.with_name(f"{depot_dir.name}.{suffix}")
+
+
+async def _open_networks(
+    settings: DepotSettings, dns_servers: tuple[str, ...], port_rests: Callable[[int], bool], log: Log
+) -> Networks:
     chosen = NetworkSettings(
         pool_network=settings.pool_network,
         mtu=settings.mtu,
@@ -322,10 +340,11 @@ async def _open_networks(settings: DepotSettings, dns_servers: tuple[str, ...], 
         publish_to_host_only=settings.publish_to_host_only,
         port_first=settings.port_first,
         port_count=settings.port_count,
+        port_rest_s=settings.release_delay_s,
+        port_rests=port_rests,
         uplinks=settings.uplinks,
         reached_at=settings.reached_at,
-        # beside the depot: what lies in it is taken for a container
-        forwarding_file=settings.depot_dir.with_name(f"{settings.depot_dir.name}.forwarding"),
+        forwarding_file=_beside(settings.depot_dir, "forwarding"),
     )
     try:
         return await Networks.open(chosen, log)

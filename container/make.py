@@ -254,6 +254,16 @@ async def remove_remains(host: Host, directory: Path, found: Snapshot | None) ->
         disk = await host.disks.reopen(directory / "disk.img", directory / "disk")
         await disk.destroy()
     await asyncio.to_thread(overlay.remove_tree, directory)
+    if found is not None:
+        _rest_leases(host, found)
+
+
+def _rest_leases(host: Host, found: Snapshot) -> None:
+    """They rest as after a release here: packets of the former owner may still be on the way."""
+    for lease in host.addresses.entries:
+        if lease.network == found.network:
+            host.addresses.rest(lease)
+    host.networks.rest_ports(found.ports)
 
 
 async def _make_disk(host: Host, parts: Parts, undo: AsyncExitStack) -> overlay.Uppers:

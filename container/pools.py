@@ -2,14 +2,14 @@
 
 A pool is a queue: what was freed longest ago is given out first, and not before its rest is over (Warden
 B.5). Nothing is stored here: after a restart the pools are rebuilt by claiming what the snapshots in the
-depot name.
+depot name, and put back to where they stood by rotation.py.
 """
 
 from __future__ import annotations
 
 import ipaddress
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
@@ -54,25 +54,41 @@ class Pool(Generic[T]):
         self, kind: str, entries: Iterable[T], *, rest_s: float = 0.0, now_s: Callable[[], float]
     ) -> None:
         self.kind = kind
+        self.last: T | None = None
+        """What was given out last."""
         self._now_s = now_s
         self._rest_s = rest_s
         self._free: deque[tuple[T, float]] = deque((entry, float("-inf")) for entry in entries)
-        self._all = frozenset(entry for entry, _ in self._free)
+        self._order = tuple(entry for entry, _ in self._free)
+        self._all = frozenset(self._order)
         self._taken: set[T] = set()
+        self._on_release: Callable[[], None] = lambda: None
 
-    def take(self) -> T:
-        if not self._free or self._free[0][1] > self._now_s():
-            raise NoLease(self.kind, len(self._all))
-        entry, _ = self._free.popleft()
-        self._taken.add(entry)
-        return entry
+    def on_release(self, call: Callable[[], None]) -> None:
+        self._on_release = call
+
+    def take(self, is_usable: Callable[[T], bool] = lambda _: True) -> T:
+        """What was freed longest ago, of what has rested and ``is_usable``. NoLease."""
+        now_s = self._now_s()
+        for index, (entry, rested_at_s) in enumerate(self._free):
+            if rested_at_s <= now_s and is_usable(entry):
+                del self._free[index]
+                self._taken.add(entry)
+                self.last = entry
+                return entry
+        raise NoLease(self.kind, len(self._all))
 
     def claim(self, entry: T) -> bool:
         """Take exactly this one (recovery). False: foreign to this pool, or taken."""
+        if not self._remove_free(entry):
+            return False
+        self._taken.add(entry)
+        return True
+
+    def _remove_free(self, entry: T) -> bool:
         for index, (free, _) in enumerate(self._free):
             if free == entry:
                 del self._free[index]
-                self._taken.add(entry)
                 return True
         return False
 
@@ -81,6 +97,32 @@ class Pool(Generic[T]):
         if entry in self._taken:
             self._taken.remove(entry)
             self._free.append((entry, self._now_s() + self._rest_s))
+            self._on_release()
+
+    def postpone(self, entry: T) -> None:
+        """Give back what could not be used: without a rest, after all others."""
+        self._taken.discard(entry)
+        self._free.append((entry, self._now_s()))
+
+    def rest(self, entry: T) -> None:
+        """It was released just now, by a former manager: as if it had been given back here."""
+        if self.claim(entry):
+            self.give_back(entry)
+
+    def resting(self) -> Iterator[tuple[T, float]]:
+        """What rests, and for how many seconds more."""
+        now_s = self._now_s()
+        return ((entry, at_s - now_s) for entry, at_s in self._free if at_s > now_s)
+
+    def restore(self, last: T | None, resting: Mapping[T, float]) -> None:
+        """Go on behind ``last``; what rests (seconds left, at most a whole rest) comes at the end. Nothing may be taken yet."""
+        begin = self._order.index(last) + 1 if last is not None else 0
+        ring = self._order[begin:] + self._order[:begin]
+        now_s = self._now_s()
+        left = sorted(resting.items(), key=lambda one: one[1])
+        self._free = deque((entry, float("-inf")) for entry in ring if entry not in resting)
+        self._free.extend((entry, now_s + min(left_s, self._rest_s)) for entry, left_s in left)
+        self.last = last
 
     @property
     def entries(self) -> frozenset[T]:

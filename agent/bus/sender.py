@@ -112,8 +112,10 @@ class Sender:
         """Events that are still to be told."""
         return len(self._outbox)
 
-    def is_untold(self, number: int) -> bool:
-        return number in self._outbox
+    @property
+    def waiting(self) -> frozenset[bytes]:
+        """Their payloads."""
+        return frozenset(entry.kept.payload for entry in self._outbox)
 
     @property
     def unheard(self) -> int:

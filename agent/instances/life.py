@@ -38,6 +38,7 @@ from container import (
     JobSpec,
     Limits,
     NoLease,
+    NoPorts,
     Output,
     Past,
     PortMapping,
@@ -51,6 +52,7 @@ from container import (
 NOT_HEALTHY = "failed to accept connections within health check timeout"
 NO_COMMAND = "missing start command"
 FAILED = "failed to start"
+NO_PORT = "Not enough port resource available."
 EXITED = "app instance exited"
 OUT_OF_MEMORY = "out of memory"
 STAGING_INFO = f"{HOME}/staging_info.yml"
@@ -245,7 +247,7 @@ async def _start(instance: Instance, home: Home, held: AsyncExitStack, log: Log)
         spec = make_spec(instance, settings, rootfs_of(stack.package_path), layer)
         container = await home.depot.create(spec)
     except (SpecError, CreateError, NoLease) as e:
-        raise StartFailed(FAILED, str(e)) from e
+        raise StartFailed(NO_PORT if isinstance(e.__cause__, NoPorts) else FAILED, str(e)) from e
     held.push_async_callback(home.depot.destroy, container.handle)
     instance.handle = container.handle
     instance.port = container.ports[0] if container.ports else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -21,7 +21,7 @@ from container.network.rules import Member, Policy, interface_of, make_egress
 from container.network.ruleset import Ruleset
 from container.network.watch import RulesetWatch
 from container.plan import Ethernet
-from container.pools import AddressLease
+from container.pools import AddressLease, Pool
 from container.spec import EgressRule, PortMapping, Protocol
 
 T = TypeVar("T")
@@ -33,7 +33,8 @@ _RETRY_S: Final = 1.0
 @dataclass(frozen=True, slots=True)
 class NetworkSettings:
     """``uplinks``: interfaces to the host's peers; none: where routes lead, and that of the address ``reached_at``.
-    ``forwarding_file``: where it is written down which of them were opened for forwarding.
+    ``forwarding_file``: where it is written down which of them were opened for forwarding. ``port_rest_s``: so long a
+    port that was given back is nobody's; ``port_rests``: further ones that are not to be given out yet.
     """
 
     pool_network: str = "10.254.0.0/16"
@@ -44,6 +45,8 @@ class NetworkSettings:
     publish_to_host_only: bool = False
     port_first: int = 0
     port_count: int = 0
+    port_rest_s: float = 0.0
+    port_rests: Callable[[int], bool] = lambda _: False
     uplinks: tuple[str, ...] = ()
     reached_at: str | None = None
     forwarding_file: Path | None = None
@@ -114,7 +117,9 @@ class Networks:
             settings.allow_host_access,
             settings.publish_to_host_only,
         )
-        ports = HostPorts.of_host(settings.port_first, settings.port_count)
+        ports = HostPorts.of_host(
+            settings.port_first, settings.port_count, rest_s=settings.port_rest_s, rests=settings.port_rests
+        )
         networks = cls(settings, policy, Nftables(), await Links.open(), ports, log)
         try:
             await networks._ensure_tables()
@@ -190,6 +195,15 @@ class Networks:
         await self._change(take_up)
         await self._forwarding.start()
         return {one.link_id: Link(one.link_id, interface_of(one.link_id), one.lease) for one in members}
+
+    @property
+    def port_pool(self) -> Pool[int]:
+        return self._ports.pool
+
+    def rest_ports(self, mappings: Iterable[PortMapping]) -> None:
+        """They were of a former manager's container that is gone."""
+        for mapping in mappings:
+            self._ports.rest(mapping)
 
     # How it is done.
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections import deque
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+from container.pools import NoLease, Pool
 from container.spec import PortMapping, Protocol
 
 LAST_PORT = 65000
@@ -60,22 +62,37 @@ def _bind(protocol: Protocol, port: int) -> socket.socket:
 
 
 class HostPorts:
-    def __init__(self, pool: range) -> None:
-        self._free = deque(pool)
-        self._pool = pool
+    """``rests``: a port that the caller has a reason not to give out yet, beside the pool's own rest."""
+
+    def __init__(
+        self,
+        pool: range,
+        *,
+        rest_s: float = 0.0,
+        rests: Callable[[int], bool] = lambda _: False,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.pool = Pool("port", pool, rest_s=rest_s, now_s=now_s)
+        self._range = pool
+        self._rests = rests
         self._held: dict[tuple[Protocol, int], socket.socket | None] = {}
 
     @classmethod
-    def of_host(cls, first: int, count: int) -> HostPorts:
-        return cls(pool_range(first, count, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text()))
+    def of_host(
+        cls, first: int, count: int, *, rest_s: float = 0.0, rests: Callable[[int], bool] = lambda _: False
+    ) -> HostPorts:
+        ephemeral = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text()
+        return cls(pool_range(first, count, ephemeral), rest_s=rest_s, rests=rests)
 
     def take(self, mapping: PortMapping) -> PortMapping:
-        """A mapping with both ports filled in and the host's reserved. PortTaken, NoPorts."""
+        """A mapping with both ports filled in and the host's reserved. PortTaken, NoPorts.
+
+        A port that is asked for by its number is given without a rest: who names it knows why.
+        """
         if mapping.host_port is not None:
             host_port = mapping.host_port
             self._reserve(mapping.protocol, host_port)
-            if host_port in self._free:
-                self._free.remove(host_port)
+            self.pool.claim(host_port)
         else:
             host_port = self._next(mapping.protocol)
         return PortMapping(mapping.protocol, host_port, mapping.container_port or host_port)
@@ -86,27 +103,41 @@ class HostPorts:
         self._held[protocol, port] = _bind(protocol, port)
 
     def _next(self, protocol: Protocol) -> int:
-        for _ in range(len(self._free)):
-            port = self._free.popleft()
+        tried: set[int] = set()
+
+        def is_usable(port: int) -> bool:
+            return port not in tried and not self._rests(port)
+
+        while True:
+            try:
+                port = self.pool.take(is_usable)
+            except NoLease as e:
+                raise NoPorts(
+                    f"port: all {len(self._range)} of {self._range.start}-{self._range.stop - 1} are in use or resting"
+                ) from e
             try:
                 self._reserve(protocol, port)
             except PortTaken:
-                self._free.append(port)  # a listener or a TIME_WAIT of the host's: another time
+                self.pool.postpone(port)  # a listener or a TIME_WAIT of the host's: another time
+                tried.add(port)
                 continue
             return port
-        raise NoPorts(f"port: all {len(self._pool)} of {self._pool.start}-{self._pool.stop - 1} are in use")
 
     def claim(self, mapping: PortMapping) -> bool:
         """Takes up a mapping of a former manager. False: a listener got in meanwhile; the mapping stays."""
         assert mapping.host_port is not None
-        if mapping.host_port in self._free:
-            self._free.remove(mapping.host_port)
+        self.pool.claim(mapping.host_port)
         try:
             self._held[mapping.protocol, mapping.host_port] = _bind(mapping.protocol, mapping.host_port)
         except PortTaken:
             self._held[mapping.protocol, mapping.host_port] = None
             return False
         return True
+
+    def rest(self, mapping: PortMapping) -> None:
+        """A former manager's container had it, and is gone."""
+        if mapping.host_port is not None:
+            self.pool.rest(mapping.host_port)
 
     def give_back(self, mapping: PortMapping) -> None:
         """Idempotent."""
@@ -117,8 +148,8 @@ class HostPorts:
         held = self._held.pop(key)
         if held is not None:
             held.close()
-        if mapping.host_port in self._pool and not any(port == mapping.host_port for _, port in self._held):
-            self._free.append(mapping.host_port)
+        if not any(port == mapping.host_port for _, port in self._held):
+            self.pool.give_back(mapping.host_port)
 
     def close(self) -> None:
         for held in self._held.values():
