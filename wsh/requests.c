@@ -163,8 +163,9 @@ static void do_spawn(struct request *r)
         return;
     }
     arguments[s.argument_count] = environment[s.environment_count] = NULL;
-    if (s.record_fd < 0 || (s.io == IO_SPOOL && (s.stdout_fd < 0 || s.stderr_fd < 0))) {
-        reply_error(r->client, EINVAL, "spawn needs the descriptors of its io");
+    const char *refusal = spawn_refusal(&s);
+    if (refusal) {
+        reply_error(r->client, EINVAL, refusal);
         return;
     }
     int error = server->stopping ? -EBUSY : spawn(server, &s, &job);

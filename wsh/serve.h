@@ -80,6 +80,7 @@ struct spawn_request {
     int stdin_fd, stdout_fd, stderr_fd, record_fd;
 };
 int spawn(struct server *server, struct spawn_request *request, struct job **ret_job);
+const char *spawn_refusal(const struct spawn_request *request); /* what is wrong with its descriptors; NULL: nothing */
 
 /* jobs.c */
 struct job *job_find(struct server *server, const char *id);

@@ -1,11 +1,12 @@
 /*
  * wsh: runs a program in a container, as ssh does on a host (PROTOCOL.md, 4).
  *
- * With a terminal on standard input the job gets one of its own and bytes are carried both ways; else it gets this
- * program's three descriptors themselves and nothing is carried at all. One connection spawns and waits, another sends
- * signals and window sizes meanwhile.
+ * With a terminal on standard input the job gets one of its own, else three pipes that are made here; bytes are carried both
+ * ways. This program's own descriptors never enter the container: a process that is left behind could read what is typed
+ * afterwards, or truncate the file behind them. One connection spawns and waits, another sends signals and window sizes
+ * meanwhile.
  */
-#include "util.h"
+#include "carry.h"
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -16,12 +17,12 @@
 #include <sys/un.h>
 #include <termios.h>
 
-enum { UNREACHABLE = 125, NOT_EXECUTABLE = 126, NOT_FOUND = 127, MAX_ENV = 512, PACKET = 1 << 19, REPLY = 65536 };
-enum { LATE_TURNS = 64, LATE_MS = 100 }; /* turns of a page: more than a terminal holds; its bytes pass through a kernel thread */
+enum { PACKET = 1 << 20, REPLY = 65536, MAX_ENV = PACKET / 2 };
+enum { LATE_MS = 100 }; /* a terminal's bytes pass through a kernel thread */
 
 struct options {
     const char *socket, *uid, *gid, *cwd;
-    const char *env[MAX_ENV];
+    const char **env;
     int env_count;
     char **command;
     bool terminal;
@@ -37,7 +38,7 @@ static void restore(void)
     raw = false;
 }
 
-static _Noreturn void fail(int status, const char *what, const char *why)
+_Noreturn void fail(int status, const char *what, const char *why)
 {
     restore();
     (void)dprintf(2, "wsh: %s: %s\n", what, why);
@@ -46,13 +47,36 @@ static _Noreturn void fail(int status, const char *what, const char *why)
 
 static _Noreturn void usage(void)
 {
-    (void)dprintf(2, "usage: wsh [--socket PATH] [--user UID[:GID]] [--env K=V]... [--cwd DIR] [--] [COMMAND ARG...]\n");
+    (void)dprintf(2, "usage: wsh [--socket PATH] [--user UID[:GID]] [--env K=V]... [--env-fd FD] [--cwd DIR] [--] "
+                     "[COMMAND ARG...]\n");
     _exit(UNREACHABLE);
+}
+
+/* `K=V` words, each ended by a NUL: arguments would show them to every user of the host. */
+static void read_environment(struct options *o, const char *number)
+{
+    static char words[PACKET + 1];
+    uint64_t fd;
+    size_t size = 0;
+    ssize_t got = 1;
+    if (!parse_number(number, 1 << 20, &fd))
+        usage();
+    while (size < sizeof words && (got = read((int)fd, words + size, sizeof words - size)) > 0)
+        size += (size_t)got;
+    if (got < 0 || size == sizeof words)
+        fail(UNREACHABLE, "environment", got < 0 ? strerror(errno) : "too long");
+    if (size && words[size - 1])
+        fail(UNREACHABLE, "environment", "its last word has no end");
+    for (size_t at = 0; at < size; at += strlen(words + at) + 1)
+        if (words[at] && o->env_count < MAX_ENV)
+            o->env[o->env_count++] = words + at;
+    (void)close((int)fd);
 }
 
 static struct options parse(char **argv)
 {
-    struct options o = {.socket = "wshd.sock", .uid = "0", .gid = "0", .cwd = "/"};
+    static const char *env[MAX_ENV];
+    struct options o = {.socket = "wshd.sock", .uid = "0", .gid = "0", .cwd = "/", .env = env};
     int at = 1;
     for (; argv[at] && argv[at][0] == '-'; at += 2) {
         char *value = argv[at + 1];
@@ -68,6 +92,8 @@ static struct options parse(char **argv)
             o.cwd = value;
         else if (!strcmp(argv[at], "--env") && o.env_count < MAX_ENV)
             o.env[o.env_count++] = value;
+        else if (!strcmp(argv[at], "--env-fd"))
+            read_environment(&o, value);
         else if (!strcmp(argv[at], "--user")) {
             o.uid = o.gid = strsep(&value, ":");
             if (value)
@@ -89,13 +115,14 @@ static int reach(const char *path)
     if (slash && (size_t)(slash - path) < sizeof folder - 1)
         (void)snprintf(folder, sizeof folder, "%.*s/", (int)(slash - path), path);
     scoped_fd int dir = open(folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), size = PACKET;
+    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), size = 2 * PACKET;
     int length = snprintf(address.sun_path, sizeof address.sun_path, "/proc/self/fd/%d/%s", dir, slash ? slash + 1 : path);
     if (dir < 0 || fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address))
         fail(UNREACHABLE, path, strerror(errno));
     if (length >= (int)sizeof address.sun_path)
         fail(UNREACHABLE, path, strerror(ENAMETOOLONG));
-    (void)setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
+    if (setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof size))
+        (void)setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
     ssize_t got = recv(fd, greeting, sizeof greeting, 0);
     if (got < 7 || memcmp(greeting, "wshd\0001", 7))
         fail(UNREACHABLE, path, "no wshd of version 1 answers there");
@@ -234,16 +261,6 @@ static void tell(int sock, const char *job, int number)
         (void)!recv(sock, reply, sizeof reply, 0);
 }
 
-/* One turn of the terminal, either way. False: that side is at its end. */
-static bool carry(int from, int to)
-{
-    char bytes[16384];
-    ssize_t got = read(from, bytes, sizeof bytes);
-    if (got < 0 && (errno == EINTR || errno == EAGAIN))
-        return true;
-    return got > 0 && !write_all(to, bytes, (size_t)got);
-}
-
 /* The first line of the record; a job that has ended before it could be waited for has left it there. */
 static int status_of(int record)
 {
@@ -255,15 +272,22 @@ static int status_of(int record)
     return sscanf(line, "signal %d", &number) == 1 ? 128 + number : UNREACHABLE;
 }
 
-static void serve(int sock, int side, int signals, int master, const char *job)
+static void serve(struct streams *streams, int sock, int side, int signals, const char *job, bool terminal)
 {
     static char reply[REPLY];
-    struct pollfd fds[] = {{sock, POLLIN, 0}, {signals, POLLIN, 0}, {master, POLLIN, 0}, {master < 0 ? -1 : 0, POLLIN, 0}};
     bool ended = false;
-    int late = LATE_TURNS;
-    /* After the end what the terminal still holds is read, and no more: a process that was left on it may never go. */
-    while (!ended || (fds[2].fd >= 0 && late--)) {
-        int ready = poll(fds, 4, ended ? LATE_MS : -1);
+    for (;;) {
+        struct pollfd fds[5] = {{ended ? -1 : sock, POLLIN, 0}, {signals, POLLIN, 0}};
+        bool done = true, owing = false;
+        for (int i = 0; i < streams->count; i++) {
+            channel_ask(&streams->channels[i], &fds[2 + i]);
+            done &= i == 0 || channel_done(&streams->channels[i]);
+            owing |= streams->channels[i].at < streams->channels[i].size;
+        }
+        if (ended && done)
+            return;
+        /* A reader of ours may take its time; a job that has ended writes no more. */
+        int ready = poll(fds, (nfds_t)(2 + streams->count), ended && !owing ? LATE_MS : -1);
         if (ready == 0)
             return;
         if (ready < 0)
@@ -271,14 +295,12 @@ static void serve(int sock, int side, int signals, int master, const char *job)
         struct signalfd_siginfo info;
         if (fds[1].revents && read(signals, &info, sizeof info) == sizeof info && !ended)
             tell(side, job, (int)info.ssi_signo);
-        if (fds[2].revents && !carry(master, 1))
-            fds[2].fd = -1;
-        if (fds[3].revents && !carry(0, master))
-            fds[3].fd = -1;
+        for (int i = 0; i < streams->count; i++)
+            channel_turn(&streams->channels[i], fds[2 + i].revents);
         if (fds[0].revents) {
             (void)!recv(sock, reply, sizeof reply, 0);
             ended = true;
-            fds[0].fd = fds[3].fd = -1;
+            streams_bound(streams, terminal);
         }
     }
 }
@@ -286,6 +308,12 @@ static void serve(int sock, int side, int signals, int master, const char *job)
 int main(int argc, char **argv)
 {
     (void)argc;
+    static struct streams streams;
+    int fd;
+    /* What is opened below must not become a standard descriptor. */
+    while ((fd = open("/dev/null", O_RDWR | O_CLOEXEC)) >= 0 && fd < 3)
+        ;
+    close_fd(&fd);
     struct options o = parse(argv);
     char job[64], request[128];
     uint32_t chance = 0;
@@ -294,6 +322,7 @@ int main(int argc, char **argv)
     for (const int *number = (const int[]){SIGTERM, SIGHUP, SIGINT, SIGWINCH, 0}; *number; number++)
         (void)sigaddset(&mine, *number);
     (void)sigprocmask(SIG_BLOCK, &mine, NULL);
+    (void)signal(SIGPIPE, SIG_IGN);
     int signals = signalfd(-1, &mine, SFD_CLOEXEC);
     int sock = reach(o.socket), side = reach(o.socket);
     int record = memfd_create("record", MFD_CLOEXEC);
@@ -302,15 +331,23 @@ int main(int argc, char **argv)
     (void)!syscall(SYS_getrandom, &chance, sizeof chance, 0);
     (void)snprintf(job, sizeof job, "wsh-%d-%08x", (int)getpid(), chance);
     build_spawn(&o, job);
-    int direct[] = {0, 1, 2, record};
-    send_spawn(sock, o.terminal ? &record : direct, o.terminal ? 1 : 4);
+    if (o.terminal)
+        send_spawn(sock, &record, 1);
+    else {
+        streams_make(&streams, sock, o.uid);
+        send_spawn(sock, (int[]){streams.inside[0], streams.inside[1], streams.inside[2], record}, 4);
+        for (int i = 0; i < 3; i++)
+            (void)close(streams.inside[i]);
+    }
     int master = started(sock, &o);
     int size = snprintf(request, sizeof request, "wait%c%s", 0, job) + 1;
     if (send(sock, request, (size_t)size, MSG_NOSIGNAL) < 0)
         fail(UNREACHABLE, o.socket, strerror(errno));
-    if (master >= 0)
+    if (master >= 0) {
+        streams_terminal(&streams, master);
         make_raw();
-    serve(sock, side, signals, master, job);
+    }
+    serve(&streams, sock, side, signals, job, o.terminal);
     restore();
     return status_of(record);
 }

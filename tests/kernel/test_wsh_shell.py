@@ -41,7 +41,7 @@ def wsh(box: Box, *words: str) -> list[str]:
     ],
 )
 def test_wsh_behaves_as_a_shell_does(box: Box, argv: list[str], status: int, out: str) -> None:
-    """wsh carries its three descriptors in and the status out."""
+    """wsh carries bytes both ways and the status out."""
     done = subprocess.run(
         [
             str(program(box.build, "wsh")),
