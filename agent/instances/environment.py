@@ -1,12 +1,13 @@
-"""What an app finds in its environment, and how it is started. Pure (dea-bus.md 2.2, 2.8).
+"""What an app finds in its environment. Pure (dea-bus.md 2.8). docs/protocol.md says it for users.
 
-The environment is data: it goes to the kernel as it came, no shell looks at it. The original put user variables
-into double quotes of a script, which damaged passwords with a `$`.
+The environment is data: no shell looks at it. The original put user variables into double quotes of a script, so that
+`$HOME/logs` worked and passwords with a `$` were damaged; here a few names are expanded and nothing else is (`expand`).
 """
 
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 from msgspec import UNSET
 
 from agent.bus.messages import Service, StartMessage
+from agent.instances.start import HOME as HOME
+from container.spec import SpecError
 
-HOME = "/home/vcap"
 BASE_ENVIRONMENT = (("USER", "vcap"), ("PATH", "/usr/local/bin:/usr/bin:/bin"), ("LANG", "C.UTF-8"))
 _RELATIONAL = {
     "mysql": "mysql2",
@@ -26,26 +28,12 @@ _RELATIONAL = {
     "informix": "ibmdb",
 }
 
-#: Sourced scripts may change everything; `exec` lets signals reach the app. $1: the command, $2: the operator's hook.
-START_SCRIPT = """\
-umask 077
-unset GEM_PATH
-mkdir -p tmp logs
-for script in app/.profile.d/*.sh; do
-  if [ -r "$script" ]; then . "$script"; fi
-done
-unset script
-eval "$2"
-export DROPLET_BASE_DIR="$PWD"
-cd app || exit 1
-echo $$ >> "$DROPLET_BASE_DIR/run.pid"
-exec /bin/bash -c "$1"
-"""
-
-
-def start_argv(command: str, hook: str | None) -> tuple[str, ...]:
-    """The job's words; the command is an argument, so nothing has to be quoted."""
-    return ("/bin/bash", "-c", START_SCRIPT, "start", command, hook or "")
+#: What a user's variable may name of ours, besides the user's earlier ones.
+EXPANDED = frozenset({"HOME", "TMPDIR", "PORT", "VCAP_APP_PORT"})
+VALUE_BYTES = (128 << 10) - 1  # execve(2): MAX_ARG_STRLEN, of `NAME=VALUE` with its end
+_NAME = re.compile(r"\$(?:\{([A-Za-z_][A-Za-z0-9_]*)\}|([A-Za-z_][A-Za-z0-9_]*))")
+#: Those bend the shell that begins; the original could not set them either (they are read-only there, or no identifiers).
+_SHELL_ONLY = re.compile(r"SHELLOPTS\Z|BASHOPTS\Z|BASH_FUNC_")
 
 
 def vcap_services(services: Sequence[Service]) -> dict[str, list[dict[str, Any]]]:
@@ -100,8 +88,34 @@ def user_variables(env: Iterable[str]) -> Iterable[tuple[str, str]]:
     """Split at the first `=`; without one the value is empty. A word without a name is left out."""
     for word in env:
         name, _, value = word.partition("=")
-        if name and "\0" not in word:
+        if name and "\0" not in word and not _SHELL_ONLY.match(name):
             yield name, value
+
+
+def expand(pairs: Iterable[tuple[str, str]], known: Mapping[str, str]) -> Iterable[tuple[str, str]]:
+    """`$NAME` and `${NAME}` of what is ``known`` and of earlier pairs get their values; every other `$` stays as it is.
+
+    SpecError: a value grows past what a program can be given (each may hold the one before twice).
+    """
+    values = dict(known)
+    for name, text in pairs:
+        parts: list[str] = []
+        size, at = len(name), 0
+        for found in _NAME.finditer(text):
+            value = values.get(found[1] or found[2], found[0])
+            size += found.start() - at + len(value)
+            if size > VALUE_BYTES:
+                raise SpecError(f"env.{name}", f"its value grows past {VALUE_BYTES} bytes")
+            parts += (text[at : found.start()], value)
+            at = found.end()
+        values[name] = "".join((*parts, text[at:]))
+        yield name, values[name]
+
+
+def with_user_variables(pairs: Sequence[tuple[str, str]], env: Iterable[str]) -> tuple[str, ...]:
+    """Ours, then the user's, which may name some of ours. SpecError: see `expand`."""
+    known = {name: value for name, value in pairs if name in EXPANDED}
+    return merge([*pairs, *expand(user_variables(env), known)])
 
 
 def merge(pairs: Iterable[tuple[str, str]]) -> tuple[str, ...]:
@@ -143,7 +157,7 @@ def app_environment(
         ("CF_INSTANCE_ADDR", f"{local_ip}:{host_port or ''}"),
         ("CF_INSTANCE_PORTS", json.dumps([{"external": host_port, "internal": container_port}])),
     ]
-    return merge([*pairs, *user_variables(message.env or ())])
+    return with_user_variables(pairs, message.env or ())
 
 
 def staging_environment(
@@ -168,4 +182,4 @@ def staging_environment(
     if (url := database_url(services)) is not None:
         pairs.append(("DATABASE_URL", url))
     pairs.append(("STAGING_TIMEOUT", str(float(timeout_s))))
-    return merge([*pairs, *user_variables(environment)])
+    return with_user_variables(pairs, environment)

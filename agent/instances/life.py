@@ -21,10 +21,11 @@ from agent.droplets.archive import ArchiveError
 from agent.droplets.layers import Layer, LayerError, Layers
 from agent.droplets.transfer import TransferError
 from agent.droplets.unpacker import JailError
-from agent.instances.environment import HOME, app_environment, start_argv
+from agent.instances.environment import app_environment
 from agent.instances.health import wait_accepting
 from agent.instances.instance import Event, Exit, Instance, State
 from agent.instances.limits import MIB, bind_mounts, cpu_shares, egress_rules, ipv6_left_out, rootfs_of
+from agent.instances.start import HOME, OLD_STARTUP, start_argv
 from agent.instances.stats import sample
 from agent.logs import Log
 from container import (
@@ -326,21 +327,27 @@ def make_spec(instance: Instance, settings: Settings, rootfs: Path, layer: Layer
 
 
 def make_job(instance: Instance, settings: Settings, local_ip: str, command: str) -> JobSpec:
-    message, port = instance.message, instance.port
+    message = instance.message
     return JobSpec(
         argv=start_argv(command, settings.post_setup_hook),
-        env=app_environment(
-            message,
-            instance_id=instance.id,
-            version=instance.version,
-            started_at_s=instance.started_at_s,
-            local_ip=local_ip,
-            host_port=port.host_port if port is not None else None,
-            container_port=port.container_port if port is not None else None,
-        ),
+        env=instance_environment(instance, local_ip),
         rlimits={"nofile": message.limits.fds} if message.limits.fds else {},
         output=Output(settings.instance.output_limit_bytes, Past.DROP_OLDEST),
         job_id=JOB_ID,
+    )
+
+
+def instance_environment(instance: Instance, local_ip: str) -> tuple[str, ...]:
+    """Of the app, and of a shell beside it. SpecError: a variable grows too long. Pure."""
+    port = instance.port
+    return app_environment(
+        instance.message,
+        instance_id=instance.id,
+        version=instance.version,
+        started_at_s=instance.started_at_s,
+        local_ip=local_ip,
+        host_port=port.host_port if port is not None else None,
+        container_port=port.container_port if port is not None else None,
     )
 
 
@@ -357,7 +364,7 @@ async def start_command(instance: Instance, container: Container) -> str:
     try:
         text = await container.read_file(STAGING_INFO, plain_yaml.LIMIT_BYTES + 1)
     except FileNotFoundError:
-        return "./startup"
+        return OLD_STARTUP
     except OSError as e:  # a directory, a link in a circle: it is there, and gives no command
         raise StartFailed(NO_COMMAND, f"staging_info.yml: {e.strerror}") from e
     try:

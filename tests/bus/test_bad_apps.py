@@ -170,7 +170,9 @@ async def test_what_an_archive_may_not_bring_is_dropped_and_the_app_runs(host: H
 
 
 async def test_words_of_the_environment_are_data_whatever_they_hold(host: Host) -> None:
-    """Without `=` the value is empty; without a name, or with a NUL, a word is left out; the shell sees none of them."""
+    """Without `=` the value is empty; without a name, or with a NUL, a word is left out; the shell sees none of them, and of
+    names with a dollar only a few are expanded (docs/protocol.md).
+    """
     app = host.make_app("words")
     odd = [
         "EMPTY",
@@ -186,10 +188,34 @@ async def test_words_of_the_environment_are_data_whatever_they_hold(host: Host) 
     running = await host.run(app, env=odd, limits=SMALL)
     environment = await host.environment_of(running["stats"]["port"])
 
-    wanted = {"EMPTY": "", "A": "last", "EXPAND": odd[4].partition("=")[2], "LINE": "a", "EMOJI": "é☃"}
+    home = "/home/vcap/app"
+    wanted = {"EMPTY": "", "A": "last", "EXPAND": f"$(touch /tmp/x) `id` {home}", "LINE": "a", "EMOJI": "é☃"}
     assert {key: environment.get(key) for key in wanted} == wanted
     assert "NUL" not in environment
     assert "" not in environment
+
+
+async def test_variables_that_double_each_other_fail_the_start(host: Host) -> None:
+    """A few lines of `$A$A` would be terabytes: the start says so, and the agent goes on."""
+    app = host.make_app("doubling")
+    words = ["A0=xxxxxxxx", *(f"A{number + 1}=$A{number}$A{number}" for number in range(60))]
+    await host.start(app, env=words, limits=SMALL)
+
+    assert told(await exit_of(host, app)) == ("failed to start", -1)
+    failed = await host.running.wait_log("instance_start_failed", app=app.id)
+    assert "grows past 131071 bytes" in failed["error"]
+
+
+async def test_the_script_of_an_old_droplet_is_beside_the_app(host: Host) -> None:
+    """Without a staging_info.yml, `./startup` is the command, in the droplet's own directory."""
+
+    def fill(archive: tarfile.TarFile) -> None:
+        add_file(archive, "./app/listener", host.listener, 0o755)
+        add_file(archive, "./startup", b"#!/bin/sh\necho begun in $PWD\ncd app\nexec ./listener\n", 0o755)
+
+    app = host.make_app("old", droplet=tar_droplet(fill))
+    await host.run(app, limits=SMALL)
+    assert "begun in /home/vcap\n" in await wait_output(host, app, "listening")
 
 
 async def test_routes_may_be_none_null_or_very_many(host: Host) -> None:

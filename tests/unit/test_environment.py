@@ -12,8 +12,10 @@ from agent.config import InstanceSettings, ResourceSettings
 from agent.instances.environment import (
     app_environment,
     database_url,
+    expand,
     merge,
     staging_environment,
+    user_variables,
     vcap_services,
 )
 from agent.instances.limits import cpu_shares, egress_rules, ipv6_left_out
@@ -55,11 +57,63 @@ def test_the_variables_of_an_instance() -> None:
 
 
 def test_user_variables_are_data() -> None:
-    """No shell looks at them: quotes, dollars and empty values come through."""
+    """No shell looks at them: quotes and empty values come through; `$HOME` is the app's."""
     found = environment()
     assert found["GREETING"] == 'hello "world"'
-    assert found["LOG_DIR"] == "$HOME/logs"
+    assert found["LOG_DIR"] == "/home/vcap/app/logs"
     assert found["EMPTY"] == ""
+
+
+def expanded(*words: str) -> dict[str, str]:
+    ours = {"HOME": "/h", "TMPDIR": "/t", "PORT": "8080", "VCAP_APP_PORT": "8080"}
+    return dict(expand(user_variables(words), ours))
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        ("$HOME/logs", "/h/logs"),
+        ("${HOME}_x:$TMPDIR:$PORT:${VCAP_APP_PORT}", "/h_x:/t:8080:8080"),
+        ("http://localhost:$PORT/", "http://localhost:8080/"),
+        # whatever else holds a dollar stays whole: passwords, other names, what only a shell knows
+        ("pa$$word", "pa$$word"),
+        ("s3cr$t", "s3cr$t"),
+        (
+            "$HOMER $PORTS ${HOME ${HOME:-x} $(id) `id` $PATH $1 $? $",
+            "$HOMER $PORTS ${HOME ${HOME:-x} $(id) `id` $PATH $1 $? $",
+        ),
+        ("$$HOME", "$/h"),
+        ("\\$HOME", "\\/h"),
+        ("$home $HOMÉ", "$home $HOMÉ"),
+        ("$VCAP_SERVICES $USER $VCAP_APPLICATION", "$VCAP_SERVICES $USER $VCAP_APPLICATION"),
+    ],
+)
+def test_four_names_are_expanded_in_a_users_value(value: str, wanted: str) -> None:
+    """HOME, TMPDIR, PORT, VCAP_APP_PORT, with or without braces; nothing else is looked at."""
+    assert expanded(f"A={value}") == {"A": wanted}
+
+
+def test_earlier_variables_of_the_user_are_expanded() -> None:
+    """Those before, not those behind, and what a value brings in is not looked at again."""
+    assert expanded("A=1", "B=$A-${C}", "C=$B$C", "A=$A$A", "D=$A") == {
+        "A": "11", "B": "1-${C}", "C": "1-${C}$C", "D": "11",
+    }  # fmt: skip
+    assert expanded("A=$PATH", "PATH=/x", "B=$A") == {"A": "$PATH", "PATH": "/x", "B": "$PATH"}
+    assert expanded("HOME=/mine", "B=$HOME/x") == {"HOME": "/mine", "B": "/mine/x"}
+
+
+def test_values_that_double_each_other_end() -> None:
+    """Forty lines of `$A$A` would be a terabyte."""
+    words = ["V0=x" * 8, *(f"V{number + 1}=$V{number}$V{number}" for number in range(40))]
+    with pytest.raises(SpecError, match=r"env\.V\d+: .* 131071 bytes"):
+        expanded(*words)
+
+
+def test_what_would_bend_the_beginning_shell_is_left_out() -> None:
+    """Options and functions of a shell by environment; the original's `export` refused them too."""
+    assert expanded("SHELLOPTS=noexec", "BASHOPTS=extdebug", "BASH_FUNC_cd%%=() { :; }", "SHELLOPTS_=1") == {
+        "SHELLOPTS_": "1"
+    }
 
 
 def test_the_later_of_two_names_wins() -> None:
