@@ -212,6 +212,8 @@ class Worker:
             stagings=self._stagings,
             depot=self._depot,
             crashes_dir=base / "crashes",
+            local_ip=self._ip,
+            post_setup_hook=settings.post_setup_hook,
             status=self._status,
             detach=self._ask_detach,
             log=log,

@@ -1,18 +1,31 @@
-"""`garrison shell`: becomes `wsh`, the shell client, with the socket of the instance's pid 1."""
+"""`garrison shell`: becomes `wsh`, the shell client, with the socket of the instance's pid 1.
+
+What runs has the app's environment, which goes to wsh by a descriptor: in arguments every user of the host could read it.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import click
 
 from agent.cli import reach, ui
 from agent.cli.instances import find, listing
 
+#: What root has of its own, and of an agent from before it gave the app's environment.
+_PATHS = {
+    "root": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "vcap": "/usr/local/bin:/usr/bin:/bin",
+}
+
 
 @click.command("shell", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.option("--root", is_flag=True, help="As root of the container instead of vcap.")
+@click.option(
+    "--root", is_flag=True, help="As root of the container instead of vcap, without the app's .profile.d."
+)
 @click.option(
     "--config", "-c", type=click.Path(path_type=Path, dir_okay=False), help="The agent's configuration."
 )
@@ -20,32 +33,45 @@ from agent.cli.instances import find, listing
 @click.argument("instance", shell_complete=reach.complete_instance)
 @click.argument("argv", nargs=-1, type=click.UNPROCESSED)
 def command(instance: str, argv: tuple[str, ...], root: bool, config: Path | None, state_dir: Path) -> None:
-    """Opens a shell in INSTANCE (APP/INDEX or a handle), or runs a command there: shell hello/0 -- ls -l
+    """Opens a shell in INSTANCE (APP/INDEX or a handle), or runs a command there: shell hello/0 -- flask db upgrade
 
-    The exit status is the command's own.
+    It has the app's environment, its .profile.d and its directory. The exit status is the command's own.
     """
     agent = reach.agent(state_dir, config)
     row = find(listing(agent), instance)
     there = agent.call("POST", f"/v1/instances/{row['instance']}/shell")
+    wanted = argv[1:] if argv[:1] == ("--",) else argv
     from wsh import wsh_path
 
     program = str(wsh_path())
-    words = [program, "--socket", there["socket"], "--user", "0:0" if root else "2000:2000"]
-    words += ["--cwd", "/root" if root else "/home/vcap"]
-    environment = {
-        "HOME": "/root" if root else "/home/vcap",
-        "USER": "root" if root else "vcap",
-        "LANG": "C.UTF-8",
-        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-        if root
-        else "/usr/local/bin:/usr/bin:/bin",
-        "TERM": os.environ.get("TERM", "dumb"),
-    }
-    for key, value in environment.items():
-        words += ["--env", f"{key}={value}"]
-    command_words = argv[1:] if argv[:1] == ("--",) else argv
-    words += ["--", *(command_words or ("/bin/bash", "-l"))]
+    words = [program, "--socket", there["socket"], *_words(there, wanted, root=root)]
     try:
         os.execv(program, words)  # noqa: S606
     except OSError as error:
         raise ui.Failure("cannot run wsh", f"{program}: {error.strerror}", "make -C wsh") from error
+
+
+def _words(there: dict[str, Any], wanted: tuple[str, ...], *, root: bool) -> list[str]:
+    """wsh's words; the environment's descriptor stays open for it."""
+    user, home = ("root", "/root") if root else ("vcap", "/home/vcap")
+    own = [f"HOME={home}", f"USER={user}", "LANG=C.UTF-8", f"PATH={_PATHS[user]}"]
+    app = there.get("environment", ())
+    if root or not app:  # the later of two wins
+        environment, before = [*app, *own], ()
+        wanted = wanted or ("/bin/bash", "-l")
+    else:
+        environment, before = app, there["argv"]
+        wanted = wanted or (
+            "/bin/bash",
+        )  # no login shell: /etc/profile would undo the PATH of the app's .profile.d
+    uid = "0:0" if root else "2000:2000"
+    return ["--user", uid, "--cwd", home, "--env-fd", str(_hand_over(environment)), "--", *before, *wanted]
+
+
+def _hand_over(environment: Iterable[str]) -> int:
+    fd = os.memfd_create("environment", 0)
+    with os.fdopen(os.dup(fd), "wb") as file:
+        for name, value in dict(word.split("=", 1) for word in environment).items():
+            file.write(os.fsencode(f"{name}={value}") + b"\0")
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd

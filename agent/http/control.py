@@ -19,7 +19,9 @@ from agent.http import output
 from agent.http.output import Lines
 from agent.instances import listening
 from agent.instances.instance import Instance, State
+from agent.instances.life import instance_environment
 from agent.instances.registry import Registry
+from agent.instances.start import shell_argv
 from agent.logs import Log
 from agent.staging.registry import StagingRegistry
 from container import Depot, UnknownHandle
@@ -33,6 +35,8 @@ class Control:
         stagings: StagingRegistry,
         depot: Depot,
         crashes_dir: Path,
+        local_ip: str,
+        post_setup_hook: str | None,
         status: Callable[[], dict[str, Any]],
         detach: Callable[[], None],
         log: Log,
@@ -41,6 +45,8 @@ class Control:
         self._stagings = stagings
         self._depot = depot
         self._crashes_dir = crashes_dir
+        self._local_ip = local_ip
+        self._post_setup_hook = post_setup_hook
         self._status = status
         self._detach = detach
         self._log = log
@@ -165,7 +171,14 @@ class Control:
             container = self._depot.find(instance.handle or "")
         except UnknownHandle:
             return web.json_response({"error": f"{instance!r} has no container"}, status=409)
-        return web.json_response({"handle": container.handle, "socket": str(container.socket_path)})
+        return web.json_response(
+            {
+                "handle": container.handle,
+                "socket": str(container.socket_path),
+                "environment": instance_environment(instance, self._local_ip),
+                "argv": shell_argv(self._post_setup_hook),
+            }
+        )
 
     async def _post_detach(self, request: web.Request) -> web.Response:
         self._log.info("detach_asked")
