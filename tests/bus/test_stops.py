@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
 
-import msgspec
 import pytest
 from driver import LOCAL_IP, App, Host, poll
+from router_kit import Router
 from servers import Relay
-
-from agent.dev.gateway import RouteMessage, Routes
 
 pytestmark = pytest.mark.bus
 OpenHost = Callable[..., AbstractAsyncContextManager[Host]]
@@ -84,49 +81,6 @@ async def test_requests_in_flight_end_before_the_term(hosts: OpenHost) -> None:
         await host.wait_gone(app)
 
 
-class Router:
-    """Sends requests to the app where its routes lead, each to one instance and once: what that answers is what the user gets."""
-
-    def __init__(self, host: Host, uri: str) -> None:
-        self._host = host
-        self._uri = uri
-        self._routes = Routes()
-        self._read = 0
-        self.answers: Counter[str] = Counter()
-
-    @property
-    def backends(self) -> int:
-        return len(self._find())
-
-    def _find(self) -> list[Any]:
-        for one in self._host.peer.heard[self._read :]:
-            if one.subject in ("router.register", "router.unregister"):
-                message = msgspec.json.decode(one.payload, type=RouteMessage)
-                if one.subject == "router.register":
-                    self._routes.register(message, 0.0)
-                else:
-                    self._routes.unregister(message)
-        self._read = len(self._host.peer.heard)
-        return self._routes.find(self._uri, "/")
-
-    async def load(self, until: Callable[[], bool]) -> None:
-        async with asyncio.TaskGroup() as group:
-            while not until():
-                group.create_task(self._request())
-                await asyncio.sleep(1 / RATE_PER_S)
-
-    async def _request(self) -> None:
-        backends = self._find()
-        if not backends:
-            self.answers["404"] += 1
-            return
-        try:
-            answer = await self._host.ask_app(backends[0].port)
-        except OSError as e:
-            answer = repr(e)
-        self.answers["200" if "PORT=" in answer else answer or "cut off"] += 1
-
-
 async def test_forty_instances_become_one_and_no_request_is_lost(hosts: OpenHost) -> None:
     """Under 200 requests a second; an unregister is one of many, so those behind the first batch wait longest."""
     limits = {"limits": {"mem": 32, "disk": 64}}
@@ -140,7 +94,7 @@ async def test_forty_instances_become_one_and_no_request_is_lost(hosts: OpenHost
         def is_over() -> bool:
             return len(host.running.log("instance_stopped", app=app.id)) == 39 and router.backends == 1
 
-        asked = asyncio.create_task(router.load(is_over))
+        asked = asyncio.create_task(router.load(RATE_PER_S, is_over))
         await host.peer.until(lambda: router.answers.total() > RATE_PER_S, 10)
         before = router.answers.total()
         await host.stop(app, indices=list(range(1, 40)))

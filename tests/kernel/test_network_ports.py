@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
+import os
+import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -17,7 +20,7 @@ from depot_kit import stack as stack
 from netns_kit import FAR_IP, HOST_IP, PROTOCOLS, TCP, UDP, ask, talk
 from network_kit import APP_PORT, EVERYWHERE, Rig, Told, reaches, rig, tcp, udp
 
-from container import CreateError, Depot, PortMapping, Protocol
+from container import CreateError, Depot, NoLease, PortMapping, Protocol
 from container.network import NoPorts, PortTaken
 
 pytestmark = pytest.mark.kernel
@@ -247,6 +250,52 @@ async def test_after_a_restart_ports_are_held_again(tmp_path: Path, stack: Path)
         await nothing_left(settings)
         await second.close(remove_tables=True)
         second._host.cgroups.remove_parents()
+
+
+async def test_the_pools_go_on_after_a_restart_where_they_were(tmp_path: Path, stack: Path) -> None:
+    """Ports and addresses alike: what was released last is given out last, also by the next manager."""
+    settings = settings_for(
+        tmp_path, disk_limits=False, port_first=20_000, port_count=3, pool_network="10.254.0.0/28"
+    )
+    given = []
+    for number in range(5):
+        depot = await Depot.open(settings)
+        await depot.recover()
+        container = await depot.create(app(stack, handle="app", ports=(PortMapping(),)))
+        address = container._parts.lease
+        assert address is not None
+        given.append((container.ports[0].host_port, address.network))
+        await depot.destroy("app")
+        await nothing_left(settings)
+        await depot.close(remove_tables=number == 4)
+    assert [port for port, _ in given] == [20_000, 20_001, 20_002, 20_000, 20_001]
+    assert [network for _, network in given] == [f"10.254.0.{4 * number}/30" for number in (0, 1, 2, 3, 0)]
+    depot._host.cgroups.remove_parents()
+
+
+async def test_what_recovery_removes_rests_as_what_is_released(tmp_path: Path, stack: Path) -> None:
+    """A container that died without a manager: its port and its address are not the next one's at once."""
+    settings = settings_for(
+        tmp_path, disk_limits=False, port_first=20_000, port_count=2, pool_network="10.254.0.0/29"
+    )
+    settings = dataclasses.replace(settings, release_delay_s=60.0)
+    first = await Depot.open(settings)
+    dead = await first.create(app(stack, handle="dead", ports=(PortMapping(),)))
+    os.kill(dead._parts.pid, signal.SIGKILL)
+    await dead.wait_dead()
+    await first.close()
+
+    second = await Depot.open(settings)
+    await second.recover()
+
+    alive = await second.create(app(stack, handle="alive", ports=(PortMapping(),)))
+    assert (alive.ports[0].host_port, dead.ports[0].host_port) == (20_001, 20_000)
+    with pytest.raises(NoLease):
+        await second.create(app(stack, handle="late"))
+    await second.destroy("alive")
+    await nothing_left(settings)
+    await second.close(remove_tables=True)
+    second._host.cgroups.remove_parents()
 
 
 async def test_an_explicit_port_of_the_pool_is_not_given_out_twice(scene: Rig) -> None:
