@@ -20,6 +20,7 @@ from pathlib import Path
 from agent.bus import commands as c
 from agent.bus import credentials
 from agent.bus import messages as m
+from agent.bus.heartbeats import HeartbeatParts
 from agent.bus.outbox import Entry, Kept, Outbox
 from agent.bus.sender import LISTENER_PATIENCE_S, Sender, Word
 from agent.bus.subjects import GREET, OUTBOUND, inbound
@@ -31,6 +32,7 @@ from agent.logs import Log
 LIVENESS_S = 3.0
 QUICK_RETRIES_S = 30.0
 STILL_AWAY_S = 60.0
+SMALL_BYTES = 4096  # every server takes as much
 
 
 class Bus:
@@ -61,6 +63,7 @@ class Bus:
         self._sender = Sender(
             self._outbox, log, on_passed=self._note_passed, listener_patience_s=listener_patience_s
         )
+        self._heartbeats = HeartbeatParts()
         self._unregistered = Unregistered(port_rest_s)
         self._remember_unregisters()
         self._connection: Connection | None = None
@@ -94,11 +97,13 @@ class Bus:
         subject = OUTBOUND.get(type(event), reply_to)
         if not subject:  # a request without an inbox wants no answer
             return
+        payload = m.encode(event)
         kept = Kept(
             subject,
-            m.encode(event),
+            payload,
             listener=isinstance(event, m.DropletExited),
             once=isinstance(event, m.StagingReply1),
+            instead=_instead(event, len(payload)),
         )
         number = self._sender.tell(kept, passed)
         if isinstance(event, m.RouterUnregister):
@@ -109,7 +114,11 @@ class Bus:
             for number in self._unregistered.registered(word):
                 if number in self._outbox.repeats:
                     self._forget(number)
-        self._sender.say(Word(OUTBOUND[type(word)], m.encode(word)))
+        parts: tuple[m.Word, ...] = (word,)
+        if isinstance(word, m.Heartbeat) and self._connection is not None:
+            parts = self._heartbeats.split(word, self._connection.max_payload_bytes)
+        for part in parts:
+            self._sender.say(Word(OUTBOUND[type(part)], m.encode(part)))
 
     async def wait_passed(self, passed: asyncio.Event, timeout_s: float) -> None:
         """Until ``passed`` is set; at most ``timeout_s``, and not at all while the bus is away."""
@@ -304,3 +313,14 @@ class Bus:
             self._log.warning("bus_message_refused", subject=what.subject, error=str(e))
         except Exception:  # the outermost frame of a message: it costs itself only
             self._log.exception("bus_command_failed", subject=what.subject)
+
+
+def _instead(event: m.Event, size_bytes: int) -> bytes:
+    """What answers a staging request where the reply itself is more than the server takes: no answer costs its
+    controller 15 minutes."""
+    if size_bytes < SMALL_BYTES or not isinstance(
+        event, m.StagingReply1 | m.StagingReply2 | m.StagingRefused
+    ):
+        return b""
+    error = f"Error staging: the reply has {size_bytes} bytes, which is more than the bus takes"
+    return m.encode(m.StagingRefused(event.task_id, error))

@@ -11,16 +11,25 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from agent.bus.routes import routes_of
+from agent.bus.bounds import ID_BYTES, LABEL_BYTES, check_ids, cut
+from agent.bus.replies import ErrorInfo as ErrorInfo
+from agent.bus.replies import FindReply as FindReply
+from agent.bus.replies import StagingRefused as StagingRefused
+from agent.bus.replies import StagingReply as StagingReply
+from agent.bus.replies import StagingReply1 as StagingReply1
+from agent.bus.replies import StagingReply2 as StagingReply2
+from agent.bus.replies import Stats as Stats
+from agent.bus.replies import Usage as Usage
+from agent.bus.routes import check_routes, routes_of
 
-AppId = Annotated[str, Meta(max_length=255)]
+#: Ids, versions and partitions stand in every heartbeat; ``__post_init__`` bounds their bytes.
+AppId = Annotated[str, Meta(max_length=ID_BYTES)]
 #: Peers in Go drop a whole heartbeat for one number that fits no int; nothing of a host is as large.
 _MOST = (1 << 31) - 1
 Count = Annotated[int, Meta(ge=0, le=_MOST)]
 Megabytes = Annotated[int, Meta(ge=0, le=_MOST)]
 Seconds = Annotated[int, Meta(ge=0, le=_MOST)]
-#: Said again in every heartbeat, which must stay within the server's largest message.
-Label = Annotated[str, Meta(max_length=255)]
+Label = Annotated[str, Meta(max_length=ID_BYTES)]
 #: An id that a sender gives becomes the name of a directory.
 GivenId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{0,64}\Z")]
 
@@ -34,6 +43,7 @@ class MessageError(ValueError):
 
 def _normalise_uris(message: StartMessage | UpdateMessage) -> None:
     if message.uris is not None:
+        check_routes(message.uris)
         msgspec.structs.force_setattr(message, "uris", routes_of(message.uris))
 
 
@@ -94,6 +104,7 @@ class StartMessage(Struct, frozen=True):
     def __post_init__(self) -> None:
         if not isinstance(self.droplet, str):
             msgspec.structs.force_setattr(self, "droplet", str(self.droplet))
+        check_ids(self, "droplet", "version", "cc_partition")
         _normalise_uris(self)
 
     @property
@@ -156,6 +167,7 @@ class UpdateMessage(Struct, frozen=True):
     version: Label | None = None
 
     def __post_init__(self) -> None:
+        check_ids(self, "version")
         _normalise_uris(self)
 
     @property
@@ -193,6 +205,9 @@ class AdminBuildpack(Struct, frozen=True):
     key: str
     url: str
 
+    def __post_init__(self) -> None:
+        check_ids(self, "key")
+
 
 class StagingMeta(Struct, frozen=True):
     command: str | None = None
@@ -223,6 +238,9 @@ class StagingStart(Struct, frozen=True):
     egress_network_rules: tuple[EgressMessage, ...] | None = ()
     memory_limit: int | None = None
     disk_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        check_ids(self, "app_id", "task_id")
 
 
 class StagingStop(Struct, frozen=True):
@@ -292,77 +310,15 @@ class DropletExited(Struct, frozen=True):
     exit_description: str
     crash_timestamp: int
 
+    def __post_init__(self) -> None:
+        cut(self, LABEL_BYTES, "exit_description")
+
 
 class DeaShutdown(Struct, frozen=True):
     id: str
     ip: str
     version: str
     app_id_to_count: dict[str, int]
-
-
-class Usage(Struct, frozen=True):
-    time: str
-    cpu: float
-    mem: int
-    disk: int
-
-
-class Stats(Struct, frozen=True):
-    name: str
-    uris: tuple[str, ...]
-    host: str
-    port: int | None
-    uptime: int
-    mem_quota: int
-    disk_quota: int
-    fds_quota: int
-    usage: Usage
-
-
-class FindReply(Struct, frozen=True):
-    dea: str
-    droplet: str
-    version: str
-    instance: str
-    index: int
-    state: str
-    state_timestamp: float
-    staged: str
-    stats: Stats | UnsetType = UNSET
-
-
-class StagingReply(Struct, frozen=True):
-    """Anything told to the inbox of a staging request."""
-
-
-class StagingReply1(StagingReply, frozen=True):
-    task_id: str
-    task_streaming_log_url: str | None = None
-    error: str | None = None
-
-
-class StagingRefused(StagingReply, frozen=True):
-    """The only reply of a refused staging, and the one that replaces the second after a stop."""
-
-    task_id: str
-    error: str
-
-
-class ErrorInfo(Struct, frozen=True):
-    type: str
-    message: str
-
-
-class StagingReply2(StagingReply, frozen=True):
-    task_id: str
-    app_id: str
-    detected_buildpack: str | None = None
-    buildpack_key: str | None = None
-    droplet_sha1: str | None = None
-    detected_start_command: str | None = None
-    procfile: dict[str, str] | None = None
-    error: str | UnsetType = UNSET
-    error_info: ErrorInfo | UnsetType = UNSET
 
 
 Event = RouterUnregister | DropletExited | DeaShutdown | StagingReply

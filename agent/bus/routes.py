@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
+
+#: Of one route: a host name has 253 at most, the rest is its path.
+ROUTE_BYTES: Final = 1024
+#: Of all of an instance: they go in one register, again and again.
+ROUTES_BYTES: Final = 256 << 10
 
 
 def route_of(uri: str) -> str:
@@ -14,3 +20,15 @@ def route_of(uri: str) -> str:
 def routes_of(uris: Iterable[str]) -> tuple[str, ...]:
     """Each route once, in the order of its first appearance."""
     return tuple(dict.fromkeys(map(route_of, uris)))
+
+
+def check_routes(uris: Iterable[str]) -> None:
+    """ValueError: more than a register can carry."""
+    total = 0
+    for uri in uris:
+        size = len(uri.encode(errors="replace"))
+        total += size
+        if size > ROUTE_BYTES:
+            raise ValueError(f"uris: expected at most {ROUTE_BYTES} bytes each, got {size}")
+    if total > ROUTES_BYTES:
+        raise ValueError(f"uris: expected at most {ROUTES_BYTES} bytes, got {total}")

@@ -209,6 +209,11 @@ class Connection:
             raise BusError(f"publish on {subject}: {_said(e)}") from e
         honour_cancellation()
 
+    @property
+    def max_payload_bytes(self) -> int:
+        """The largest message that this server takes."""
+        return int(self._client.max_payload)
+
     def new_inbox(self) -> str:
         return self._client.new_inbox()
 

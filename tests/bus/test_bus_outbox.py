@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
+import re
 import resource
 import signal
 import time
@@ -19,6 +21,7 @@ from servers import (
     Relay,
     exited,
     kept_files,
+    nats_server,
     route,
     staged,
     until,
@@ -153,18 +156,68 @@ async def test_a_message_that_no_server_takes_is_set_aside_and_what_is_behind_it
     host = make_host()
     await host.run_until_connected()
 
-    host.bus.tell(m.StagingRefused("t", "x" * (1 << 20)), reply_to="box")
+    host.bus.tell(m.DeaShutdown("host1", "10.0.0.1", "0.0.1", {"x" * (1 << 20): 1}))
     host.bus.tell(staged(0), reply_to="no subject")
     host.bus.tell(staged(1), reply_to="y" * 4_000)
-    entry = m.HeartbeatEntry("default", "app", "v", "i", 0, "RUNNING", 1.0)
-    host.bus.say(m.Heartbeat((entry,) * 20_000, "host1"))
+    host.bus.say(m.Advertise("host1", ("x" * (1 << 20),), 1, 1, {}, {}))
     host.bus.tell(staged(2), reply_to="box")
 
     await until(lambda: peer.on("box"), "the last arrives")
     assert peer.on("box") == [m.encode(staged(2))]
-    assert len(host.logged("bus_message_unsendable")) == 4
+    refused = host.logged("bus_message_unsendable")
+    assert len(refused) == 4
+    assert max(len(str(line)) for line in refused) < 1000
     assert host.connects == 1
     assert [name.partition(".")[2] for name in kept_files(tmp_path)] == ["damaged"] * 3
+
+
+@pytest.mark.parametrize("is_first", [True, False], ids=["first", "second"])
+async def test_a_staging_reply_that_no_server_takes_is_replaced_by_one_that_says_so(
+    stack: AsyncExitStack, tmp_path: Path, is_first: bool
+) -> None:
+    """The controller would wait 15 minutes for it; nothing is left in the outbox."""
+    (tmp_path / "small").mkdir()
+    server = await stack.enter_async_context(nats_server(tmp_path / "small", "max_payload: 8192"))
+    host = Host([server.url], tmp_path / "outbox")
+    stack.push_async_callback(host.stop)
+    peer = await Peer.open(server, "box")
+    stack.push_async_callback(peer.close)
+    await host.run_until_connected()
+
+    if is_first:
+        host.bus.tell(m.StagingReply1("t", "x" * 9_000), reply_to="box")
+    else:
+        host.bus.tell(m.StagingReply2("t", "app", procfile={"web": "x" * 9_000}), reply_to="box")
+
+    await until(lambda: peer.heard, "an answer")
+    (answer,) = [json.loads(payload) for payload in peer.on("box")]
+    assert answer["task_id"] == "t"
+    assert re.fullmatch(
+        r"Error staging: the reply has 9\d{3} bytes, which is more than the bus takes", answer["error"]
+    )
+    await until(lambda: not kept_files(tmp_path), "nothing is kept")
+
+
+async def test_a_heartbeat_that_no_server_takes_goes_in_parts(stack: AsyncExitStack, tmp_path: Path) -> None:
+    """Each under an id of its own, all instances in one or the other."""
+    (tmp_path / "small").mkdir()
+    server = await stack.enter_async_context(nats_server(tmp_path / "small", "max_payload: 8192"))
+    host = Host([server.url], tmp_path / "outbox")
+    stack.push_async_callback(host.stop)
+    peer = await Peer.open(server, "dea.heartbeat")
+    stack.push_async_callback(peer.close)
+    await host.run_until_connected()
+    entries = tuple(
+        m.HeartbeatEntry("default", "a" * 200, "v", f"i{n}", n, "RUNNING", 1.5) for n in range(50)
+    )
+
+    host.bus.say(m.Heartbeat(entries, "host1"))
+
+    await until(lambda: len(peer.heard) == 3, "three parts")
+    beats = [m.decode(m.Heartbeat, payload) for payload in peer.on("dea.heartbeat")]
+    assert [beat.dea for beat in beats] == ["host1", "host1-2", "host1-3"]
+    assert sorted(one.index for beat in beats for one in beat.droplets) == list(range(50))
+    assert not host.logged("bus_message_unsendable")
 
 
 async def test_a_full_disk_costs_an_event_its_safety_only(
