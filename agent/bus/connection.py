@@ -17,11 +17,14 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from agent.bus import commands as c
 from agent.bus import credentials
 from agent.bus import messages as m
 from agent.bus.heartbeats import HeartbeatParts
 from agent.bus.outbox import Entry, Kept, Outbox
+from agent.bus.routes import routes_of
 from agent.bus.sender import LISTENER_PATIENCE_S, Sender, Word
 from agent.bus.subjects import GREET, OUTBOUND, inbound
 from agent.bus.unregistered import REST_S, Unregistered
@@ -153,7 +156,8 @@ class Bus:
         return self._unregistered.rests(port, time.monotonic())
 
     def _remember_unregisters(self) -> None:
-        """What former agents have taken back. When it passed the barrier is not known: those ports rest anew."""
+        """What former agents have taken back. When it passed the barrier is not known: those ports rest anew. Agents of old
+        kept the routes as they came."""
         now_s = time.monotonic()
         for entry in (*self._outbox, *self._outbox.repeats.values()):
             if entry.kept.repeats:
@@ -162,6 +166,7 @@ class Bus:
                 except m.MessageError as e:
                     self._log.error("unregister_damaged", number=entry.number, error=str(e))
                     continue
+                event = msgspec.structs.replace(event, uris=routes_of(event.uris))
                 rested_at_s = now_s if entry.number in self._outbox.rested else None
                 self._unregistered.add(entry.number, event, rested_at_s=rested_at_s)
 
@@ -169,6 +174,9 @@ class Bus:
         return self._unregistered.passed(number, time.monotonic())
 
     def _sweep_unregisters(self) -> None:
+        outbox = self._outbox
+        # what was dropped (too many) or set aside (no server takes it) never passes a barrier: no port waits for it
+        self._unregistered.retain(lambda number: number in outbox or number in outbox.repeats)
         swept = self._unregistered.sweep(time.monotonic())
         for number in swept.over:
             self._forget(number)

@@ -15,7 +15,7 @@ After its rest an unregister is still repeated, for a router that was cut off fo
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -123,6 +123,11 @@ class Unregistered:
         for number in over:
             self.drop(number)
         return Swept(tuple(rested), tuple(over))
+
+    def retain(self, is_kept: Callable[[int], bool]) -> None:
+        """Only what the outbox has can ever pass a barrier."""
+        for number in [number for number in self._gone if not is_kept(number)]:
+            self.drop(number)
 
     def drop(self, number: int) -> None:
         """Idempotent."""

@@ -17,6 +17,7 @@ from servers import NatsServer, Relay, kept_files, route, until
 from servers_fixtures import Listen, MakeHost
 
 from agent.bus import messages as m
+from agent.bus.outbox import Kept, Outbox
 
 pytestmark = pytest.mark.bus
 OpenHost = Callable[..., AbstractAsyncContextManager[Host]]
@@ -179,3 +180,33 @@ async def test_what_was_taken_back_is_remembered_over_restarts(
 
     await until(lambda: kept_files(tmp_path) == [], "nothing is left to repeat")
     assert set(peer.on("router.unregister")) == {m.encode(route(m.RouterUnregister, 61001, "a"))}
+
+
+async def test_an_unregister_that_no_server_takes_holds_no_port(make_host: MakeHost, tmp_path: Path) -> None:
+    """It never passes a barrier, so its rest would have no end."""
+    host = make_host(port_rest_s=60.0)
+    await host.run_until_connected()
+    host.bus.tell(route(m.RouterUnregister, 61001, "x" * (1 << 20)))
+    assert host.bus.port_rests(61001)
+    await until(lambda: kept_files(tmp_path) == ["000000000001.damaged"], "it is set aside")
+    await until(lambda: not host.bus.port_rests(61001), "its port is free")
+
+
+async def test_a_route_that_an_older_agent_took_back_is_known_by_its_one_spelling(
+    make_host: MakeHost, listen: Listen, tmp_path: Path
+) -> None:
+    """It kept them as they came; a register of the same route, spelt as today, ends the repeats."""
+    old = Outbox(tmp_path / "outbox")
+    payload = m.encode(route(m.RouterUnregister, 61001, "Shop.example.com/"))
+    old.write(old.add(Kept("router.unregister", payload)))
+    peer = await listen("router.unregister")
+    host = make_host()
+    await host.run_until_connected()
+    await until(lambda: peer.heard, "sent as it was kept")
+    assert peer.on("router.unregister") == [payload]
+    await until(lambda: kept_files(tmp_path) == ["000000000001.repeat"], "it has passed the barrier")
+
+    host.bus.say(route(m.RouterRegister, 61001, "shop.example.com"))
+
+    assert kept_files(tmp_path) == []
+    assert not host.bus.port_rests(61001)
