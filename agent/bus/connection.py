@@ -215,6 +215,7 @@ class Bus:
             group.create_task(self._dispatch(), name="bus-dispatch")
             group.create_task(self._connect_for_ever(), name="bus-connect")
             group.create_task(self._sender.run(), name="bus-send")
+            group.create_task(self._sender.sync(), name="bus-sync")
 
     async def _connect_for_ever(self) -> None:
         servers = random.sample(self._settings.servers, k=len(self._settings.servers))

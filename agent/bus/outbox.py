@@ -5,7 +5,10 @@
     N.rested   the same, after the rest of its port: only repeated
 
 One file an event, named by a number that only grows; written beside and renamed, so that a half-written one is none. Blocking but
-small (a few hundred bytes); events are rare against everything else.
+small (a few hundred bytes, no sync); events are rare against everything else.
+
+A file that is renamed outlives the agent. For a crash of the host it needs a sync, which takes milliseconds: most events have left by
+then. Those that wait (no bus, no listener) are synced in a thread, all of one pass together.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -68,6 +71,7 @@ class Outbox:
         self._doubtful: dict[int, Entry] = {}
         self.repeats: dict[int, Entry] = {}
         self.rested: set[int] = set()
+        self._unsynced: set[int] = set()
         self.damaged: list[str] = []
         for half_written in directory.glob("*.new"):
             half_written.unlink()
@@ -111,8 +115,8 @@ class Outbox:
                 left = memoryview(msgspec.msgpack.encode(entry.kept))
                 while left:
                     left = left[file.write(left) :]
-                os.fdatasync(file)
             new.rename(path)
+            self._unsynced.add(entry.number)
         except OSError:
             new.unlink(missing_ok=True)
             raise
@@ -141,6 +145,26 @@ class Outbox:
     def _rename(self, number: int, old: str, new: str) -> None:
         with contextlib.suppress(FileNotFoundError):  # it could not be written, which has been logged
             self._path(number, old).rename(self._path(number, new))
+
+    def take_unsynced(self) -> tuple[int, ...]:
+        """What waits and is not known to be on the disk itself; for `sync`. Each is answered once."""
+        taken, self._unsynced = self._unsynced, set()
+        return tuple(sorted(number for number in taken if number in self._entries))
+
+    def sync(self, numbers: Iterable[int]) -> None:
+        """Blocking, for a thread. OSError: some are not safe from a crash of the host, as all else of that moment."""
+        for number in numbers:
+            with contextlib.suppress(FileNotFoundError):  # it has left meanwhile
+                fd = os.open(self._path(number), os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    os.fdatasync(fd)
+                finally:
+                    os.close(fd)
+        directory = os.open(self._dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
 
     def remove(self, number: int) -> None:
         """Idempotent. OSError: the file stays, so the next agent sends it once more."""

@@ -28,6 +28,7 @@ LISTENER_RETRY_S = 0.2
 LISTENER_PATIENCE_S = 60.0
 BATCH = 16  # events between two barriers: as many are repeated, at most, when the link dies
 LIMIT = 10_000
+SYNC_PAUSE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,18 @@ class Sender:
         while self._outbox or self._queue:
             self._settled.clear()
             await self._settled.wait()
+
+    async def sync(self) -> None:
+        """For a TaskGroup: for ever. What has waited for a whole pause is worth a sync."""
+        waiting: tuple[int, ...] = ()
+        while True:
+            await asyncio.sleep(SYNC_PAUSE_S)
+            if waiting:
+                try:
+                    await asyncio.to_thread(self._outbox.sync, waiting)
+                except OSError as e:
+                    self._log.error("outbox_not_synced", error=str(e), consequence="lost if the host crashes")
+            waiting = self._outbox.take_unsynced()
 
     # -- the connection's life ---------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import random
 import re
 import resource
 import signal
+import threading
 import time
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -359,6 +360,40 @@ async def test_time_without_a_bus_does_not_count_against_an_exit(
 
     await until(lambda: peer.heard, "it arrives")
     assert host.logged("bus_event_without_listener") == []
+
+
+async def test_what_waits_is_synced_several_at_a_time_and_what_has_left_is_not(
+    make_host: MakeHost, server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sync takes milliseconds: 300 of them stopped the event loop for two seconds."""
+    passes: list[tuple[int, ...]] = []
+    sync = Outbox.sync
+
+    def noted_sync(outbox: Outbox, numbers: tuple[int, ...]) -> None:
+        assert threading.current_thread() is not threading.main_thread()
+        sync(outbox, numbers)
+        passes.append(numbers)
+
+    monkeypatch.setattr(Outbox, "sync", noted_sync)
+    monkeypatch.setattr("agent.bus.sender.SYNC_PAUSE_S", 0.2)
+    host = make_host()
+    await host.run_until_connected()
+    for number in range(100):
+        host.bus.tell(staged(number), reply_to="box")
+    await until(lambda: not host.bus.untold, "all have left")
+    await server.kill()
+    await until(lambda: not host.bus.connected, "the death is seen")
+
+    began = time.monotonic()
+    for number in range(300):
+        host.bus.tell(staged(number), reply_to="box")
+    took_s = time.monotonic() - began
+
+    await until(lambda: passes, "a pass")
+    await until(lambda: sum(map(len, passes)) == 300, "all are synced")
+    assert len(passes) <= 2
+    assert host.bus.untold == 300
+    print(f"300 events in {took_s:.3f} s")
 
 
 async def test_the_oldest_of_too_many_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
