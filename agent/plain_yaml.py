@@ -16,6 +16,8 @@ import yaml
 T = TypeVar("T")
 #: Of any document. The three kinds that are read hold a few lines each.
 LIMIT_BYTES: Final = 64 << 10
+#: Keys, values, lists and maps together: the parser holds Python's lock until it has read all of them.
+LIMIT_NODES: Final = 4096
 _MERGE = "tag:yaml.org,2002:merge"
 
 
@@ -36,8 +38,17 @@ class _Loader(yaml.CSafeLoader):
                 )
 
 
+def _check_nodes(text: bytes) -> None:
+    """Event by event, and no further than needed. YamlError, and what the parser raises."""
+    nodes = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        nodes += isinstance(event, yaml.NodeEvent)
+        if nodes > LIMIT_NODES:
+            raise YamlError(f"more than {LIMIT_NODES} values")
+
+
 def load(text: bytes, kind: type[T]) -> T:
-    """The document as ``kind``; an empty one as an empty mapping. YamlError. Takes up to some 0.2 s: see `load_aside`."""
+    """The document as ``kind``; an empty one as an empty mapping. YamlError. Takes tens of milliseconds at most, see `load_aside`."""
     try:
         return msgspec.convert(_read(text, _Loader) or {}, kind)
     except msgspec.ValidationError as e:
@@ -60,7 +71,10 @@ def _read(text: bytes, loader: Any) -> Any:
     if len(text) > LIMIT_BYTES:
         raise YamlError(f"more than {LIMIT_BYTES} bytes")
     try:
+        _check_nodes(text)
         return yaml.load(text, Loader=loader)  # noqa: S506  (safe ones, made narrower)
+    except YamlError:
+        raise
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark is not None else ""

@@ -9,7 +9,7 @@ from enum import Enum
 from pathlib import Path
 
 from agent.config import ResourceSettings
-from agent.instances.instance import HOLDS_DISK, HOLDS_MEMORY, Instance, State
+from agent.instances.instance import HOLDS, Instance, State
 
 MIB = 1 << 20
 #: Of the host's memory, what is left to the host where no `memory_mb` is configured.
@@ -27,6 +27,9 @@ class Short(Enum):
 class Claim:
     memory_mb: int
     disk_mb: int
+
+
+NOTHING = Claim(0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +53,13 @@ class Capacity:
 
 
 def claim_of(instance: Instance) -> Claim:
-    """A start that never came to a container holds nothing once it has failed: in the original one that asked for more
-    disk than there is kept the host from taking anything until it was reaped (dea-bus.md 1.4, step 4).
+    """A crash holds the bytes that are kept of it, not the disk that the app might have used: its container is gone. In the original
+    it held all of it, and a few records of deleted apps closed a host for an hour (dea-bus.md 1.4, step 4).
     """
-    if instance.state is State.CRASHED and instance.handle is None:
-        return Claim(0, 0)
-    return Claim(
-        instance.memory_mb if instance.state in HOLDS_MEMORY else 0,
-        instance.disk_mb if instance.state in HOLDS_DISK else 0,
-    )
+    if instance.state is State.CRASHED:
+        return Claim(0, -(-instance.kept_bytes // MIB))
+    holds = instance.state in HOLDS
+    return Claim(instance.memory_mb, instance.disk_mb) if holds else NOTHING
 
 
 def make_capacity(settings: ResourceSettings, host_memory_mb: int, free_disk_mb: int) -> Capacity:

@@ -32,11 +32,13 @@ from agent.droplets.transfer import Transfers
 from agent.droplets.unpacker import Unpacker
 from agent.host import depot_settings, local_address, make_directories
 from agent.http.control import Control
+from agent.instances import crashes
 from agent.instances.instance import LIFE_BROKE, ROUTED, Event, Exit, Instance, State
 from agent.instances.keeper import Keeper
 from agent.instances.life import FAILED, Home, live
 from agent.instances.registry import Registry
 from agent.instances.stats import sample
+from agent.lag import LoopLag
 from agent.logs import Log, LogFile, reopen
 from agent.resources import MIB, host_memory_mb
 from agent.signals import Signals, hold
@@ -72,6 +74,7 @@ class Worker:
         self._log_file = log_file
         self._signals = Signals()
         self._supervisor = Supervisor(log)
+        self._lag = LoopLag(log)
         self._registry = Registry()
         self._ending: asyncio.Event = asyncio.Event()
         self._end = End.SHUTDOWN
@@ -110,6 +113,7 @@ class Worker:
             supervisor.keep("saver", self._saver.run)
             supervisor.every("stats", self._sample_all, lambda: self._settings.intervals.stats)
             supervisor.every("reaper", self._reap, lambda: REAPER_PERIOD_S)
+            supervisor.keep("lag", self._lag.run)
             self._take_over()
             self._signals.on(self._announcer.leave_pool, signal.SIGUSR1)
             self._signals.on(self._evacuate, signal.SIGUSR2)
@@ -211,7 +215,7 @@ class Worker:
             registry=self._registry,
             stagings=self._stagings,
             depot=self._depot,
-            crashes_dir=base / "crashes",
+            crashes_dir=self._crashes_dir,
             local_ip=self._ip,
             post_setup_hook=settings.post_setup_hook,
             status=self._status,
@@ -223,6 +227,10 @@ class Worker:
     async def _close_depot(self) -> None:
         """The last one out takes the host's shared pieces along; containers that go on need them."""
         await self._depot.close(remove_tables=not self._depot.handles())
+
+    @property
+    def _crashes_dir(self) -> Path:
+        return self._settings.base_dir / "crashes"
 
     @property
     def _memory_path(self) -> Path:
@@ -239,12 +247,9 @@ class Worker:
         for handle in self._depot.handles():
             if handle not in owned:
                 self._log.info("container_without_owner_destroyed", handle=handle)
-                self._supervisor.start("destroy", self._destroy(handle), handle=handle)
+                self._supervisor.start("destroy", self._depot.destroy(handle), handle=handle)
+        self._keeper.measure_crashes(self._crashes_dir)
         self._saver.changed()
-
-    async def _destroy(self, handle: str) -> None:
-        """One that cannot be removed costs nobody else; the next recovery tries again."""
-        await self._depot.destroy(handle)
 
     # -- commands ----------------------------------------------------------------------------------------------
 
@@ -283,7 +288,7 @@ class Worker:
     def _life_broke(self, instance: Instance) -> None:
         """Nobody looks after it any more: it is over, with its container, and that is told."""
         if instance.handle is not None:
-            self._supervisor.start("destroy", self._destroy(instance.handle), handle=instance.handle)
+            self._supervisor.start("destroy", self._depot.destroy(instance.handle), handle=instance.handle)
         if (event := LIFE_BROKE.get(instance.state)) is not None:
             instance.exit = Exit(-1, FAILED if event is not Event.EXITED else "unknown")
             instance.crashed_at_s = int(time.time())
@@ -305,7 +310,8 @@ class Worker:
 
     async def _reap(self) -> None:
         with self._supervisor.guard("reaper"):
-            self._keeper.reap_crashes(self._settings.base_dir / "crashes", time.time())
+            self._keeper.reap_crashes(time.time())
+            await crashes.sweep(self._crashes_dir, lambda name: self._registry.find(name) is not None)
         if self._keeper.is_low():
             await self._layers.sweep({one.message.sha1 for one in self._registry if one.message.sha1})
 
@@ -371,7 +377,9 @@ class Worker:
         await _wait({*self._lives.values(), *self._staging_runs}, deadline_s * 0.75)
         if handles := self._depot.handles():  # past the grace: no more asking
             self._log.warning("containers_killed_at_deadline", handles=handles)
-            killing = {self._supervisor.start("destroy", self._destroy(one), handle=one) for one in handles}
+            killing = {
+                self._supervisor.start("destroy", self._depot.destroy(one), handle=one) for one in handles
+            }
             await _wait(killing | set(self._lives.values()), self._left_s())
             for task in killing:
                 task.cancel()
@@ -400,4 +408,5 @@ class Worker:
             "stagings": len(self._stagings),
             "evacuating": self._keeper.evacuating,
             "failures": self._supervisor.failures,
+            **self._lag.status(),
         }

@@ -102,8 +102,7 @@ LIFE_BROKE: Final[Mapping[State, Event]] = {
 }
 
 #: What reserves (dea-bus.md 2.1). EVACUATING did not in the original, so that a draining host looked empty.
-HOLDS_MEMORY: Final = frozenset({_S.BORN, _S.STARTING, _S.RUNNING, _S.STOPPING, _S.EVACUATING})
-HOLDS_DISK: Final = HOLDS_MEMORY | {_S.CRASHED}
+HOLDS: Final = frozenset({_S.BORN, _S.STARTING, _S.RUNNING, _S.STOPPING, _S.EVACUATING})
 #: What a heartbeat tells (dea-bus.md 1.9).
 IN_HEARTBEAT: Final = frozenset({_S.STARTING, _S.RUNNING, _S.CRASHED, _S.EVACUATING})
 #: What a `dea.stop` stops (dea-bus.md 1.5).
@@ -112,6 +111,10 @@ STOPPABLE: Final = frozenset({_S.BORN, _S.STARTING, _S.RUNNING, _S.STOPPING, _S.
 ROUTED: Final = frozenset({_S.RUNNING, _S.EVACUATING})
 #: What has routes or may come to have them: a `dea.update` changes these.
 UPDATABLE: Final = frozenset({_S.BORN, _S.STARTING}) | ROUTED
+
+
+#: How the bus names the end of an app that the kernel killed for want of memory.
+OUT_OF_MEMORY: Final = "out of memory"
 
 
 class Refused(RuntimeError):
@@ -144,6 +147,7 @@ class Instance:
     job: Job | None = None
     exit: Exit = field(default=Exit(-1, ""))
     crashed_at_s: int = 0
+    kept_bytes: int = 0  # of its output, once it has crashed
     healthy: bool = False
     routed: bool = False  # routers have, or may have, routes to it
     stop_requested: asyncio.Event = field(default_factory=asyncio.Event)

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from agent.announce import Voice
 from agent.bus import messages as m
 from agent.bus.connection import Bus
 from agent.config import Settings
+from agent.instances.crashes import kept_bytes, to_keep
 from agent.instances.instance import (
-    HOLDS_MEMORY,
+    HOLDS,
     ROUTED,
     STOPPABLE,
     UPDATABLE,
@@ -76,7 +76,7 @@ class Keeper:
         return self._capacity
 
     def left(self) -> Capacity:
-        return self.capacity().left((*map(claim_of, self._registry), *self._staging_claims()))
+        return self.capacity().left((self._registry.held, *self._staging_claims()))
 
     def is_low(self) -> bool:
         """The host's disk is at its low-water mark: nothing new is taken, what runs writes on."""
@@ -86,18 +86,26 @@ class Keeper:
         return Short.DISK if self.is_low() else self.left().lacks(claim)
 
     def room_of(self, instance: Instance) -> asyncio.Event:
+        """Set: there is room."""
         room = self._rooms.get(instance)
         if room is None:
             room = asyncio.Event()
             room.set()
         return room
 
+    def _left_without(self, instances: Iterable[Instance]) -> Capacity:
+        """What there would be if these held nothing."""
+        left = self.left()
+        given_back = tuple(map(claim_of, instances))
+        return Capacity(
+            left.memory_mb + sum(one.memory_mb for one in given_back),
+            left.disk_mb + sum(one.disk_mb for one in given_back),
+        )
+
     def _give_room(self) -> None:
         """Instances of an app that wait for their predecessors, in the order in which they came."""
-        waiting = [one for one, room in self._rooms.items() if not room.is_set()]
-        left = self.capacity().left(
-            (*(claim_of(one) for one in self._registry if one not in waiting), *self._staging_claims())
-        )
+        waiting = tuple(self._rooms)
+        left = self._left_without(waiting)
         for instance in waiting:
             claim = Claim(instance.memory_mb, instance.disk_mb)
             if left.lacks(claim) is None:
@@ -133,7 +141,7 @@ class Keeper:
         self._registry.add(instance)
         if not room.is_set():
             self._log.info("start_waits_for_predecessor", app=instance.app, index=instance.index)
-        self._rooms[instance] = room
+            self._rooms[instance] = room
         self._begin(instance)
 
     def _fits_after_its_own(self, instance: Instance, claim: Claim) -> bool:
@@ -141,8 +149,7 @@ class Keeper:
         going = [one for one in self._registry.of_app(instance.app) if one.state is State.STOPPING]
         if not going or self.is_low():
             return False
-        others = (claim_of(one) for one in self._registry if one not in going)
-        return self.capacity().left((*others, *self._staging_claims())).lacks(claim) is None
+        return self._left_without(going).lacks(claim) is None
 
     def _refuse(self, instance: Instance, short: Short) -> None:
         instance.exit = Exit(-1, f"Not enough {short.value} resource available.")
@@ -220,8 +227,11 @@ class Keeper:
             self._log.debug(
                 "instance_state", instance=instance.id, old=before.value, new=instance.state.value
             )
+        self._registry.settle(instance)
         for effect in effects:
             self._carry_out(effect, instance)
+        if instance.state is State.CRASHED and instance.state is not before:
+            self._drop_older_crashes(instance.app)
 
     def _carry_out(self, effect: Effect, instance: Instance) -> None:
         match effect:
@@ -252,22 +262,22 @@ class Keeper:
 
     # -- crashes -----------------------------------------------------------------------------------------------
 
-    def reap_crashes(self, crashes_dir: Path, now_s: float) -> None:
-        """Of each app only the newest crash is kept, and only for its time (dea-bus.md 2.10). Blocking: small."""
-        newest: dict[str, Instance] = {}
-        crashed = sorted(
-            self._registry.in_states(frozenset({State.CRASHED})), key=lambda one: one.crashed_at_s
-        )
-        for instance in crashed:
-            newest[instance.app] = instance
-        for instance in crashed:
-            too_old = now_s - instance.crashed_at_s > self._settings.crash_lifetime_secs
-            if too_old or newest[instance.app] is not instance:
+    def _drop_older_crashes(self, app: str) -> None:
+        crashed = [one for one in self._registry.of_app(app) if one.state is State.CRASHED]
+        for instance in set(crashed) - to_keep(crashed):
+            self.happen(instance, Event.REAP)
+
+    def reap_crashes(self, now_s: float) -> None:
+        """A crash is kept for its time only."""
+        for instance in self._registry.in_states(frozenset({State.CRASHED})):
+            if now_s - instance.crashed_at_s > self._settings.crash_lifetime_secs:
                 self.happen(instance, Event.REAP)
-        if crashes_dir.exists():
-            for entry in crashes_dir.iterdir():
-                if self._registry.find(entry.name) is None:
-                    shutil.rmtree(entry, ignore_errors=True)
+
+    def measure_crashes(self, crashes_dir: Path) -> None:
+        """After a restart: what is kept of the former agent's crashes."""
+        for instance in self._registry.in_states(frozenset({State.CRASHED})):
+            instance.kept_bytes = kept_bytes(crashes_dir / instance.id)
+            self._registry.settle(instance)
 
     def evacuate(self) -> None:
         self.evacuating = True
@@ -276,4 +286,4 @@ class Keeper:
                 self.happen(instance, Event.EVACUATE)
 
     def busy(self) -> tuple[Instance, ...]:
-        return self._registry.in_states(HOLDS_MEMORY)
+        return self._registry.in_states(HOLDS)

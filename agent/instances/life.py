@@ -21,9 +21,10 @@ from agent.droplets.archive import ArchiveError
 from agent.droplets.layers import Layer, LayerError, Layers
 from agent.droplets.transfer import TransferError
 from agent.droplets.unpacker import JailError
+from agent.instances.crashes import kept_bytes
 from agent.instances.environment import app_environment
 from agent.instances.health import wait_accepting
-from agent.instances.instance import Event, Exit, Instance, State
+from agent.instances.instance import OUT_OF_MEMORY, Event, Exit, Instance, State
 from agent.instances.limits import MIB, bind_mounts, cpu_shares, egress_rules, ipv6_left_out, rootfs_of
 from agent.instances.start import HOME, OLD_STARTUP, start_argv
 from agent.instances.stats import sample
@@ -55,7 +56,6 @@ NO_COMMAND = "missing start command"
 FAILED = "failed to start"
 NO_PORT = "Not enough port resource available."
 EXITED = "app instance exited"
-OUT_OF_MEMORY = "out of memory"
 STAGING_INFO = f"{HOME}/staging_info.yml"
 JOB_ID = "app"
 
@@ -162,8 +162,10 @@ async def _conclude(instance: Instance, home: Home, course: asyncio.Task[Exit], 
         description=instance.exit.description,
     )
     if instance.job is not None:
+        record = home.settings.base_dir / "crashes" / instance.id
         try:
-            await keep_output(instance.job, home.settings.base_dir / "crashes" / instance.id)
+            await keep_output(instance.job, record)
+            instance.kept_bytes = kept_bytes(record)
         except OSError as e:  # the host's disk may be full; an exit is told all the same
             log.warning("crash_output_not_kept", error=str(e))
     home.happen(instance, event)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 
 from agent.bus.messages import Filter
 from agent.instances.instance import Instance, State
+from agent.resources import NOTHING, Claim, claim_of
 
 
 def matches(instance: Instance, wanted: Filter) -> bool:
@@ -21,8 +21,13 @@ def matches(instance: Instance, wanted: Filter) -> bool:
 
 
 class Registry:
+    """``held``: what all of them hold together; kept as a sum, since it is asked for at each start and each advert."""
+
     def __init__(self) -> None:
         self._by_id: dict[str, Instance] = {}
+        self._by_app: dict[str, dict[Instance, None]] = {}
+        self._claims: dict[Instance, Claim] = {}
+        self.held = NOTHING
 
     def __iter__(self) -> Iterator[Instance]:
         return iter(tuple(self._by_id.values()))
@@ -32,10 +37,31 @@ class Registry:
 
     def add(self, instance: Instance) -> None:
         self._by_id[instance.id] = instance
+        self._by_app.setdefault(instance.app, {})[instance] = None
+        self._hold(instance, claim_of(instance))
 
     def remove(self, instance: Instance) -> None:
         """Idempotent."""
         self._by_id.pop(instance.id, None)
+        if (of_app := self._by_app.get(instance.app)) is not None:
+            of_app.pop(instance, None)
+            if not of_app:
+                del self._by_app[instance.app]
+        self._hold(instance, NOTHING)
+        self._claims.pop(instance, None)
+
+    def settle(self, instance: Instance) -> None:
+        """Its state, or what is kept of it, has changed: so has what it holds."""
+        if instance in self._claims:
+            self._hold(instance, claim_of(instance))
+
+    def _hold(self, instance: Instance, claim: Claim) -> None:
+        before = self._claims.get(instance, NOTHING)
+        self._claims[instance] = claim
+        self.held = Claim(
+            self.held.memory_mb - before.memory_mb + claim.memory_mb,
+            self.held.disk_mb - before.disk_mb + claim.disk_mb,
+        )
 
     def rename(self, instance: Instance, new_id: str) -> None:
         """A new version gives an instance a new id, under which alone it is found (dea-bus.md 1.5)."""
@@ -47,14 +73,14 @@ class Registry:
         return self._by_id.get(instance_id)
 
     def of_app(self, app: str) -> tuple[Instance, ...]:
-        return tuple(one for one in self._by_id.values() if one.app == app)
+        return tuple(self._by_app.get(app, ()))
 
     def select(self, wanted: Filter) -> tuple[Instance, ...]:
         return tuple(one for one in self.of_app(wanted.app) if matches(one, wanted))
 
     def counts(self) -> dict[str, int]:
         """Instances by app, in whatever state (dea-bus.md 1.3)."""
-        return dict(Counter(one.app for one in self._by_id.values()))
+        return {app: len(instances) for app, instances in self._by_app.items()}
 
     def in_states(self, states: frozenset[State]) -> tuple[Instance, ...]:
         return tuple(one for one in self._by_id.values() if one.state in states)

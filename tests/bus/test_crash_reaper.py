@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from bad_input_kit import SMALL, exit_of, output_of
 from conftest import OpenHost
@@ -10,34 +12,59 @@ from driver import App, Host, poll
 pytestmark = pytest.mark.bus
 
 
-async def crash(host: Host, app: App, words: str) -> str:
+async def crash(host: Host, app: App, words: str, index: int = 0) -> str:
     """An instance that says ``words`` and ends; its id."""
     since = host.peer.mark
-    await host.start(app, limits=SMALL, start_command=f"echo {words}; exit 1")
+    await host.start(app, index, limits=SMALL, start_command=f"echo {words}; exit 1")
     return str((await exit_of(host, app, since=since))["instance"])
 
 
-async def test_of_each_app_the_newest_crash_is_kept_for_its_time_and_holds_its_disk(hosts: OpenHost) -> None:
-    """Older ones and strangers' directories go at the next round; a stop does not take a crash away, time does."""
+async def test_the_newest_crash_of_each_index_is_kept_for_its_time_and_holds_what_is_kept(
+    hosts: OpenHost,
+) -> None:
+    """Older ones go at once, strangers' directories at the next round; a stop does not take a crash away, time does."""
     async with hosts(crash_lifetime_secs=18) as host:
         await host.start_agent()
         crashes = host.base_dir / "crashes"
         free = await host.status()
         shop, other = host.make_app("shop"), host.make_app("other")
         old, new = await crash(host, shop, "first"), await crash(host, shop, "second")
+        second = await crash(host, shop, "of another index", index=1)
         only = await crash(host, other, "third")
         (crashes / "stranger").mkdir()
+        await host.wait_depot_empty()
         held = await host.status()
         await host.stop(shop)  # skipped: it has crashed (dea-bus.md 1.5)
 
-        kept = {new, only}
+        kept = {new, second, only}
         assert old != new
         assert held["memory_left_mb"] == free["memory_left_mb"]
-        assert held["disk_left_mb"] == free["disk_left_mb"] - 3 * SMALL["disk"]
+        assert held["disk_left_mb"] == free["disk_left_mb"] - 3  # a few bytes each, counted as one MB
+        assert {one["instance"] for one in await host.find(shop, states=["CRASHED"])} == {new, second}
         assert await poll(lambda: {path.name for path in crashes.iterdir()} == kept, 15)
-        assert [one["instance"] for one in await host.find(shop, states=["CRASHED"])] == [new]
         assert "second\n" in await output_of(host, shop)
+
+        await host.stop_agent(signal.SIGKILL)
+        await host.start_agent()
+        assert (await host.status())["disk_left_mb"] == held["disk_left_mb"]
 
         assert await poll(lambda: not list(crashes.iterdir()), 40)
         assert await host.find(shop) + await host.find(other) == []
         assert (await host.status())["disk_left_mb"] == free["disk_left_mb"]
+
+
+async def test_a_crash_for_want_of_memory_is_still_there_after_a_later_exit(hosts: OpenHost) -> None:
+    """It is the one that its developer looks for."""
+    async with hosts() as host:
+        await host.start_agent()
+        shop = host.make_app("shop")
+        since = host.peer.mark
+        eats = "head -c 200000000 /dev/zero | tail"
+        await host.start(shop, limits=SMALL, start_command=f"echo eats; {eats}")
+        oom = await exit_of(host, shop, since=since)
+        assert oom["exit_description"] == "out of memory"
+
+        later = await crash(host, shop, "later")
+
+        assert {one["instance"] for one in await host.find(shop)} == {oom["instance"], later}
+        assert "eats\n" in (host.base_dir / "crashes" / oom["instance"] / "stdout").read_text()

@@ -7,7 +7,7 @@ import asyncio
 import msgspec
 import pytest
 
-from agent.plain_yaml import LIMIT_BYTES, YamlError, load, load_aside
+from agent.plain_yaml import LIMIT_BYTES, LIMIT_NODES, YamlError, load, load_aside
 
 pytestmark = pytest.mark.unit
 
@@ -79,12 +79,19 @@ def test_a_document_is_64_kib_at_most() -> None:
         load(line + b"#" * (LIMIT_BYTES + 1 - len(line)), Info)
 
 
+def test_a_document_has_4096_values_at_most() -> None:
+    """As many small ones as fit into the bytes hold up a whole process, threads or not."""
+    assert len(load(b"- a\n" * (LIMIT_NODES - 1), list[str])) == LIMIT_NODES - 1
+    with pytest.raises(YamlError, match="more than 4096 values"):
+        load(b"- a\n" * LIMIT_NODES, list[str])
+
+
 async def test_the_loop_turns_while_a_document_is_read() -> None:
-    """The longest document that is taken needs a good part of a second."""
+    """The longest document that is taken needs some tens of milliseconds."""
     turns = 0
-    reading = asyncio.ensure_future(load_aside(b"- a: b\n" * (LIMIT_BYTES // 7), list[dict[str, str]]))
+    reading = asyncio.ensure_future(load_aside(b"- a: b\n" * 1300, list[dict[str, str]]))
     while not reading.done():
         turns += 1
         await asyncio.sleep(0)
-    assert len(await reading) == LIMIT_BYTES // 7
+    assert len(await reading) == 1300
     assert turns > 2

@@ -31,18 +31,21 @@ def instance(state: State, *, handle: str | None = "h") -> Instance:
         (State.RUNNING, Claim(64, 128)),
         (State.STOPPING, Claim(64, 128)),
         (State.EVACUATING, Claim(64, 128)),  # the original let a draining host look empty
-        (State.CRASHED, Claim(0, 128)),
+        (State.CRASHED, Claim(0, 0)),
         (State.STOPPED, Claim(0, 0)),
     ],
 )
 def test_what_a_state_holds(state: State, claim: Claim) -> None:
-    """Memory while it may run, disk also while it is kept as a crash."""
+    """Memory and disk while it may run, nothing afterwards."""
     assert claim_of(instance(state)) == claim
 
 
-def test_a_start_that_was_refused_holds_nothing() -> None:
-    """It has no container; else one that asks for everything would close the host until it is reaped."""
-    assert claim_of(instance(State.CRASHED, handle=None)) == Claim(0, 0)
+@pytest.mark.parametrize(("kept_bytes", "disk_mb"), [(0, 0), (1, 1), (1 << 20, 1), ((1 << 20) + 1, 2)])
+def test_a_crash_holds_what_is_kept_of_it(kept_bytes: int, disk_mb: int) -> None:
+    """Its output; not the disk that its container might have used, which is gone."""
+    crashed = instance(State.CRASHED)
+    crashed.kept_bytes = kept_bytes
+    assert claim_of(crashed) == Claim(0, disk_mb)
 
 
 def test_what_is_asked_for_exactly_fits_and_disk_is_looked_at_first() -> None:

@@ -1,0 +1,62 @@
+"""What is kept of crashes, and for how long (dea-bus.md 2.10). The choice is pure."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final
+
+from agent.instances.instance import OUT_OF_MEMORY, Instance
+
+KEPT_PER_APP: Final = 10
+
+
+def to_keep(crashed: Iterable[Instance]) -> frozenset[Instance]:
+    """Of one app's crashes: the newest of each index, and of each index the newest for want of memory, which a later
+    exit does not erase. At most `KEPT_PER_APP`: the newest of all first, then those for want of memory, then the others."""
+    newest_first = sorted(crashed, key=lambda one: (one.crashed_at_s, one.state_since_s), reverse=True)
+    last: dict[int, Instance] = {}
+    last_oom: dict[int, Instance] = {}
+    for one in newest_first:
+        last.setdefault(one.index, one)
+        if one.exit.description == OUT_OF_MEMORY:
+            last_oom.setdefault(one.index, one)
+    wanted = dict.fromkeys((*newest_first[:1], *last_oom.values(), *last.values()))
+    return frozenset(tuple(wanted)[:KEPT_PER_APP])
+
+
+def kept_bytes(directory: Path) -> int:
+    """What a record takes of the disk; 0: there is none."""
+    try:
+        return sum(path.stat().st_size for path in directory.iterdir())
+    except FileNotFoundError:
+        return 0
+
+
+async def sweep(crashes_dir: Path, is_known: Callable[[str], bool]) -> None:
+    """Removes the records of instances that are not known any more. OSError: of the first that would not go; the others went.
+
+    Listed before the question is asked: a record that is made meanwhile is not among them.
+    """
+    names = await asyncio.to_thread(_names, crashes_dir)
+    gone = [name for name in names if not is_known(name)]
+    await asyncio.to_thread(_remove, crashes_dir, gone)
+
+
+def _names(crashes_dir: Path) -> tuple[str, ...]:
+    return tuple(path.name for path in crashes_dir.iterdir()) if crashes_dir.exists() else ()
+
+
+def _remove(crashes_dir: Path, gone: Iterable[str]) -> None:
+    failed: OSError | None = None
+    for name in gone:
+        try:
+            shutil.rmtree(crashes_dir / name)
+        except FileNotFoundError:
+            continue
+        except OSError as e:
+            failed = failed or e
+    if failed is not None:
+        raise failed
