@@ -14,6 +14,7 @@ from msgspec import UNSET
 from agent.bus import messages as m
 from agent.bus.connection import Bus
 from agent.config import Settings
+from agent.config_host import no_stack
 from agent.instances.instance import IN_HEARTBEAT, ROUTED, Instance, State
 from agent.instances.registry import Registry
 from agent.logs import Log
@@ -34,7 +35,6 @@ class Voice:
         self._ip = local_ip
         self._registry = registry
         self._tags = {"component": f"dea-{settings.index}"}
-        self._stacks = tuple(stack.name for stack in settings.stacks)
         self.register_interval_s = settings.intervals.router_register_in_seconds
 
     def heard_router(self, start: m.RouterStart) -> None:
@@ -44,12 +44,12 @@ class Voice:
             wanted = min(heard, self._settings.intervals.router_register_in_seconds, REGISTER_CEILING_S)
             self.register_interval_s = max(wanted, REGISTER_FLOOR_S)
 
-    def adverts(self, left: Capacity) -> tuple[m.Advertise, m.StagingAdvertise]:
+    def adverts(self, left: Capacity, stacks: tuple[str, ...]) -> tuple[m.Advertise, m.StagingAdvertise]:
         memory, disk = int(left.memory_mb), int(left.disk_mb)
         zone = {"zone": self._settings.placement_properties.zone}
         return (
-            m.Advertise(self._id, self._stacks, memory, disk, self._registry.counts(), zone),
-            m.StagingAdvertise(self._id, self._stacks, memory, disk),
+            m.Advertise(self._id, stacks, memory, disk, self._registry.counts(), zone),
+            m.StagingAdvertise(self._id, stacks, memory, disk),
         )
 
     def heartbeat(self) -> m.Heartbeat:
@@ -163,6 +163,8 @@ class Announcer:
         self._is_low = is_low
         self._log = log
         self._in_pool = True
+        self._absent: dict[str, str] = {}
+        """Stacks that are not there, and why."""
         self._beat_period_s = settings.intervals.heartbeat
         self._advert_due, self._beat_due, self._routes_due = (asyncio.Event() for _ in range(3))
 
@@ -177,6 +179,17 @@ class Announcer:
         self._beat()
         self._advertise()
         self._register()
+
+    def _stacks_there(self) -> tuple[str, ...]:
+        """One whose tree is not there (any more, or yet) would draw starts that must fail."""
+        absent = {stack.name: why for stack in self._settings.stacks if (why := no_stack(stack)) is not None}
+        for name, why in absent.items():
+            if self._absent.get(name) != why:
+                self._log.warning("stack_not_advertised", stack=name, error=why)
+        for name in self._absent.keys() - absent.keys():
+            self._log.info("stack_advertised_again", stack=name)
+        self._absent = absent
+        return tuple(stack.name for stack in self._settings.stacks if stack.name not in absent)
 
     def heard_router(self, start: m.RouterStart) -> None:
         """A router that has just started knows nothing: first what is gone, then what is there, at once."""
@@ -205,7 +218,7 @@ class Announcer:
     def _advertise(self) -> None:
         if not self._in_pool or self._is_low():
             return
-        dea, staging = self._voice.adverts(self._left())
+        dea, staging = self._voice.adverts(self._left(), self._stacks_there())
         self._bus.say(dea)
         if self._settings.staging.enabled:
             self._bus.say(staging)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import nkeys
 from nats.aio.client import RawCredentials
 
 from agent.config import NatsSettings, TlsSettings
@@ -50,15 +51,16 @@ def options(settings: NatsSettings, server: Address) -> dict[str, Any]:
     elif server.user is not None:
         made["token"] = server.user
     if settings.credentials_file is not None:
-        made["user_credentials"] = RawCredentials(_credentials(settings.credentials_file))
+        made["user_credentials"] = RawCredentials(read_credentials(settings.credentials_file))
     if settings.nkey_seed_file is not None:
-        made["nkeys_seed_str"] = settings.nkey_seed_file.read_text("ascii").strip()
+        made["nkeys_seed_str"] = read_seed(settings.nkey_seed_file)
     if settings.tls is not None:
         made["tls"] = _tls(settings.tls)
     return made
 
 
-def _credentials(path: Path) -> str:
+def read_credentials(path: Path) -> str:
+    """OSError, ValueError: it is not what it should be."""
     text = path.read_text("ascii")
     for part in _CREDENTIALS_PARTS:
         _, found, after = text.partition(part)
@@ -67,11 +69,30 @@ def _credentials(path: Path) -> str:
     return text
 
 
-def _tls(settings: TlsSettings) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=_text(settings.ca_file))
+def read_seed(path: Path) -> str:
+    """OSError, ValueError: it is not what it should be; the text never says what stands in it."""
+    try:
+        seed = path.read_text("ascii").strip()
+        nkeys.from_seed(seed.encode())
+    except (ValueError, IndexError, nkeys.NkeysError):  # not ASCII, no base32, too short, no seed
+        raise ValueError(f"{path}: expected the seed of an nkey") from None
+    return seed
+
+
+def load_chain(settings: TlsSettings) -> None:
+    """Certificate and key, tried. OSError (ssl.SSLError is one): they are not what they should be."""
+    _load_chain(ssl.create_default_context(), settings)
+
+
+def _load_chain(context: ssl.SSLContext, settings: TlsSettings) -> None:
     if settings.cert_file is not None:
         # a key with a passphrase is refused; without the argument OpenSSL would ask on the terminal
         context.load_cert_chain(settings.cert_file, settings.key_file, password="")
+
+
+def _tls(settings: TlsSettings) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=_text(settings.ca_file))
+    _load_chain(context, settings)
     return context
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -16,19 +16,33 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 DEFAULT = Path("/etc/garrison/config.yml")
 
 
-def load_or_fail(path: Path, hint: str = "name one with --config FILE") -> Settings:
-    """The settings; otherwise each problem on a line of its own and exit status 2. `hint`: how the caller names a file."""
-    from agent.config import ConfigErrors, load
+def load_or_fail(
+    path: Path,
+    hint: str = "name one with --config FILE",
+    *,
+    doubts: Literal["pass", "tell", "refuse"] = "pass",
+) -> Settings:
+    """The settings; otherwise each problem on a line of its own and exit status 2. `hint`: how the caller names a file.
+
+    ``doubts``: what becomes of values that contradict each other or that this host lacks; unless they pass, settings
+    without effect are told as well.
+    """
+    from agent.config import read
 
     try:
-        return load(path)
+        found = read(path, on_this_host=doubts != "pass")
     except FileNotFoundError:
         raise ui.Failure(f"there is no {path}", "", hint, ui.USAGE) from None
-    except ConfigErrors as problems:
-        for problem in problems.errors:
-            place = f"{path}:{problem.line}" if problem.line else str(path)
-            ui.tell(f"{place}  {problem.key_path}: {problem.message}")
+    except OSError as e:
+        raise ui.Failure(f"{path} cannot be read", e.strerror or str(e), hint, ui.USAGE) from e
+    told = (*found.notes, *found.errors, *found.doubts) if doubts != "pass" else found.errors
+    for problem in sorted(told, key=lambda one: one.line):
+        place = f"{path}:{problem.line}" if problem.line else str(path)
+        key = f"{problem.key_path}: " if problem.key_path else ""
+        ui.tell(f"{place}  {key}{problem.message}")
+    if found.settings is None or found.errors or (doubts == "refuse" and found.doubts):
         ui.stop(ui.USAGE)
+    return found.settings
 
 
 @click.group("config")
@@ -39,8 +53,12 @@ def command() -> None:
 @command.command("check")
 @click.argument("file", type=FILE, default=DEFAULT)
 def check(file: Path) -> None:
-    """Says what is wrong with FILE, line by line; exit status 2 when something is."""
-    load_or_fail(file, "name one: garrison config check FILE")
+    """Says what is wrong with FILE, line by line; exit status 2 when something is.
+
+    What it names must be on this host: directories of stacks, files of keys, interfaces. Settings of the DEA that have no
+    effect are told with the reason, and are no mistake.
+    """
+    load_or_fail(file, "name one: garrison config check FILE", doubts="refuse")
     print(f"{file}: {ui.paint('good', 'green')}")
 
 
@@ -62,16 +80,15 @@ def show(file: Path, as_json: bool) -> None:
     print(yaml.safe_dump(settings, sort_keys=False), end="")
 
 
-SECRETS = ("password", "token", "secret", "nkey", "seed")
-
-
 def _masked(value: object, key: str = "") -> object:
+    from agent import config_file
+
     if isinstance(value, dict):
         return {name: _masked(inner, str(name)) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_masked(inner, key) for inner in value]
     if isinstance(value, str):
-        if value and any(word in key for word in SECRETS):
+        if value and any(word in key for word in config_file.SECRETS):
             return "***"
         scheme, mark, rest = value.partition("://")
         if mark and "@" in rest:

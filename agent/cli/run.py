@@ -30,7 +30,7 @@ def command(config: Path) -> None:
 
     from agent.cli.config import load_or_fail
 
-    settings = load_or_fail(config)
+    settings = load_or_fail(config, doubts="tell")
 
     import asyncio
 

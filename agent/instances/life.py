@@ -17,6 +17,7 @@ import msgspec
 
 from agent import plain_yaml
 from agent.config import Settings
+from agent.config_host import no_stack
 from agent.droplets.archive import ArchiveError
 from agent.droplets.layers import Layer, LayerError, Layers
 from agent.droplets.transfer import TransferError
@@ -243,6 +244,8 @@ async def _start(instance: Instance, home: Home, held: AsyncExitStack, log: Log)
     stack = next((one for one in settings.stacks if one.name == message.stack), None)
     if stack is None:
         raise StartFailed(FAILED, f"stack {message.stack!r} is not configured")
+    if (why := no_stack(stack)) is not None:
+        raise StartFailed(FAILED, f"stack {message.stack!r}: {why}")
     if left_out := ipv6_left_out(message.egress_network_rules or ()):
         log.warning("egress_rules_left_out", rules=left_out, because="IPv6 is off in containers")
     layer = await _fetch(instance, home, held, log)

@@ -18,6 +18,7 @@ from typing import Final
 
 from agent.bus import messages as m
 from agent.config import Settings
+from agent.config_host import no_stack
 from agent.droplets.archive import ArchiveError, Bounds
 from agent.droplets.layers import Layers
 from agent.droplets.pack import Packed
@@ -107,7 +108,8 @@ class StagingTask:
                 "a buildpack by git URL is not supported by this agent yet; name an installed one",
             )
         stack = next((one for one in shop.settings.stacks if one.name == self.message.stack), None)
-        if stack is None:
+        if stack is None or (why := no_stack(stack)) is not None:
+            self.log.warning("stack_not_there", error="it is not configured" if stack is None else why)
             raise StagingFailed(f"Error staging: Stack {self.message.stack} does not exist")
         for rule in ipv6_left_out(self.message.egress_network_rules or ()):
             self.output.say(f"       No effect, since IPv6 is off in containers: egress rule {rule}")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any
 
 import pytest
-from driver import DEFAULTS, LOCAL_IP, STACK, Host
+from driver import DEFAULTS, LOCAL_IP, STACK, Host, stack_dir
 
 pytestmark = pytest.mark.bus
 
+OpenHost = Callable[..., AbstractAsyncContextManager[Host]]
 MEMORY_MB, DISK_MB = DEFAULTS["resources"]["memory_mb"], DEFAULTS["resources"]["disk_mb"]
 
 
@@ -159,3 +163,22 @@ async def test_what_an_app_uses_is_told_on_request(host: Host) -> None:
     assert len(app.droplet.data) < usage["disk"] < 1024 << 20
     assert 0 <= usage["cpu"] < 4
     assert usage["time"].endswith(" +0000")
+
+
+async def test_a_stack_that_is_not_there_is_not_advertised(hosts: OpenHost, base_dir: Path) -> None:
+    """It would draw starts that must fail; once it is there it is, without a new start of the agent."""
+    late = base_dir / "late"
+    stacks = [
+        {"name": STACK, "package_path": str(stack_dir())},
+        {"name": "late", "package_path": str(late)},
+    ]
+    async with hosts(stacks=stacks) as host:
+        agent = await host.start_agent()
+        assert [one.body["stacks"] for one in host.peer.on("dea.advertise")] == [[STACK]]
+        assert [one.body["stacks"] for one in host.peer.on("staging.advertise")] == [[STACK]]
+        await agent.wait_log("stack_not_advertised", stack="late", error=f"there is no {late}")
+
+        (late / "bin").mkdir(parents=True)
+        await host.peer.wait_for("dea.advertise", lambda body: body["stacks"] == [STACK, "late"])
+        await host.peer.wait_for("staging.advertise", lambda body: body["stacks"] == [STACK, "late"])
+        assert len(agent.log("stack_not_advertised")) == 1

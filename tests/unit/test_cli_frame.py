@@ -121,6 +121,24 @@ def test_a_wrong_configuration_is_told_line_by_line(tmp_path: Path) -> None:
         ]
 
 
+def test_the_check_looks_at_this_host(tmp_path: Path) -> None:
+    """A stack that is not there is a mistake, status 2; a setting of the DEA without effect is told and is none."""
+    file = tmp_path / "config.yml"
+    file.write_text(
+        f"base_dir: {tmp_path}/b\nstacks: [{{name: a, package_path: {tmp_path}/a}}]\nhooks: {{}}\n"
+    )
+    done = garrison("config", "check", str(file))
+    assert (done.returncode, done.stdout) == (2, "")
+    stack, hooks = done.stderr.splitlines()
+    assert stack == f"{file}:2  stacks[0].package_path: there is no {tmp_path}/a"
+    assert hooks.startswith(f"{file}:3  hooks: has no effect here: ")
+
+    (tmp_path / "a/bin").mkdir(parents=True)
+    done = garrison("config", "check", str(file))
+    assert (done.returncode, done.stdout) == (0, f"{file}: good\n")
+    assert done.stderr.splitlines() == [hooks]
+
+
 def test_secrets_are_not_shown(tmp_path: Path) -> None:
     """`config show` masks passwords, in URLs too."""
     file = tmp_path / "config.yml"

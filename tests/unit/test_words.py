@@ -145,10 +145,11 @@ def test_adverts_have_what_a_pool_needs_and_no_url(name: str) -> None:
     del wanted["url"]  # peers-on-the-bus.md 3: left out unless the HTTPS form is served
     speaker = voice(
         *of_apps(wanted["app_id_to_count"]),
-        stacks=tuple(wanted["stacks"]),
         zone=wanted["placement_properties"]["zone"],
     )
-    dea, staging = speaker.adverts(Capacity(wanted["available_memory"], wanted["available_disk"]))
+    dea, staging = speaker.adverts(
+        Capacity(wanted["available_memory"], wanted["available_disk"]), tuple(wanted["stacks"])
+    )
     assert said(dea) == wanted
     assert said(staging) == {
         key: wanted[key] for key in ("id", "stacks", "available_memory", "available_disk")
