@@ -145,6 +145,8 @@ class Depot:
             cgroups = open_backend(settings.cgroup_parent)
             held.callback(locks.lock_directory(cgroups.directory))
             undo.callback(cgroups.remove_parents)
+            for gap in cgroups.gaps:
+                log.warning("cgroups_lack", what=gap)
             held.callback(locks.lock_tables())
             resolver, left_out = resolver_for(
                 _read("/etc/resolv.conf"),

@@ -145,6 +145,7 @@ async def _climb(
         stack_homes=overlay.stack_homes(spec.layers),
         cgroup_init=parts.cgroup.init_files,
         cgroup_job=parts.cgroup.job_files,
+        cgroup_shown=parts.cgroup.shown,
         ethernet=host.networks.plan_for(link_id, lease) if lease is not None else None,
         resolver=host.resolver,
         seccomp=host.seccomp,
@@ -213,6 +214,7 @@ async def rebuild(host: Host, found: Snapshot) -> Parts:
         parts.cgroup = host.cgroups.find(found.link_id)
         if parts.cgroup is None:
             raise LookupError("its cgroup is gone")
+        _set_limits_again(host, parts)
         if host.disks is not None:
             parts.disk = await host.disks.reopen(directory / "disk.img", directory / "disk")
             if not parts.disk.is_mounted():
@@ -291,6 +293,16 @@ def _set_limits(cgroup: CgroupSet, parts: Parts) -> None:
         cgroup.set_cpu_shares(limits.cpu_shares)
     if limits.pids is not None:
         cgroup.set_pids(limits.pids)
+
+
+def _set_limits_again(host: Host, parts: Parts) -> None:
+    """As this manager sets them, which may not be where the former one did. One that is refused costs no app its life."""
+    assert parts.cgroup is not None
+    try:
+        parts.cgroup.take_up()
+        _set_limits(parts.cgroup, parts)
+    except OSError as e:
+        host.log.warning("limits_not_set_again", handle=parts.handle, error=str(e))
 
 
 async def remove_cgroup(host: Host, link_id: str) -> None:

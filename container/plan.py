@@ -60,6 +60,7 @@ class Facts:
     stack_homes: tuple[Path, ...]  # those of the spec's layers that exist, topmost first
     cgroup_init: tuple[Path, ...]
     cgroup_job: tuple[Path, ...]
+    cgroup_shown: tuple[str, ...]  # hierarchies as CgroupSet.shown has them
     ethernet: Ethernet | None
     resolver: Resolver
     seccomp: bytes
@@ -115,6 +116,7 @@ def make_plan(spec: ContainerSpec, facts: Facts) -> Plan:
     ]
     directives += [("cgroup-init", str(file)) for file in facts.cgroup_init]
     directives += [("cgroup-job", str(file)) for file in facts.cgroup_job]
+    directives += [("cgroup-mount", controllers) for controllers in facts.cgroup_shown]
     if facts.ethernet is None:
         directives.append(("net", "none"))
     else:

@@ -116,7 +116,7 @@ static void make_read_only(int root, const char *path)
 }
 
 /* Leaves the working directory at the new root; returns a descriptor of it. */
-static int enter_tree(void)
+static int enter_tree(const struct plan *plan)
 {
     if (unshare(CLONE_NEWNS) || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL))
         die("unshare", "mount namespace");
@@ -131,6 +131,7 @@ static int enter_tree(void)
         die("open", "new root");
     mount_at(root, "proc", "/proc", NULL, HARD);
     mount_at(root, "sysfs", "/sys", NULL, HARD | MOUNT_ATTR_RDONLY);
+    cgroup_show(root, plan);
     mount_at(root, "devpts", "/dev/pts", pts_options, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
     mount_at(root, "mqueue", "/dev/mqueue", NULL, HARD);
     for (size_t i = 0; i < sizeof masked / sizeof *masked; i++)
@@ -211,7 +212,7 @@ _Noreturn void inside_main(const struct plan *plan, const struct opened *opened,
     (void)umask(022);
     struct inside inside = {.plan = plan, .listener = opened->listener, .cgroup_job = opened->cgroup_job};
     enter_cgroups(plan, opened);
-    inside.root_fd = enter_tree();
+    inside.root_fd = enter_tree(plan);
     inside.pts_fd = below(inside.root_fd, "/dev/pts");
     if (sethostname(plan->hostname, strlen(plan->hostname)))
         die("sethostname", plan->hostname);

@@ -28,6 +28,9 @@ int ensure_below(int root, const char *path, bool directory);
 int mount_new(const char *type, const char *const options[][2], unsigned attributes);
 void mount_onto(int mount_fd, int target_fd, const char *what);
 
+/* /sys/fs/cgroup of the container, in the cgroup namespace of the caller. die()s. */
+void cgroup_show(int root, const struct plan *plan);
+
 void net_settings(const struct plan *plan);
 void net_configure(const struct plan *plan);
 

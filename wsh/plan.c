@@ -82,6 +82,13 @@ static void do_cgroup_job(struct plan *p, char **v)
 {
     add("cgroup-job", p->cgroup_job, &p->cgroup_job_count, MAX_CGROUPS, v[0]);
 }
+static void do_cgroup_mount(struct plan *p, char **v)
+{
+    /* a name of one directory, and the words of a mount's options */
+    if (p->cgroup_mount_count == MAX_CGROUPS || !*v[0] || strspn(v[0], "abcdefghijklmnopqrstuvwxyz_,2") != strlen(v[0]))
+        refuse("cgroup-mount", v[0]);
+    p->cgroup_mounts[p->cgroup_mount_count++] = v[0];
+}
 static void do_net(struct plan *p, char **v)
 {
     if (strcmp(v[0], "none") && strcmp(v[0], "veth"))
@@ -121,6 +128,7 @@ static const struct directive {
     {"home", 1, do_home},               {"home-layer", 1, do_home_layer}, {"home-upper", 1, do_home_upper},
     {"overlay", 1, do_overlay},         {"bind", 3, do_bind},         {"file", 3, do_file},
     {"shm", 1, do_shm},                 {"cgroup-init", 1, do_cgroup_init}, {"cgroup-job", 1, do_cgroup_job},
+    {"cgroup-mount", 1, do_cgroup_mount},
     {"net", 1, do_net},                 {"eth0", 5, do_eth0},         {"bounding", 1, do_bounding},
     {"seccomp", 1, do_seccomp},         {"seccomp-init", 1, do_seccomp_init}, {"socket", 1, do_socket},
     {"shell", 1, do_shell},

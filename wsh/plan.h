@@ -28,6 +28,8 @@ struct plan {
     uint64_t shm_bytes;
     const char *cgroup_init[MAX_CGROUPS], *cgroup_job[MAX_CGROUPS];
     int cgroup_init_count, cgroup_job_count;
+    const char *cgroup_mounts[MAX_CGROUPS]; /* controllers of v1, "cpu,cpuacct", or cgroup2 alone */
+    int cgroup_mount_count;
     bool veth;
     struct {
         const char *address, *gateway, *gateway_mac;

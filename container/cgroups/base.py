@@ -1,7 +1,8 @@
 """One interface over cgroup v1 and v2 (contract tests: tests/kernel/test_cgroups_*.py).
 
 A container has two leaves beside each other, ``init`` for wshd and ``job`` for everything else. Limits stand on
-``job``: on the parent, the spool's page cache would eat the app's memory and its CPU quota would slow wshd.
+``job``: on the parent, the spool's page cache would eat the app's memory and its CPU quota would slow wshd. CPU shares
+stand on the container's own directory: they weigh against siblings, and those of ``job`` are not other containers.
 All calls are synchronous, and short but for those that wait for the kernel (``freeze``, ``kill_all``,
 ``destroy``): these belong in a thread.
 """
@@ -104,6 +105,8 @@ class CgroupSet(ABC):
     #: Files that a process writes "0" to in order to join (``tasks`` or ``cgroup.procs``).
     init_files: tuple[Path, ...]
     job_files: tuple[Path, ...]
+    #: What is mounted below /sys/fs/cgroup inside: for each hierarchy of v1 its controllers, or ``cgroup2``.
+    shown: tuple[str, ...]
 
     @abstractmethod
     def make(self) -> None:
@@ -118,6 +121,7 @@ class CgroupSet(ABC):
         """Memory and swap together; returns what the kernel took (None: no limit).
 
         Below what is in use, v1 refuses with EBUSY and keeps the old limit; v2 takes it and kills in ``job``.
+        Buffers of sockets are memory on v2; v1 counts them beside it (`socket_limit_bytes`).
         """
 
     @abstractmethod
@@ -125,7 +129,13 @@ class CgroupSet(ABC):
 
     @abstractmethod
     def set_cpu_shares(self, shares: int) -> int:
-        """Relative weight, 1024 is one ordinary process tree; returns what the kernel took (2 to 262144)."""
+        """Weight against other containers, 1024 where none is set; returns what the kernel took (v1: 2 to
+        262144, v2: 1 to 10000).
+        """
+
+    @abstractmethod
+    def take_up(self) -> None:
+        """Make of a set of a former manager's one that `set_cpu_shares` works on: its shares stood on ``job``."""
 
     @abstractmethod
     def set_pids(self, count: int | None) -> None:
@@ -214,6 +224,8 @@ class Cgroups(ABC):
 
     def __init__(self, parent: str) -> None:
         self.parent = check_name("cgroup parent", parent)
+        #: What this host's kernel cannot do, in words for the log.
+        self.gaps: tuple[str, ...] = ()
         self._make_parents()
 
     @property

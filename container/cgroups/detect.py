@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Final
@@ -18,7 +18,12 @@ from container.host import HostUnfit
 
 #: Controllers that limits and measurements need on v1; v2 has devices as a program and freezer built in.
 V1_NEEDED: Final = ("cpu", "cpuacct", "memory", "devices", "pids", "freezer")
+#: Taken where the host has it: limits do not need it, but a JVM takes v1 for a container's only with it.
+V1_WANTED: Final = ("cpuset",)
 V2_NEEDED: Final = ("cpu", "memory", "pids")
+#: All that v1 ever had; what else stands among a mount's options is a flag (cgroups(7)).
+_V1_OTHERS: Final = ("blkio", "debug", "hugetlb", "misc", "net_cls", "net_prio", "perf_event", "rdma")
+_V1_CONTROLLERS: Final = frozenset((*V1_NEEDED, *V1_WANTED, *_V1_OTHERS))
 
 
 class Version(Enum):
@@ -35,6 +40,8 @@ class Hierarchy:
     version: Version
     #: v1: controller to mount point; v2: a single entry with an empty key.
     mounts: Mapping[str, Path]
+    #: v1: for each mount point, all controllers of its hierarchy, also those that are not used here.
+    together: Mapping[Path, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +49,7 @@ class _Mount:
     kind: str
     root: str
     point: Path
-    options: frozenset[str]
+    options: tuple[str, ...]
 
 
 def _unescape(word: str) -> str:
@@ -57,9 +64,7 @@ def _mounts(mountinfo: str) -> Iterator[_Mount]:
         left, separator, right = line.partition(" - ")
         fields, tail = left.split(" "), right.split(" ")
         if separator and len(fields) >= 6 and len(tail) >= 3 and tail[0] in ("cgroup", "cgroup2"):
-            found.append(
-                _Mount(tail[0], fields[3], Path(_unescape(fields[4])), frozenset(tail[2].split(",")))
-            )
+            found.append(_Mount(tail[0], fields[3], Path(_unescape(fields[4])), tuple(tail[2].split(","))))
     yield from sorted(found, key=lambda mount: mount.root != "/")
 
 
@@ -77,14 +82,16 @@ def detect(mountinfo: str, v2_controllers: frozenset[str]) -> Hierarchy:
     if v2 is not None and v2_controllers.issuperset(V2_NEEDED):
         return Hierarchy(Version.V2, {"": v2})
     v1: dict[str, Path] = {}
+    together: dict[Path, tuple[str, ...]] = {}
     for mount in _mounts(mountinfo):
         if mount.kind == "cgroup":
-            for controller in V1_NEEDED:
-                if controller in mount.options:
-                    v1.setdefault(controller, mount.point)
+            for controller in (*V1_NEEDED, *V1_WANTED):
+                if controller in mount.options and controller not in v1:
+                    v1[controller] = mount.point
+                    together[mount.point] = tuple(one for one in mount.options if one in _V1_CONTROLLERS)
     missing = [name for name in V1_NEEDED if name not in v1]
     if not missing:
-        return Hierarchy(Version.V1, v1)
+        return Hierarchy(Version.V1, v1, together)
     reasons = [f"cgroup v1: no mount of {', '.join(missing)}"] if v1 or v2 is None else []
     if v2 is not None:
         lacking = [name for name in V2_NEEDED if name not in v2_controllers]

@@ -16,11 +16,24 @@ from cgroupspy.controllers import CpuAcctController, CpuController, DevicesContr
 from cgroupspy.nodes import Node
 
 from container.cgroups.base import DEVICES, LEAVES, Cgroups, CgroupSet, read, write
-from container.cgroups.detect import V1_NEEDED, Hierarchy
+from container.cgroups.detect import V1_NEEDED, V1_WANTED, Hierarchy
 
 #: What an unlimited memory.limit_in_bytes reads as begins here (page-rounded 2^63).
 _NO_LIMIT: Final = 1 << 62
 _TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+_TCP: Final = "memory.kmem.tcp.limit_in_bytes"
+_LEAST_SOCKET_BYTES: Final = 8 << 20
+#: What a cgroup has that nobody gave shares (cgroups(7)).
+_ORDINARY_SHARES: Final = 1024
+
+
+def socket_limit_bytes(memory_bytes: int) -> int:
+    """What buffers of sockets may take beside a memory limit, as v1 does not count them as memory. Pure.
+
+    The kernel's counter is called TCP's, and holds UDP's buffers too. It is soft: a socket always gets its first
+    pages. A quarter keeps the sum of both well below one and a half times the limit.
+    """
+    return max(memory_bytes // 4, _LEAST_SOCKET_BYTES)
 
 
 def _node(directory: Path) -> Node:
@@ -38,8 +51,9 @@ def _set(controller: Any, name: str, value: object) -> None:
 
 
 class CgroupSetV1(CgroupSet):
-    def __init__(self, mounts: Mapping[str, Path], parent: str, name: str) -> None:
+    def __init__(self, mounts: Mapping[str, Path], shown: tuple[str, ...], parent: str, name: str) -> None:
         self.name = name
+        self.shown = shown
         tops = {controller: mount / parent / name for controller, mount in mounts.items()}
         # co-mounted controllers share a directory
         self._tops = tuple(dict.fromkeys(tops.values()))
@@ -48,7 +62,8 @@ class CgroupSetV1(CgroupSet):
         self._pids = tops["pids"] / "job"
         self._freezer = tops["freezer"] / "job"
         self._memory_dir = tops["memory"] / "job"
-        self._cpu: Any = CpuController(_node(tops["cpu"] / "job"))
+        self._cpu: Any = CpuController(_node(tops["cpu"]))
+        self._job_cpu: Any = CpuController(_node(tops["cpu"] / "job"))
         self._cpuacct: Any = CpuAcctController(_node(tops["cpuacct"] / "job"))
         self._memory: Any = MemoryController(_node(self._memory_dir))
         self._devices: tuple[Any, ...] = tuple(
@@ -80,11 +95,18 @@ class CgroupSetV1(CgroupSet):
             for name in names:
                 _set(self._memory, name, limit_bytes)
                 done.append(name)
+            self._set_sockets(limit_bytes)
         except OSError:
             for name in reversed(done):
                 _set(self._memory, name, before)
             raise
         return self.memory_limit_bytes()
+
+    def _set_sockets(self, memory_bytes: int | None) -> None:
+        """Raises OSError EBUSY: sockets hold more than that. A kernel without it: said once, in `gaps`."""
+        with contextlib.suppress(FileNotFoundError):
+            limit = -1 if memory_bytes is None else socket_limit_bytes(memory_bytes)
+            write(self._memory_dir / _TCP, str(limit))
 
     def memory_limit_bytes(self) -> int | None:
         limit = self._memory.limit_in_bytes
@@ -93,6 +115,10 @@ class CgroupSetV1(CgroupSet):
     def set_cpu_shares(self, shares: int) -> int:
         _set(self._cpu, "shares", shares)
         return int(self._cpu.shares)
+
+    def take_up(self) -> None:
+        if self._job_cpu.shares != _ORDINARY_SHARES:
+            _set(self._job_cpu, "shares", _ORDINARY_SHARES)
 
     def set_pids(self, count: int | None) -> None:
         write(self._pids / "pids.max", "max" if count is None else str(count))
@@ -169,11 +195,17 @@ class CgroupSetV1(CgroupSet):
 
 class CgroupsV1(Cgroups):
     def __init__(self, hierarchy: Hierarchy, parent: str) -> None:
-        self._mounts = {name: hierarchy.mounts[name] for name in V1_NEEDED}
+        wanted = (name for name in V1_WANTED if name in hierarchy.mounts)
+        self._mounts = {name: hierarchy.mounts[name] for name in (*V1_NEEDED, *wanted)}
         super().__init__(parent)
+        self._together = hierarchy.together
+        if not (self._mounts["memory"] / parent / _TCP).exists():
+            self.gaps += (f"no {_TCP}: buffers of sockets are not limited",)
 
     def _set(self, name: str) -> CgroupSet:
-        return CgroupSetV1(self._mounts, self.parent, name)
+        points = dict.fromkeys(self._mounts.values())
+        shown = tuple(",".join(self._together[point]) for point in points if point in self._together)
+        return CgroupSetV1(self._mounts, shown, self.parent, name)
 
     def _parents(self) -> tuple[Path, ...]:
         return tuple(dict.fromkeys(mount / self.parent for mount in self._mounts.values()))
@@ -181,3 +213,24 @@ class CgroupsV1(Cgroups):
     def _make_parents(self) -> None:
         for top in self._parents():
             top.mkdir(exist_ok=True)
+        if "cpuset" in self._mounts:
+            self._open_cpuset(self._mounts["cpuset"] / self.parent)
+
+    def _open_cpuset(self, top: Path) -> None:
+        """A new cpuset holds nothing, and takes no process until it does; those below ``top`` copy what it has.
+
+        Where the kernel refuses (a neighbour has some to itself) containers go without one.
+        """
+        try:
+            for name in ("cpuset.cpus", "cpuset.mems"):
+                if not read(top / name).strip():
+                    write(top / name, read(top.parent / name).strip())
+            if read(top / "cgroup.clone_children").strip() != "1":
+                write(top / "cgroup.clone_children", "1")
+        except OSError as e:
+            if list(self._mounts.values()).count(self._mounts["cpuset"]) > 1:
+                raise  # whose directories are others' as well
+            del self._mounts["cpuset"]
+            self.gaps += (f"no cpuset: {e}",)
+            with contextlib.suppress(OSError):
+                top.rmdir()

@@ -17,13 +17,17 @@ from container.cgroups.base import DEVICES, LEAVES, Cgroups, CgroupSet, key_valu
 from container.cgroups.detect import V2_NEEDED, Hierarchy
 
 _ENABLE: Final = " ".join(f"+{name}" for name in V2_NEEDED)
-_SHARES: Final = (2, 262144)
+#: What v1 gives to whom nobody gave any: containers weigh the same on both.
+_ORDINARY_SHARES: Final = 1024
+_ORDINARY_WEIGHT: Final = 100
 
 
 def weight_of(shares: int) -> int:
-    """cpu.weight of v1's shares: 2..262144 onto 1..10000, as systemd and runc map them."""
-    least, most = _SHARES
-    return 1 + ((shares - least) * 9999) // (most - least)
+    """cpu.weight of v1's shares: the same number, so that ratios stay; within v2's range. Pure.
+
+    Not the mapping of systemd and runc: it has one weight for everything below 28 shares, and makes 10:1 of 32:1.
+    """
+    return min(max(shares, 1), 10_000)
 
 
 class CgroupSetV2(CgroupSet):
@@ -33,10 +37,12 @@ class CgroupSetV2(CgroupSet):
         self._job = self._top / "job"
         self.init_files = (self._top / "init" / "cgroup.procs",)
         self.job_files = (self._job / "cgroup.procs",)
+        self.shown = ("cgroup2",)
 
     def make(self) -> None:
         self._top.mkdir()
         write(self._top / "cgroup.subtree_control", _ENABLE)
+        write(self._top / "cpu.weight", str(_ORDINARY_SHARES))
         for leaf in LEAVES:
             (self._top / leaf).mkdir()
             devices.attach(self._top / leaf, DEVICES)
@@ -55,10 +61,12 @@ class CgroupSetV2(CgroupSet):
         return None if word == "max" else int(word)
 
     def set_cpu_shares(self, shares: int) -> int:
-        least, most = _SHARES
-        taken = min(max(shares, least), most)
-        write(self._job / "cpu.weight", str(weight_of(taken)))
-        return taken
+        write(self._top / "cpu.weight", str(weight_of(shares)))
+        return int(read(self._top / "cpu.weight"))
+
+    def take_up(self) -> None:
+        write(self._top / "cpu.weight", str(_ORDINARY_SHARES))
+        write(self._job / "cpu.weight", str(_ORDINARY_WEIGHT))
 
     def set_pids(self, count: int | None) -> None:
         write(self._job / "pids.max", "max" if count is None else str(count))

@@ -178,13 +178,14 @@ def test_a_memory_limit_below_what_is_used_is_never_half_taken(box: CgroupSet) -
 
 
 def test_cpu_shares_are_told_as_the_kernel_took_them(box: CgroupSet) -> None:
-    """Its range is 2 to 262144; what lies outside is clamped."""
-    assert [box.set_cpu_shares(shares) for shares in (1024, 1, 2, 262144, 1_000_000, 512)] == [
+    """v1's range is 2 to 262144, v2's 1 to 10000; what lies outside is clamped, what lies inside is the same on both."""
+    least, most = (2, 262_144) if host_hierarchy().version is Version.V1 else (1, 10_000)
+
+    assert [box.set_cpu_shares(shares) for shares in (1024, 8, 1, 1_000_000, 512)] == [
         1024,
-        2,
-        2,
-        262144,
-        262144,
+        8,
+        least,
+        most,
         512,
     ]
 

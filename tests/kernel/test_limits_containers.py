@@ -121,18 +121,7 @@ async def test_the_memory_limit_changes_while_the_job_runs(depot: Depot, stack: 
     assert seen == [None, 9, None, 9, None]
 
 
-# CPU and processes.
-
-
-async def test_cpu_shares_are_written_at_create_and_live(depot: Depot, stack: Path) -> None:
-    """What weight the kernel makes of it is the kernel's; that it got the number is ours."""
-    box = await depot.create(app(stack, limits=Limits(cpu_shares=128)))
-    assert knob(box, "cpu.shares", "cpu.weight") in ("128", "5")
-
-    await box.limit_cpu(2048)
-
-    assert knob(box, "cpu.shares", "cpu.weight") in ("2048", "79")
-    assert box.limits.cpu_shares == 2048
+# Processes.
 
 
 async def test_a_fork_bomb_is_held_and_stopped(depot: Depot, stack: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from container.cgroups import CgroupsMissing, Hierarchy, Version, detect, v2_mount
+from container.cgroups.v1 import socket_limit_bytes
 from container.cgroups.v2 import weight_of
 
 pytestmark = pytest.mark.unit
@@ -41,7 +42,8 @@ FS = Path("/sys/fs/cgroup")
 def v1(**places: str) -> Hierarchy:
     """v1 at the usual places but for those named."""
     names = {name: name for name in ("cpu", "cpuacct", "memory", "devices", "pids", "freezer")} | places
-    return Hierarchy(Version.V1, {name: FS / place for name, place in names.items()})
+    together = {FS / place: tuple(place.split(",")) for place in names.values()}
+    return Hierarchy(Version.V1, {name: FS / place for name, place in names.items()}, together)
 
 
 def test_a_v1_host_with_a_mount_for_each_controller() -> None:
@@ -51,6 +53,24 @@ def test_a_v1_host_with_a_mount_for_each_controller() -> None:
 def test_a_v1_host_with_cpu_and_cpuacct_in_one_mount() -> None:
     """They share their directories."""
     assert detect(OTHERS + V1 + TOGETHER, NONE) == v1(cpu="cpu,cpuacct", cpuacct="cpu,cpuacct")
+
+
+def test_a_mount_is_known_by_all_its_controllers_and_by_no_flag() -> None:
+    """Also by those that nobody here needs: a mount that names some of them is refused by the kernel."""
+    text = TOGETHER.replace("rw,cpu,cpuacct", "rw,xattr,cpuset,cpu,cpuacct,clone_children,release_agent=/x")
+    found = detect(OTHERS + V1.replace("rw,memory", "rw,memory,hugetlb") + text, NONE)
+
+    assert found.together[FS / "cpu,cpuacct"] == ("cpuset", "cpu", "cpuacct")
+    assert found.together[FS / "memory"] == ("memory", "hugetlb")
+    assert found.mounts["cpuset"] == FS / "cpu,cpuacct"
+
+
+def test_cpuset_is_taken_where_it_is_and_not_missed_where_it_is_not() -> None:
+    """No limit needs it."""
+    cpuset = "40 30 0:40 / /sys/fs/cgroup/cpuset rw,relatime - cgroup cgroup rw,cpuset\n"
+
+    assert detect(OTHERS + V1 + SPLIT + cpuset, NONE) == v1(cpuset="cpuset")
+    assert "cpuset" not in detect(OTHERS + V1 + SPLIT, NONE).mounts
 
 
 def test_a_hybrid_host_is_v1() -> None:
@@ -135,7 +155,17 @@ def test_odd_characters_in_a_mount_point() -> None:
 
 
 def test_shares_become_weights() -> None:
-    """The ends of one range are those of the other, and more is never less."""
-    assert (weight_of(2), weight_of(1024), weight_of(262144)) == (1, 39, 10000)
-    weights = [weight_of(shares) for shares in range(2, 262145, 1000)]
-    assert weights == sorted(weights)
+    """As they are, so that 2,048 MB (256) against 64 (8) are 32 to 1 here too; the ends are those of v2."""
+    assert [weight_of(shares) for shares in (1, 2, 8, 256, 1024, 10_000)] == [1, 2, 8, 256, 1024, 10_000]
+    assert [weight_of(shares) for shares in (-1, 0, 10_001, 262_144)] == [1, 1, 10_000, 10_000]
+
+
+@pytest.mark.parametrize(
+    ("memory_mib", "socket_mib"), [(1, 8), (16, 8), (32, 8), (64, 16), (256, 64), (2048, 512)]
+)
+def test_sockets_get_a_quarter_of_the_memory_and_never_less_than_8_mib(
+    memory_mib: int, socket_mib: int
+) -> None:
+    """From 16 MiB on both together are at most one and a half times the limit."""
+    assert socket_limit_bytes(memory_mib << 20) == socket_mib << 20
+    assert memory_mib < 16 or memory_mib + socket_mib <= 1.5 * memory_mib

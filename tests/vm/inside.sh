@@ -21,8 +21,8 @@ chmod 1777 /var/tmp
 # As today's distributions mount it.
 mount -o remount,nsdelegate /sys/fs/cgroup
 
-# The contract of v2, one whole life, and what was seen to differ in this kernel's network.
-[ $# -gt 0 ] || set -- tests/kernel/test_cgroups_*.py \
+# The contract of v2, weights and what is seen of it inside, one whole life, and what was seen to differ in this kernel's network.
+[ $# -gt 0 ] || set -- tests/kernel/test_cgroups_*.py tests/kernel/test_limits_cgroups.py \
     tests/kernel/test_limits_containers.py::test_one_whole_life \
     tests/kernel/test_network_ports.py::test_a_container_leaves_no_conversation_behind
 exec .venv/bin/python -m pytest -p no:cacheprovider --basetemp=/var/tmp/pytest --timeout=600 "$@"
