@@ -215,7 +215,7 @@ class Container:
         self._change_limits(replace(self.limits, pids=count))
 
     async def limit_disk(self, limit_bytes: int | None) -> None:
-        """Live, both ways."""
+        """Live, both ways. DiskError: more than it was made for (`Limits.disk_max_bytes`)."""
         self._check(Move.CHANGE)
         if self._parts.disk is None:
             raise WrongState(f"{self.handle}: has no disk of its own (disk_limits is off)")

@@ -22,7 +22,7 @@ from container import overlay, snapshot
 from container.aio import Background, FileWatcher, Log, readable
 from container.cgroups import Cgroups, CgroupSet
 from container.container import Container
-from container.disk import Disks
+from container.disk import DiskError, Disks
 from container.files import open_inside
 from container.network import Networks
 from container.parts import Parts
@@ -214,11 +214,11 @@ async def rebuild(host: Host, found: Snapshot) -> Parts:
         parts.cgroup = host.cgroups.find(found.link_id)
         if parts.cgroup is None:
             raise LookupError("its cgroup is gone")
-        _set_limits_again(host, parts)
         if host.disks is not None:
             parts.disk = await host.disks.reopen(directory / "disk.img", directory / "disk")
             if not parts.disk.is_mounted():
                 raise LookupError("its disk is not mounted here")
+        _set_limits_again(host, parts)
         _open_roots(parts)
     except BaseException:
         parts.close()
@@ -275,7 +275,11 @@ async def _make_disk(host: Host, parts: Parts, undo: AsyncExitStack) -> overlay.
         limits = parts.limits
         undo.push_async_callback(_remove_disk, parts)
         parts.disk = await host.disks.create(
-            parts.directory / "disk.img", mount_point, limits.disk_bytes, limits.disk_inodes
+            parts.directory / "disk.img",
+            mount_point,
+            limits.disk_bytes,
+            limits.disk_inodes,
+            max_bytes=limits.disk_max_bytes,
         )
     return overlay.make_uppers(mount_point, parts.ids)
 
@@ -297,12 +301,16 @@ def _set_limits(cgroup: CgroupSet, parts: Parts) -> None:
 
 def _set_limits_again(host: Host, parts: Parts) -> None:
     """As this manager sets them, which may not be where the former one did. One that is refused costs no app its life."""
-    assert parts.cgroup is not None
-    try:
-        parts.cgroup.take_up()
-        _set_limits(parts.cgroup, parts)
-    except OSError as e:
-        host.log.warning("limits_not_set_again", handle=parts.handle, error=str(e))
+    cgroup, disk = parts.cgroup, parts.disk
+    assert cgroup is not None
+    steps: list[Callable[[], None]] = [cgroup.take_up, lambda: _set_limits(cgroup, parts)]
+    if disk is not None:
+        steps.append(lambda: disk.take_up(parts.limits.disk_bytes))
+    for step in steps:
+        try:
+            step()
+        except (OSError, DiskError) as e:
+            host.log.warning("limit_not_set_again", handle=parts.handle, error=str(e))
 
 
 async def remove_cgroup(host: Host, link_id: str) -> None:

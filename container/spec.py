@@ -139,16 +139,19 @@ class PortMapping:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """None: no limit. Inodes of a disk are fixed at create."""
+    """None: no limit. Inodes of a disk are fixed at create, and so is what its limit may be raised to later:
+    ``disk_max_bytes``, None: ``disk_bytes``.
+    """
 
     memory_bytes: int | None = None
     cpu_shares: int | None = None
     pids: int | None = None
     disk_bytes: int | None = None
     disk_inodes: int = 200_000
+    disk_max_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("memory_bytes", "cpu_shares", "pids", "disk_bytes", "disk_inodes"):
+        for name in ("memory_bytes", "cpu_shares", "pids", "disk_bytes", "disk_inodes", "disk_max_bytes"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise SpecError(f"limits.{name}", f"expected a positive integer, got {value}")

@@ -9,11 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
-from depot_kit import app, settings_for, sh, until
+from depot_kit import app, close_empty, settings_for, sh, until
 from depot_kit import depot as depot
 from depot_kit import stack as stack
+from disk_kit import loops
 
 from container import Container, Depot, Event, Limits, PortMapping, User
+from container.disk import DiskError
 
 pytestmark = pytest.mark.kernel
 
@@ -42,7 +44,7 @@ def knob(box: Container, *names: str) -> str:
 
 async def test_one_whole_life(depot: Depot, stack: Path) -> None:
     """Created with its network, run, reached, limited, destroyed. `make vm-test` runs this on another kernel."""
-    limits = Limits(memory_bytes=64 * MIB, cpu_shares=512, pids=32, disk_bytes=16 * MIB)
+    limits = Limits(64 * MIB, cpu_shares=512, pids=32, disk_bytes=16 * MIB, disk_max_bytes=64 * MIB)
     box = await depot.create(app(stack, home_layers=(stack / "etc",), limits=limits))
 
     assert (await box.run(sh("id -u; cat /home/vcap/passwd | wc -l"))).stdout == b"2000\n2\n"
@@ -181,9 +183,71 @@ async def test_inside_the_disk_ends_where_the_limit_is(depot: Depot, stack: Path
     assert 31 * MIB <= sum(map(int, sizes)) <= 32 * MIB
 
 
+async def df_inside(box: Container, path: str) -> tuple[int, int, int, int]:
+    """Size, used and available in bytes, and the percentage that it prints."""
+    line = (await box.run(sh(f"df -k {path}"))).stdout.decode().splitlines()[-1].split()
+    size, used, available = (int(word) * 1024 for word in line[1:4])
+    return size, used, available, int(line[4].rstrip("%"))
+
+
+@pytest.mark.parametrize("path", ["/", "/home/vcap"])
+async def test_df_inside_shows_the_limit(depot: Depot, stack: Path, path: str) -> None:
+    """Size within five per cent of it, empty at first, and what is left of it after a write."""
+    box = await depot.create(app(stack, home_layers=(stack / "etc",), limits=Limits(disk_bytes=256 * MIB)))
+    size, used, available, percent = await df_inside(box, path)
+    assert 256 * MIB <= size <= 1.05 * 256 * MIB
+    assert used <= MIB
+    assert 255 * MIB <= available <= 256 * MIB
+    assert percent <= 1
+
+    assert (await box.run(sh("head -c 67108864 /dev/zero > /tmp/file"))).status.ok
+
+    size, used, available, percent = await df_inside(box, path)
+    assert 64 * MIB <= used <= 65 * MIB
+    assert 191 * MIB <= available <= 192 * MIB
+    assert percent in (25, 26)
+
+
+async def test_df_inside_follows_a_limit_with_headroom(depot: Depot, stack: Path) -> None:
+    """The size is what was formatted, available is what the limit leaves; without headroom a raise is refused."""
+    limits = Limits(disk_bytes=64 * MIB, disk_max_bytes=256 * MIB)
+    box = await depot.create(app(stack, limits=limits))
+    for limit_mib in (64, 256, 8, 128):
+        await box.limit_disk(limit_mib * MIB)
+        size, _, available, _ = await df_inside(box, "/")
+        assert 256 * MIB <= size <= 1.05 * 256 * MIB
+        assert (limit_mib - 1) * MIB <= available <= limit_mib * MIB
+    fixed = await depot.create(app(stack, limits=Limits(disk_bytes=64 * MIB)))
+
+    with pytest.raises(DiskError, match="fixed at create"):
+        await fixed.limit_disk(128 * MIB)
+
+    assert fixed.limits.disk_bytes == 64 * MIB
+    await fixed.limit_disk(32 * MIB)
+    await fixed.limit_disk(64 * MIB)
+
+
+async def test_a_reserve_that_was_lost_is_set_by_recovery(tmp_path: Path, stack: Path) -> None:
+    """The kernel keeps it for as long as the mount, and nobody else does."""
+    settings = settings_for(tmp_path)
+    first = await Depot.open(settings)
+    made = await first.create(app(stack, handle="box", limits=Limits(disk_bytes=64 * MIB)))
+    (loop,) = loops(made.directory / "disk.img")
+    knob = Path("/sys/fs/ext4", loop, "reserved_clusters")
+    reserve = knob.read_text()
+    await first.close()
+    knob.write_text("0")
+
+    second = await Depot.open(settings)
+    await second.recover()
+
+    assert knob.read_text() == reserve != "0\n"
+    await close_empty(second)
+
+
 async def test_a_disk_limit_taken_down_and_up_while_a_job_writes(depot: Depot, stack: Path) -> None:
     """Below what is used nothing more is written and nothing lost; above it the writer goes on."""
-    box = await depot.create(app(stack, limits=Limits(disk_bytes=64 * MIB)))
+    box = await depot.create(app(stack, limits=Limits(disk_bytes=64 * MIB, disk_max_bytes=128 * MIB)))
     writer = await box.spawn(
         sh("while :; do dd if=/dev/zero bs=64k count=16 2>/dev/null >> /home/vcap/log; sleep 0.01; done")
     )
@@ -214,7 +278,7 @@ async def test_inodes_end_too(depot: Depot, stack: Path) -> None:
     )
 
     made, again = map(int, result.stdout.split())
-    assert 3000 <= made <= 3000 + 128 * 16
+    assert 3000 <= made <= 3000 + 128
     assert again == 0
 
 
@@ -222,7 +286,7 @@ async def test_a_recovered_container_has_its_limits(tmp_path: Path, stack: Path)
     """Another manager, the same kernel: limits hold, are known, and can be changed."""
     settings = settings_for(tmp_path)
     first = await Depot.open(settings)
-    limits = Limits(memory_bytes=48 * MIB, cpu_shares=256, pids=32, disk_bytes=16 * MIB)
+    limits = Limits(48 * MIB, cpu_shares=256, pids=32, disk_bytes=16 * MIB, disk_max_bytes=32 * MIB)
     handle = (await first.create(app(stack, limits=limits))).handle
     await first.close()
 

@@ -1,0 +1,74 @@
+"""Disks that a former manager made: formatted far larger than any limit, the rest taken up by a preallocated file.
+
+No such disk is made any more. They are honoured as they are for as long as their containers live: limit, usage, and a
+limit that changes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from pathlib import Path
+from typing import Final
+
+from container.disk.image import Disk, DiskError, DiskUsage
+
+BALLAST: Final = "ballast"
+
+
+class BallastDisk(Disk):
+    """See the module. ``df`` inside shows the formatted size, and the ballast as used."""
+
+    def __init__(self, image: Path, path: Path) -> None:
+        super().__init__(image, path)
+        self._resizing = threading.Lock()  # each resize is a thread's, and measures before it acts
+
+    @staticmethod
+    def is_one(path: Path) -> bool:
+        return (path / BALLAST).exists()
+
+    def usage(self) -> DiskUsage:
+        seen = super().usage()
+        return DiskUsage(max(0, seen.bytes - self._ballast_bytes()), seen.inodes)
+
+    def take_up(self, limit_bytes: int | None) -> None:
+        """Nothing: the limit is in the image."""
+
+    def _ballast_bytes(self) -> int:
+        return (self.path / BALLAST).stat().st_blocks * 512
+
+    def resize(self, limit_bytes: int | None) -> None:
+        with self._resizing:
+            # without O_CREAT: where the image is not mounted there is no ballast, and none is wanted
+            fd = os.open(self.path / BALLAST, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                self._resize(fd, limit_bytes)
+            finally:
+                os.close(fd)
+
+    def _resize(self, ballast_fd: int, limit_bytes: int | None) -> None:
+        seen = os.statvfs(self.path)
+        # not f_bfree: the kernel keeps some clusters for itself (reserved_clusters, 16 MiB here)
+        free = seen.f_bavail * seen.f_frsize + self._ballast_bytes()
+        used = self.usage().bytes
+        if limit_bytes is None:
+            limit_bytes = free + used
+        if limit_bytes > free + used:
+            raise DiskError(
+                f"limits.disk_bytes: at most {free + used} here (fixed at create), got {limit_bytes}"
+            )
+        wanted = free - max(0, limit_bytes - used)
+        wanted -= wanted % seen.f_frsize
+        size = os.fstat(ballast_fd).st_size  # all of it is allocated
+        os.ftruncate(ballast_fd, min(wanted, size))
+        while wanted > size:
+            try:
+                os.posix_fallocate(ballast_fd, size, wanted - size)
+                return
+            except OSError as e:
+                if e.errno != errno.ENOSPC:
+                    raise
+                # extent blocks of the ballast itself; or the app took some meanwhile
+                wanted -= 16 * seen.f_frsize
+                os.ftruncate(ballast_fd, max(wanted, size))

@@ -1,0 +1,163 @@
+"""Templates of disks, and the disks that are copied from them.
+
+A template is made once by mkfs.ext4 for each size and inode limit (no journal: after a host crash an upper is thrown away
+anyhow), and is sparse: a disk is a copy in-process, a loop device and a mount, in 2 ms. It is as large as its limit, plus what
+mkfs takes (200,000 inodes cost 49 MiB) and the kernel's reserve, so that ``df`` inside shows the limit as size. The
+size cannot grow later (EXT4_IOC_RESIZE_FS wants CAP_SYS_RESOURCE), so who may want to raise a limit asks for that at
+create.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from container.disk.ballast import BallastDisk
+from container.disk.image import BASE, BLOCK_BYTES, Disk, DiskError, reserve_bytes
+from container.disk.loop import checked, copy_sparse, libc, loop_device, mount, mount_detached, unmount
+
+#: The largest limit, and what a disk without one is formatted for: 1 TiB with its reserve. Sparse on the host.
+MAX_BYTES: Final = 1023 << 30
+#: Sizes to each doubling: few enough templates, and no disk more than 3.1 % larger than it must be.
+_STEPS: Final = 32
+#: The root directory, `.base`, and what a kernel may count differently.
+_FURNITURE_BYTES: Final = 3 * BLOCK_BYTES
+_INODE_BYTES: Final = 256
+#: The file system's own 11, those of the overlays, and what the launch writes into the root.
+_MORE_INODES: Final = 64
+_FORMAT_ATTEMPTS: Final = 10
+
+
+def formatted_bytes(limit_bytes: int) -> int:
+    """What ``df`` shows as size of a disk whose limit may come to ``limit_bytes``: at most 5 % more. Pure."""
+    wanted = limit_bytes + reserve_bytes(limit_bytes) + _FURNITURE_BYTES
+    steps = _STEPS if wanted >= 2 << 20 else 2 * _STEPS  # where a few blocks are some per cent already
+    step = max(BLOCK_BYTES, (1 << (wanted.bit_length() - 1)) // steps)
+    return -(-wanted // step) * step
+
+
+class Disks:
+    """Makes disks from templates that it keeps in ``templates_dir``."""
+
+    def __init__(self, templates_dir: Path) -> None:
+        self._templates_dir = templates_dir
+        self._making = asyncio.Lock()
+
+    async def create(
+        self,
+        image: Path,
+        mount_point: Path,
+        limit_bytes: int | None,
+        inodes: int,
+        *,
+        max_bytes: int | None = None,
+    ) -> Disk:
+        """A fresh disk mounted at ``mount_point`` (which must exist). On an error nothing is left of it.
+
+        ``max_bytes``: what its limit may be raised to later; None: it may not.
+        """
+        most = MAX_BYTES if limit_bytes is None else max(limit_bytes, max_bytes or 0)
+        if most > MAX_BYTES:
+            raise DiskError(f"limits.disk_bytes: at most {MAX_BYTES}, got {most}")
+        template = await self._template(formatted_bytes(most), inodes)
+        return await asyncio.to_thread(self._create, template, image, mount_point, limit_bytes)
+
+    @staticmethod
+    def _create(template: Path, image: Path, mount_point: Path, limit_bytes: int | None) -> Disk:
+        copy_sparse(template, image)
+        try:
+            with loop_device(image) as device:
+                mount(device, mount_point)
+            disk = Disk(image, mount_point)
+            disk.resize(limit_bytes)
+        except BaseException:
+            unmount(mount_point)
+            image.unlink(missing_ok=True)
+            raise
+        return disk
+
+    async def reopen(self, image: Path, mount_point: Path) -> Disk:
+        """The disk that a former manager made there; it may be gone in part, ``destroy`` works all the same."""
+        kind = BallastDisk if BallastDisk.is_one(mount_point) else Disk
+        return kind(image, mount_point)
+
+    async def _template(self, size_bytes: int, inodes: int) -> Path:
+        path = self._templates_dir / f"ext4-{size_bytes // BLOCK_BYTES}b-{inodes}i.img"
+        async with self._making:
+            if not path.exists():
+                await asyncio.to_thread(self._make_template, path, size_bytes, inodes)
+        return path
+
+    def _make_template(self, path: Path, size_bytes: int, inodes: int) -> None:
+        """Made aside and renamed: another manager may be at the same."""
+        fd, name = tempfile.mkstemp(prefix=f"{path.stem}.", suffix=".new", dir=self._templates_dir)
+        os.close(fd)
+        image = Path(name)
+        try:
+            mount_fd = _format(image, size_bytes, inodes)
+            try:
+                _furnish(image, mount_fd)
+            finally:
+                os.close(mount_fd)
+            image.rename(path)
+        finally:
+            image.unlink(missing_ok=True)
+
+
+def _format(image: Path, size_bytes: int, inodes: int) -> int:
+    """Formats it so that ``size_bytes`` are left for files; answers with a mount of it.
+
+    What mkfs takes depends on what it makes of the last group, so it is tried, measured, and tried again. Not always
+    can it be met: 1 MiB with 200,000 inodes is 172 KiB larger.
+    """
+    slack = max(size_bytes // 512, 16 * BLOCK_BYTES)
+    length = size_bytes + inodes * _INODE_BYTES + 64 * BLOCK_BYTES
+    too_short = 0
+    why = ""
+    for _ in range(_FORMAT_ATTEMPTS):
+        length -= length % BLOCK_BYTES
+        why = _mkfs(image, length, inodes)
+        if why:  # so many inodes, and so little else, that there is no room for what they need
+            too_short = max(too_short, length)
+            length += length // 64
+            continue
+        with loop_device(image) as device:
+            mount_fd = mount_detached(device)
+        seen = os.statvfs(f"/proc/self/fd/{mount_fd}")
+        missing = size_bytes - seen.f_blocks * seen.f_frsize
+        if missing <= 0 and (-missing <= slack or length + missing <= too_short):
+            return mount_fd
+        os.close(mount_fd)
+        if missing > 0:
+            too_short = max(too_short, length)
+        length += missing
+    raise DiskError(f"mkfs.ext4 for {size_bytes} bytes and {inodes} inodes: {why or 'no length fits'}")
+
+
+def _mkfs(image: Path, length_bytes: int, inodes: int) -> str:
+    """Why not; empty: it is done."""
+    os.truncate(image, 0)
+    os.truncate(image, length_bytes)
+    argv = ["mkfs.ext4", "-q", "-F", "-m", "0", "-b", str(BLOCK_BYTES), "-I", str(_INODE_BYTES),
+            "-O", "^has_journal,^resize_inode", "-N", str(inodes + _MORE_INODES),
+            "-E", "lazy_itable_init=1,nodiscard,root_owner=0:0", str(image)]  # fmt: skip
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    return "" if done.returncode == 0 else (done.stderr.strip() or f"exit {done.returncode}")
+
+
+def _furnish(image: Path, mount_fd: int) -> None:
+    """What every disk begins with: no lost+found, and a note of what an empty one counts as used."""
+    top = Path(f"/proc/self/fd/{mount_fd}")
+    (top / "lost+found").rmdir()
+    seen = os.statvfs(top)
+    base_bytes = (seen.f_blocks - seen.f_bfree + 1) * seen.f_frsize
+    (top / BASE).write_text(f"{base_bytes} {seen.f_files - seen.f_ffree + 1}\n")
+    fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:  # on a full host, writes through a loop device are lost in silence otherwise
+        checked(libc.syncfs(fd), f"syncfs of {image}")
+    finally:
+        os.close(fd)
