@@ -247,20 +247,25 @@ class Container:
     # Files.
 
     async def path_fd(self, path: str) -> int:
-        """An O_PATH descriptor of the caller's; after pid 1's death only below /home/vcap."""
-        root_fd, inner = self._root_for(path)
-        return files.open_inside(root_fd, inner, os.O_PATH)
+        """An O_PATH descriptor of the caller's; after pid 1's death only below /home/vcap. OSError: also of what is on no
+        mount of the container's own.
+        """
+        tree, inner = self._tree_for(path)
+        return tree.open(inner, os.O_PATH)
 
     async def read_file(self, path: str, max_bytes: int, offset: int = 0) -> bytes:
-        """Regular files only, never through a link out of the container; also when all jobs have ended."""
-        root_fd, inner = self._root_for(path)
-        return await asyncio.to_thread(files.read_file, root_fd, inner, max_bytes, offset)
+        """Regular files only, never through a link out of the container, and of its own mounts; also when all jobs have
+        ended.
+        """
+        tree, inner = self._tree_for(path)
+        return await asyncio.to_thread(files.read_file, tree, inner, max_bytes, offset)
 
     async def write_files(self, *entries: files.FileEntry) -> None:
         """Small files, by the manager itself; missing directories are made."""
         self._check(Move.CHANGE)
+        tree = files.Tree(self._parts.root_fd, self._parts.own_mounts())
         for entry in entries:
-            await asyncio.to_thread(files.write_file, self._parts.root_fd, entry, self._parts.ids)
+            await asyncio.to_thread(files.write_file, tree, entry, self._parts.ids)
 
     async def copy_in(self, tar: bytes | int, destination: str, *, user: User = User.VCAP) -> None:
         """Unpack a tar stream (bytes, or a descriptor to read from) below ``destination``, by tar inside."""
@@ -276,15 +281,16 @@ class Container:
             _, status, said = await job.run(job.pipe("stdout").receive(to_fd, limit_bytes))
         _check_tar(status, said)
 
-    def _root_for(self, path: str) -> tuple[int, str]:
+    def _tree_for(self, path: str) -> tuple[files.Tree, str]:
         self._check(Move.LOOK)
-        if not self._died.is_set() or self._parts.home_fd < 0:
-            return self._parts.root_fd, path
-        # The container's mounts went apart with pid 1; the home's own tree is still held.
-        inner = os.path.normpath(path)
-        if inner != HOME and not inner.startswith(HOME + "/"):
-            return self._parts.root_fd, path
-        return self._parts.home_fd, inner[len(HOME) :] or "/"
+        parts = self._parts
+        root_fd = parts.root_fd
+        if self._died.is_set() and parts.home_fd >= 0:
+            # The container's mounts went apart with pid 1; the home's own tree is still held.
+            inner = os.path.normpath(path)
+            if inner == HOME or inner.startswith(HOME + "/"):
+                root_fd, path = parts.home_fd, inner[len(HOME) :] or "/"
+        return files.Tree(root_fd, parts.own_mounts()), path
 
     # Inside.
 

@@ -1,13 +1,16 @@
 """Files of a container from outside, never following a link out of it.
 
 Paths are resolved by openat2 with the container's root as the end of the world (RESOLVE_IN_ROOT), so ``..``
-and absolute links stay inside, whatever an app does to the tree meanwhile. Whole trees are moved as tar
-streams by a job inside: the manager does not walk a tree that an app can change.
+and absolute links stay inside, whatever an app does to the tree meanwhile. What is found must lie on a mount
+of the container's own (its root, its home): /proc and /sys inside answer the manager with the host's rights,
+and look like regular files. Whole trees are moved as tar streams by a job inside: the manager does not walk a
+tree that an app can change.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
@@ -27,7 +30,7 @@ _SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fc
 
 
 class NotAFile(OSError):
-    """The path names something that is not a regular file."""
+    """The path names something that is not a regular file of the container's own."""
 
 
 class FilesError(RuntimeError):
@@ -44,16 +47,38 @@ class FileEntry:
     user: User = User.VCAP
 
 
-def open_inside(root_fd: int, path: str, flags: int) -> int:
-    return linux.openat2(root_fd, path, flags, resolve=_RESOLVE)
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Where paths begin, and the mounts that they may lead to (mount ids; whoever makes a `Tree` holds them)."""
+
+    root_fd: int
+    mounts: frozenset[int]
+
+    def open(self, path: str, flags: int) -> int:
+        """A descriptor of what is on one of the mounts. Flags that read or write only with O_DIRECTORY: see `read_file`."""
+        fd = linux.openat2(self.root_fd, path, flags, resolve=_RESOLVE)
+        try:
+            if linux.mount_id(fd) not in self.mounts:
+                raise NotAFile(errno.EXDEV, "not on a mount of the container's own", path)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
 
 
-def read_file(root_fd: int, path: str, max_bytes: int, offset: int = 0) -> bytes:
-    """Up to ``max_bytes`` of a regular file. A device, socket or FIFO is never opened, only looked at."""
-    place = open_inside(root_fd, path, os.O_PATH)
+def open_home(root_fd: int, path: str) -> int:
+    """The home's root, when a container is made or taken up: no link of the app's leads elsewhere."""
+    return linux.openat2(
+        root_fd, path, os.O_PATH | os.O_DIRECTORY, resolve=_RESOLVE | linux.RESOLVE_NO_SYMLINKS
+    )
+
+
+def read_file(tree: Tree, path: str, max_bytes: int, offset: int = 0) -> bytes:
+    """Up to ``max_bytes`` of a regular file. Anything else is never opened, only looked at."""
+    place = tree.open(path, os.O_PATH)
     try:
         if not stat.S_ISREG(os.fstat(place).st_mode):
-            raise NotAFile(22, "not a regular file", path)
+            raise NotAFile(errno.EINVAL, "not a regular file", path)
         fd = os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     finally:
         os.close(place)
@@ -66,11 +91,11 @@ def read_file(root_fd: int, path: str, max_bytes: int, offset: int = 0) -> bytes
         return b"".join(parts)
 
 
-def write_file(root_fd: int, entry: FileEntry, ids: IdLease) -> None:
+def write_file(tree: Tree, entry: FileEntry, ids: IdLease) -> None:
     """Write a file, replacing what is there; missing directories are made for the same user."""
     owner = users.host_id(ids.first, entry.user.value)
     path = PurePosixPath("/") / entry.path
-    parent = _open_directories(root_fd, path.parent, owner)
+    parent = _open_directories(tree, path.parent, owner)
     try:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path.name, dir_fd=parent)
@@ -84,15 +109,15 @@ def write_file(root_fd: int, entry: FileEntry, ids: IdLease) -> None:
         os.close(parent)
 
 
-def _open_directories(root_fd: int, directory: PurePosixPath, owner: int) -> int:
+def _open_directories(tree: Tree, directory: PurePosixPath, owner: int) -> int:
     """A descriptor of the directory; what is missing of it is made."""
     flags = os.O_RDONLY | os.O_DIRECTORY
     try:
-        return open_inside(root_fd, str(directory), flags)
+        return tree.open(str(directory), flags)
     except FileNotFoundError:
         if directory == directory.parent:
             raise
-    parent = _open_directories(root_fd, directory.parent, owner)
+    parent = _open_directories(tree, directory.parent, owner)
     try:
         with contextlib.suppress(FileExistsError):
             os.mkdir(directory.name, 0o755, dir_fd=parent)
@@ -104,7 +129,7 @@ def _open_directories(root_fd: int, directory: PurePosixPath, owner: int) -> int
                 os.close(made)
     finally:
         os.close(parent)
-    return open_inside(root_fd, str(directory), flags)
+    return tree.open(str(directory), flags)
 
 
 def unpack_job(destination: str, user: User) -> JobSpec:

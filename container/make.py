@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from container.aio import Background, FileWatcher, Log, readable
 from container.cgroups import Cgroups, CgroupSet
 from container.container import Container
 from container.disk import DiskError, Disks
-from container.files import open_inside
+from container.files import open_home
 from container.network import Networks
 from container.parts import Parts
 from container.plan import HOME, Facts, make_plan
@@ -360,5 +361,8 @@ async def _rest_address(host: Host, parts: Parts) -> None:
 def _open_roots(parts: Parts) -> None:
     """Held until destroy: they keep the trees readable after pid 1 (house.md, isolation)."""
     parts.root_fd = os.open(f"/proc/{parts.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        parts.home_fd = open_inside(parts.root_fd, HOME, os.O_PATH | os.O_DIRECTORY)
+    try:
+        parts.home_fd = open_home(parts.root_fd, HOME)
+    except OSError as e:
+        if e.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):  # no home, or a link in its place
+            raise

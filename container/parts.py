@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from container import linux
 from container.cgroups import CgroupSet
 from container.disk import Disk
 from container.network import Link
@@ -123,6 +124,13 @@ class Parts:
             stopped=self.stopped,
             events=self.events,
         )
+
+    def own_mounts(self) -> frozenset[int]:
+        """Ids of the root's mount and of the home's, which the descriptors hold. A home that is no mount of its own counts
+        for nothing: root inside could have put a bind in its place before a manager took the container up.
+        """
+        held = (self.root_fd, self.home_fd) if self.has_home else (self.root_fd,)
+        return frozenset(linux.mount_id(fd) for fd in held if fd >= 0)
 
     @property
     def spool(self) -> Path:
