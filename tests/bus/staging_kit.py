@@ -17,12 +17,17 @@ def buildpack(
     *,
     detect: str = "echo Listener",
     compile: str = "true",
-    release: str = "echo 'default_process_types: {web: ./listener, worker: ./listener}'",
+    release: str | None = "echo 'default_process_types: {web: ./listener, worker: ./listener}'",
+    mode: int = 0o755,
 ) -> bytes:
-    """A zip with the three programs. $1 is the app, $2 the cache."""
+    """A zip with the three programs (without ``release``: two). $1 is the app, $2 the cache, $3 the env dir."""
     programs = {"detect": detect, "compile": compile, "release": release}
     return zip_of(
-        {f"bin/{name}": (f"#!/bin/bash\n{text}\n".encode(), 0o755) for name, text in programs.items()}
+        {
+            f"bin/{name}": (f"#!/bin/bash\n{text}\n".encode(), mode)
+            for name, text in programs.items()
+            if text is not None
+        }
     )
 
 

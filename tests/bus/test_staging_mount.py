@@ -101,3 +101,21 @@ async def test_the_env_dir_of_the_buildpack_api(desk: Desk, host: Host) -> None:
     )
     await staging.reply(2)
     assert b"A=<last>;B=<two $HOME `id`>;E=<>;600" in await live_output(host, staging.task_id)
+
+
+async def test_a_buildpack_needs_no_release(desk: Desk, host: Host) -> None:
+    """The Procfile is enough: its last `web` runs, without comment and carriage return, and is what everybody is told."""
+    app = desk.app({"Procfile": (b"web: ./first\r\nworker: true\r\nweb: ./last --x # why\r\n", 0o644)})
+    staging = await desk.stage(desk.pack("bare", buildpack(detect="echo; echo Bare", release=None)), app=app)
+    second = await staging.reply(2)
+    assert (second["detected_buildpack"], second["detected_start_command"]) == ("Bare", "./last --x")
+    assert second["procfile"] == {"web": "./last --x", "worker": "true"}
+    assert b"-----> Start command: ./last --x (Procfile)\n" in await live_output(host, staging.task_id)
+
+
+@pytest.mark.parametrize("place", ["/proc/kmsg", "/proc/1/environ", "/dev/zero", "/dev/shm/file"])
+async def test_a_procfile_that_is_a_link_to_elsewhere_is_none(desk: Desk, place: str) -> None:
+    """The manager reads of the container's own disk only: not with the host's rights, and not for ever."""
+    links = f'echo "web: ./foreign" > /dev/shm/file; ln -sf {place} "$1/Procfile"'
+    second = await (await desk.stage(desk.pack("links", buildpack(compile=links)))).reply(2)
+    assert second["detected_start_command"] == "./listener"
