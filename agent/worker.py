@@ -185,7 +185,7 @@ class Worker:
             self._layers,
             self._transfers,
             unpacker,
-            AdminBuildpacks(base / "admin_buildpacks", self._transfers, self._layers),
+            AdminBuildpacks(base / "admin_buildpacks", self._transfers, self._layers, log),
             own_buildpacks(buildpacks.path(), buildpacks.ORDER),
             base / "staging",
             log,

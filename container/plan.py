@@ -13,7 +13,7 @@ from typing import Final
 
 from container.pools import IDS_PER_CONTAINER, IdLease
 from container.resolver import Resolver
-from container.spec import ContainerSpec
+from container.spec import BindMount, ContainerSpec
 
 HOME: Final = "/home/vcap"
 
@@ -92,6 +92,10 @@ def hosts_file(hostname: str, address: str | None) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _access(bind: BindMount) -> str:
+    return bind.access.value + ("-mapped" if bind.mapped else "")
+
+
 def make_plan(spec: ContainerSpec, facts: Facts) -> Plan:
     directives: list[tuple[str, ...]] = [
         ("version", "1"),
@@ -106,7 +110,7 @@ def make_plan(spec: ContainerSpec, facts: Facts) -> Plan:
         directives += [("home-layer", str(layer)) for layer in (*spec.home_layers, *facts.stack_homes)]
         directives.append(("home-upper", str(facts.home_upper_dir)))
     directives.append(("overlay", OVERLAY_OPTIONS))
-    directives += [("bind", str(bind.source), bind.target, bind.access.value) for bind in spec.binds]
+    directives += [("bind", str(bind.source), bind.target, _access(bind)) for bind in spec.binds]
     address = facts.ethernet.address if facts.ethernet is not None else None
     directives += [
         ("file", "/etc/hosts", "0644", hosts_file(facts.hostname, address)),

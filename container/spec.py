@@ -62,11 +62,14 @@ def _inside(field_name: str, path: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class BindMount:
-    """A directory or file of the host shown inside at ``target``."""
+    """A directory or file of the host shown inside at ``target``. ``mapped``: the numbers of its owners are those inside, as
+    with a layer; else they are the host's, and what is not everybody's is closed to vcap and root alike.
+    """
 
     source: Path
     target: str
     access: Access = Access.READ_ONLY
+    mapped: bool = False
 
     def __post_init__(self) -> None:
         if not self.source.is_absolute() or "\0" in str(self.source):

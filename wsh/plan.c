@@ -59,11 +59,16 @@ static void do_home_upper(struct plan *p, char **v) { p->home_upper = absolute("
 static void do_overlay(struct plan *p, char **v) { p->overlay = v[0]; }
 static void do_bind(struct plan *p, char **v)
 {
+    static const char *const words[] = {"ro", "rw", "ro-mapped", "rw-mapped"};
+    int word = 0;
     if (p->bind_count == MAX_BINDS)
         refuse("bind", "too many");
-    if (strcmp(v[2], "ro") && strcmp(v[2], "rw"))
+    while (word < 4 && strcmp(v[2], words[word]))
+        word++;
+    if (word == 4)
         refuse("bind", v[2]);
-    p->binds[p->bind_count++] = (struct bind){absolute("bind", v[0]), absolute("bind", v[1]), !strcmp(v[2], "ro")};
+    p->binds[p->bind_count++] =
+        (struct bind){absolute("bind", v[0]), absolute("bind", v[1]), .read_only = word % 2 == 0, .mapped = word >= 2};
 }
 static void do_file(struct plan *p, char **v)
 {

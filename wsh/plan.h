@@ -17,7 +17,7 @@ struct plan {
     const char *upper, *home_upper;
     struct bind {
         const char *source, *target;
-        bool read_only;
+        bool read_only, mapped;
     } binds[MAX_BINDS];
     int bind_count;
     struct plan_file {

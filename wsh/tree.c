@@ -243,13 +243,15 @@ static void make_devices(int root, const struct plan *plan)
     mount_onto(shm, shm_at, "/dev/shm");
 }
 
-static void make_bind(int root, const struct bind *bind, int source)
+static void make_bind(int root, const struct bind *bind, int source, int userns_fd)
 {
     struct stat what;
     if (fstat(source, &what))
         die("bind", bind->source);
     scoped_fd int tree = sys_open_tree(source, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH | AT_RECURSIVE);
     struct idmap_attr attr = {.set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | (bind->read_only ? MOUNT_ATTR_RDONLY : 0)};
+    if (bind->mapped)
+        attr.set |= MOUNT_ATTR_IDMAP, attr.userns_fd = (uint64_t)userns_fd;
     if (tree < 0 || sys_mount_setattr(tree, AT_RECURSIVE, &attr))
         die("bind", bind->source);
     scoped_fd int target = ensure_below(root, bind->target, S_ISDIR(what.st_mode));
@@ -281,6 +283,6 @@ void tree_build(const struct plan *plan, const struct opened *opened, int userns
     make_devices(root, plan);
     (void)setfsgid(plan->id_base), (void)setfsuid(plan->id_base);
     for (int i = 0; i < plan->bind_count; i++)
-        make_bind(root, &plan->binds[i], opened->binds[i]);
+        make_bind(root, &plan->binds[i], opened->binds[i], userns_fd);
     (void)setfsuid(0), (void)setfsgid(0);
 }

@@ -1,11 +1,15 @@
-"""The admin buildpacks of this host. They come as zips by key and URL; each is kept by its key."""
+"""The admin buildpacks of this host. They come as zips by key and URL; each is kept by its key.
+
+As in the original, what the newest message does not list and no staging uses goes. A message without a list changes nothing.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,6 +18,7 @@ from agent.droplets.archive import ArchiveError, Bounds
 from agent.droplets.layers import Layers
 from agent.droplets.transfer import TransferError, Transfers
 from agent.droplets.unpacker import JailError
+from agent.logs import Log
 from agent.staging.buildpacks import Buildpack, StagingFailed
 
 ATTEMPTS = 3
@@ -23,11 +28,41 @@ BUILDPACK_BYTES = 2 << 30
 class AdminBuildpacks:
     """One download a key, however many stagings ask for it; what is here is never waited for."""
 
-    def __init__(self, directory: Path, transfers: Transfers, layers: Layers) -> None:
+    def __init__(self, directory: Path, transfers: Transfers, layers: Layers, log: Log) -> None:
         self._dir = directory
         self._transfers = transfers
         self._layers = layers
+        self._log = log
         self._lock = asyncio.Lock()
+        self._used: Counter[str] = Counter()
+        self._listed: frozenset[str] | None = None
+
+    @contextlib.contextmanager
+    def use(self, wanted: Sequence[AdminBuildpack] | None) -> Iterator[None]:
+        """Within the block those of a message stay. None: it has no list."""
+        names = [_name(one.key) for one in wanted or ()]
+        if wanted is not None:
+            self._listed = frozenset(names)
+        self._used.update(names)
+        self._sweep()
+        try:
+            yield
+        finally:
+            self._used.subtract(names)
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Half a download of a former agent goes too. A disk that cannot be changed costs no staging."""
+        if self._listed is None:
+            return
+        try:
+            for path in tuple(self._dir.iterdir()):
+                name = path.name.partition(".")[0]
+                if name not in self._listed and self._used[name] <= 0:
+                    self._log.info("admin_buildpack_removed", name=name)
+                    self._layers.throw_away(path)
+        except OSError as e:
+            self._log.warning("admin_buildpacks_not_removed", error=str(e))
 
     async def fetch(self, wanted: Sequence[AdminBuildpack]) -> tuple[Buildpack, ...]:
         """Those of the message, in its order. StagingFailed: one cannot be had."""
@@ -35,12 +70,12 @@ class AdminBuildpacks:
         for one in wanted:
             if not is_url(one.url):
                 continue  # the original drops them (dea-bus.md 3.1)
-            path = self._dir / hashlib.sha256(one.key.encode()).hexdigest()[:32]
+            path = self._dir / _name(one.key)
             if not path.exists():
                 async with self._lock:
                     if not path.exists():
                         await self._fetch_one(one, path)
-            found.append(Buildpack(one.key, one.key, path))
+            found.append(Buildpack(one.key, one.key, path, mapped=True))
         return tuple(found)
 
     async def _fetch_one(self, one: AdminBuildpack, path: Path) -> None:
@@ -71,6 +106,11 @@ class AdminBuildpacks:
                 await self._transfers.download_file(one.url, archive, limit_bytes=BUILDPACK_BYTES)
                 return
         await self._transfers.download_file(one.url, archive, limit_bytes=BUILDPACK_BYTES)
+
+
+def _name(key: str) -> str:
+    """Its directory's: a key may hold anything."""
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def is_url(text: str) -> bool:

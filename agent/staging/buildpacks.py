@@ -31,11 +31,14 @@ class StagingFailed(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Buildpack:
-    """``key`` is an admin buildpack's; the agent's own have a name only."""
+    """``key`` is an admin buildpack's; the agent's own have a name only. ``mapped``: its files belong to vcap's plain number,
+    as a layer's do.
+    """
 
     name: str
     key: str | None
     path: Path
+    mapped: bool = False
 
     def inside(self, number: int) -> str:
         return f"{INSIDE}/{number}"

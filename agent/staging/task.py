@@ -117,6 +117,7 @@ class StagingTask:
         async with self._in_time():
             self._dir.mkdir(mode=0o755)
             held.callback(shop.layers.throw_away, self._dir)
+            held.enter_context(shop.admin.use(self.message.admin_buildpacks))
             tree = await self._fetch_package()
             admin = await shop.admin.fetch(self.message.admin_buildpacks or ())
             self._candidates = (*admin, *shop.own)
@@ -147,7 +148,10 @@ class StagingTask:
 
     def _spec(self, rootfs: Path, tree: Path) -> ContainerSpec:
         settings = self._shop.settings.staging
-        binds = tuple(BindMount(one.path, one.inside(number)) for number, one in enumerate(self._candidates))
+        binds = tuple(
+            BindMount(one.path, one.inside(number), mapped=one.mapped)
+            for number, one in enumerate(self._candidates)
+        )
         return ContainerSpec(
             # one overlay, without one of its own for the home: one mount for app, cache and TMPDIR (steps.py)
             layers=(tree, rootfs),

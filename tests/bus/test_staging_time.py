@@ -49,7 +49,8 @@ async def test_an_admin_buildpack_that_does_not_come(brief: Host) -> None:
 async def test_every_program_of_a_buildpack_is_ended(brief: Host, program: str) -> None:
     """Not only compile: the container goes with what ran in it."""
     desk = Desk(brief)
-    endless = buildpack(**{program: "trap '' TERM; sleep 600"})
+    script = "trap '' TERM; sleep 600"
+    endless = buildpack(detect=script) if program == "detect" else buildpack(release=script)
     staging = await desk.stage(desk.pack("endless", endless))
     assert (await staging.reply(2))["error"] == TIMED_OUT
     assert staging.replies()[0]["error"] is None

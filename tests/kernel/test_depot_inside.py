@@ -219,6 +219,30 @@ async def test_the_lower_layers_never_change(scene: Scene) -> None:
     assert [fingerprint(scene.stack), fingerprint(scene.droplet)] == before
 
 
+async def test_a_mapped_bind_belongs_to_those_inside(depot: Depot, stack: Path, tmp_path: Path) -> None:
+    """vcap's plain number is vcap inside: what is its own alone can be read and run, and not written. Unmapped it is nobody's."""
+    pack = tmp_path / "pack"
+    pack.mkdir(mode=0o700)
+    program = pack / "run"
+    program.write_text("#!/bin/sh\necho ran\n")
+    program.chmod(0o700)
+    for path in (pack, program):
+        os.chown(path, User.VCAP.value, User.VCAP.value)
+    binds = (BindMount(pack, "/mnt/mapped", mapped=True), BindMount(pack, "/mnt/plain"))
+    box = await depot.create(app(stack, binds=binds))
+
+    script = "/mnt/mapped/run; stat -c '%u %g' /mnt/mapped/run; touch /mnt/mapped/x 2>&1; ls /mnt/plain 2>&1; stat -c %u /mnt/plain"
+    told = (await box.run(sh(script))).stdout.decode().splitlines()
+
+    assert told == [
+        "ran",
+        "2000 2000",
+        "touch: /mnt/mapped/x: Read-only file system",
+        "ls: can't open '/mnt/plain': Permission denied",
+        "65534",
+    ]
+
+
 def fingerprint(root: Path) -> str:
     """Of all names, kinds, modes, owners, sizes, times, links and contents below ``root``."""
     hashed = hashlib.sha256()

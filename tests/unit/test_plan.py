@@ -40,7 +40,10 @@ def test_the_whole_plan_of_an_app() -> None:
     spec = ContainerSpec(
         layers=(Path("/stacks/s"), Path("/stacks/base")),
         home_layers=(Path("/layers/abc"),),
-        binds=(BindMount(Path("/srv/shared"), "/mnt/shared", Access.READ_WRITE),),
+        binds=(
+            BindMount(Path("/srv/shared"), "/mnt/shared", Access.READ_WRITE),
+            BindMount(Path("/srv/pack"), "/mnt/pack", mapped=True),
+        ),
         shm_bytes=1024,
     )
 
@@ -58,6 +61,7 @@ def test_the_whole_plan_of_an_app() -> None:
         ("home-upper", "/depot/h1/disk/home"),
         ("overlay", "volatile,redirect_dir=on"),
         ("bind", "/srv/shared", "/mnt/shared", "rw"),
+        ("bind", "/srv/pack", "/mnt/pack", "ro-mapped"),
         ("file", "/etc/hosts", "0644", "127.0.0.1 localhost\n10.254.0.2 web-0\n"),
         ("file", "/etc/hostname", "0644", "web-0\n"),
         ("file", "/etc/resolv.conf", "0644", "nameserver 9.9.9.9\nnameserver 1.1.1.1\nsearch example.org\n"),
