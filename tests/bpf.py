@@ -7,6 +7,8 @@ from typing import Final
 
 #: AUDIT_ARCH of what uname calls each machine.
 ARCHITECTURES: Final = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+#: The tables for 32-bit programs that their kernels have beside their own.
+COMPAT: Final = {"i386": 0x40000003, "arm": 0x40000028}
 
 _BYTES: Final = 64  # struct seccomp_data: number, architecture, instruction pointer, six arguments
 
@@ -25,6 +27,8 @@ def verdict(code: bytes, arch: int, number: int, *arguments: int) -> int:
                 assert value % 4 == 0
                 assert value < _BYTES, f"load beyond the data: {value}"
                 (accumulator,) = struct.unpack_from("=I", data, value)
+            case 0x05:
+                at += value
             case 0x15:
                 at += if_true if accumulator == value else if_false
             case 0x25:

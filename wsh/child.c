@@ -80,6 +80,9 @@ static int become_user(const struct child *child)
     if (syscall(SYS_setgroups, r->group_count, child->groups) || syscall(SYS_setresgid, r->gid, r->gid, r->gid) ||
         syscall(SYS_setresuid, r->uid, r->uid, r->uid))
         return -1;
+    /* This memory is still pid 1's. A change of user makes it what fs.suid_dumpable says, which may be "traceable by all". */
+    if (prctl(PR_SET_DUMPABLE, 0))
+        return -1;
     return set_capabilities(r->uid == 0 ? plan->bounding & 0x1ffffffffffULL : 0);
 }
 
