@@ -128,6 +128,10 @@ void stop_begin(struct server *server, uint64_t grace_ms)
     if (first) {
         (void)kill(-1, SIGTERM);
         (void)kill(-1, SIGCONT);
+        /* A login shell ignores TERM and would hold up the stop for all of its grace; it leaves when its terminal ends. */
+        for (struct job *job = server->jobs; job; job = job->next)
+            if (job->master >= 0)
+                job_kill(job, SIGHUP);
     }
     /* A second stop can only make it sooner. */
     if (grace_ms && !server->killing && (first || at_ms < server->kill_at_ms)) {

@@ -261,15 +261,20 @@ static void tell(int sock, const char *job, int number)
         (void)!recv(sock, reply, sizeof reply, 0);
 }
 
-/* The first line of the record; a job that has ended before it could be waited for has left it there. */
-static int status_of(int record)
+/* The first line of the record; a job that has ended before it could be waited for has left it there. A person is told of
+ * an end that was not the job's own: a stop hangs up every terminal, and without a record the container has gone. */
+static int status_of(int record, bool terminal)
 {
     char line[64] = "";
     int number = 0;
     (void)!pread(record, line, sizeof line - 1, 0);
     if (sscanf(line, "exit %d", &number) == 1)
         return number;
-    return sscanf(line, "signal %d", &number) == 1 ? 128 + number : UNREACHABLE;
+    if (sscanf(line, "signal %d", &number) != 1)
+        fail(UNREACHABLE, "no status", "the container has ended");
+    if (terminal && number == SIGHUP)
+        (void)dprintf(2, "\nwsh: hung up: the container is being stopped\n");
+    return 128 + number;
 }
 
 static void serve(struct streams *streams, int sock, int side, int signals, const char *job, bool terminal)
@@ -349,5 +354,5 @@ int main(int argc, char **argv)
     }
     serve(&streams, sock, side, signals, job, o.terminal);
     restore();
-    return status_of(record);
+    return status_of(record, master >= 0);
 }

@@ -178,7 +178,7 @@ def _pushing(peer: reach.Peer, app: str, changes: dict[str, Any]) -> Iterator[st
 def _pack(directory: Path, archive: IO[bytes], limits: _Limits, *, yes: bool) -> str:
     """Into `archive`; what to show of it."""
     line = ui.MovingLine()
-    lead = f"{'Uploading':<12}{directory}   "
+    lead = f"{'Uploading':<12}{ui.shortened(str(directory))}   "
 
     def looking(files: int, content_bytes: int) -> None:
         line.show(f"{lead}{ui.count(files, 'file')}, {ui.size(content_bytes)} so far")

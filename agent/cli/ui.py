@@ -85,7 +85,6 @@ def emit_json(document: Any) -> None:
 
 def speak_plainly() -> None:
     """No text makes an output fail: not a name that is no UTF-8, not a sign that the terminal's encoding lacks."""
-    codecs.register_error("garrison", _plain)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="garrison")
@@ -101,6 +100,9 @@ def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
     return codecs.backslashreplace_errors(one)
 
 
+codecs.register_error("garrison", _plain)
+
+
 def columns(text: str) -> int:
     """How wide it is: colour has no width, some letters have two columns, accents of their own none."""
     return sum(_columns_of(char) for char in _PAINT.sub("", text))
@@ -112,11 +114,11 @@ def _columns_of(char: str) -> int:
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
-def cut(text: str, width: int) -> str:
+def cut(text: str, width: int, mark: str = "…") -> str:
     """Its beginning, at most `width` columns; no colour is cut in two or left on."""
     if columns(text) <= width:
         return text
-    kept, left, painted = [], width - 1, False
+    kept, left, painted = [], width - columns(mark), False
     for piece in re.split(f"({_PAINT.pattern})", text):
         if _PAINT.fullmatch(piece):
             kept.append(piece)
@@ -125,9 +127,24 @@ def cut(text: str, width: int) -> str:
         for char in piece:
             left -= _columns_of(char)
             if left < 0:
-                return "".join(kept) + "…" + ("\033[0m" if painted else "")
+                return "".join(kept) + mark + ("\033[0m" if painted else "")
             kept.append(char)
     return "".join(kept)
+
+
+def shortened(path: str, width: int = 32) -> str:
+    """The end of a long path, which says more than its beginning."""
+    if columns(path) <= width:
+        return path
+    while columns(path) >= width:
+        path = path[1:]
+    return f"…{path}"
+
+
+def as_shown(text: str, stream: TextIO) -> str:
+    """What the stream's encoding makes of it."""
+    encoding = stream.encoding or "utf-8"
+    return text.encode(encoding, "garrison").decode(encoding)
 
 
 def terminal_columns(stream: TextIO) -> int | None:
@@ -155,7 +172,8 @@ class MovingLine:
             return
         self._next_at = now + MOVE_PERIOD_S
         width = (terminal_columns(self._stream) or 80) - 1
-        self._stream.write(f"\r\033[K{cut(text, width)}")
+        line = cut(as_shown(text, self._stream), width, as_shown("…", self._stream))
+        self._stream.write(f"\r\033[K{line}")
         self._stream.flush()
         self._shown = True
 

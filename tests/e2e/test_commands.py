@@ -79,7 +79,7 @@ def test_ctrl_c_while_it_packs(platform: Platform, tmp_path: Path) -> None:
         for _ in range(400):
             file.write(os.urandom(1 << 20))
     push = Terminal("push", "--state", platform.state, tmp_path, "--name", "early")
-    push.see("packing")
+    push.see("MiB of 400 MiB")
     push.press_ctrl_c()
     assert push.end() == 130, push.text
     assert "push of early interrupted: nothing was changed" in push.text
@@ -112,7 +112,7 @@ def test_a_narrow_terminal_without_utf_8(platform: Platform, tmp_path: Path) -> 
     )
     assert push.end() == 0, push.text
     assert "narrow/0 \033[32m*\033[0m running" in push.text
-    moves = re.findall(r"\r\033\[K([^\r\n]*)", push.text)
+    moves = [move for move in re.findall(r"\r\033\[K([^\r\n]*)(?=\r\033)", push.text) if move]
     assert moves
     assert all(ui.columns(move) < 50 for move in moves), moves
     apps = Terminal("apps", "--state", platform.state, columns=50, env={"NO_COLOR": "1"})
@@ -186,6 +186,19 @@ def test_a_shell_on_a_terminal(platform: Platform, talker: Callable[[str], None]
     shell.see("in-42")
     assert shell.end() == 3
     assert "/dev/pts/" in shell.text
+
+
+def test_a_stop_ends_an_open_shell(platform: Platform, talker: Callable[[str], None]) -> None:
+    """It does not wait for it until the grace is over, and who sits in it reads why."""
+    shell = Terminal("shell", "--state", platform.state, "talker/1")
+    shell.see("vcap@")
+    began = time.monotonic()
+    platform.ok("stop", "talker")
+    took_s = time.monotonic() - began
+    assert shell.end() == 129, shell.text
+    assert "the container is being stopped" in shell.text
+    assert took_s < 9, "the grace is 10 s"
+    platform.ok("start", "talker")
 
 
 def test_wrong_names_get_the_nearest(platform: Platform, talker: Callable[[str], None]) -> None:

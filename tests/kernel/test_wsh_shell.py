@@ -125,6 +125,7 @@ def test_wsh_gives_the_terminal_back_when_the_container_dies(tmp_path: Path) -> 
         with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave) as process:
             read_until(master, b"on\r\n")
             box.kill()
+            read_until(master, b"wsh: no status: the container has ended\r\n")
         assert process.returncode == 125
         assert termios.tcgetattr(slave) == before
         os.close(master)
@@ -145,6 +146,21 @@ def test_wsh_ends_with_its_job_while_another_holds_the_terminal(box: Box, holder
     assert process.wait(30) == 3
     assert text.split(b"\r\n")[:501] == [*(b"%d" % number for number in range(1, 501)), b"on"]
     os.close(master)
+
+
+def test_a_stop_does_not_wait_for_an_open_shell(box: Box) -> None:
+    """A shell ignores TERM; the end of its terminal is what it leaves at, and who sat before it reads why."""
+    master, slave = pty.openpty()
+    script = "trap '' TERM; echo on; read line; exit 7"
+    with subprocess.Popen(wsh(box, "sh", "-c", script), stdin=slave, stdout=slave, stderr=slave) as process:
+        read_until(master, b"on\r\n")
+        with box.client() as client:
+            client.socket.settimeout(60)
+            assert client.ask("stop", 3_600_000).words == ["ok"]
+        read_until(master, b"wsh: hung up: the container is being stopped\r\n")
+    assert process.returncode == 128 + signal.SIGHUP
+    os.close(master)
+    os.close(slave)
 
 
 def test_wsh_of_another_version_is_told(tmp_path: Path) -> None:

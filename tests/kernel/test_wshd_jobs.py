@@ -245,9 +245,9 @@ def test_terminal_job(box: Box) -> None:
         (master,) = reply.fds
         text = read_until(master, b"30 100\r\n")
         assert text.startswith(b"/dev/pts/")
+        client.send("wait", "pty")
         with box.client() as side:
             assert side.ask("winsize", "pty", 40, 120).words == ["ok"]
-            client.send("wait", "pty")
             assert b"40 120" in read_until(master, b"40 120\r\n")
             assert client.receive().words == ["ok", "exit", "4"]
             assert side.ask("winsize", "pty", 1, 1).words[:2] == ["error", "ENOENT"]

@@ -258,6 +258,13 @@ def test_a_line_fits_its_terminal(text: str, width: int, kept: str) -> None:
     assert ui.columns(kept) <= width
 
 
+def test_a_long_path_is_known_by_its_end() -> None:
+    """And a short one stays as it is."""
+    assert ui.shortened("examples/hello-flask") == "examples/hello-flask"
+    assert ui.shortened("/a/very/long/way/to/the/app", 12) == "…/to/the/app"
+    assert ui.columns(ui.shortened("日本語" * 20, 12)) <= 12
+
+
 def test_every_option_in_a_hint_exists() -> None:
     """Whatever `--option` a text of ours names is one of the commands'."""
     import click
