@@ -103,7 +103,7 @@ async def test_a_farewell_ends_in_its_time(
     tmp_path: Path,
     bus_is: str,
 ) -> None:
-    """201 events: at once with the server up, else at 3 s, and what is left stays for the next agent."""
+    """201 events: as soon as the server has them, else at the time-out, and what is left stays for the next agent."""
     host = make_host()
     await host.run_until_connected()
     peer = await listen("box")
@@ -115,9 +115,11 @@ async def test_a_farewell_ends_in_its_time(
     for number in range(201):
         host.bus.tell(staged(number), reply_to="box")
 
+    all_leave = bus_is in ("up", "back after a second")
+    timeout_s = 300.0 if all_leave else 3.0
     began = time.monotonic()
     async with asyncio.TaskGroup() as group:
-        group.create_task(host.bus.farewell())
+        group.create_task(host.bus.farewell(timeout_s))
         if bus_is == "back after a second":
             await asyncio.sleep(1)
             await server.start()
@@ -125,12 +127,12 @@ async def test_a_farewell_ends_in_its_time(
     print(f"{bus_is}: {took_s * 1e3:.0f} ms")
 
     assert not host.bus.connected
-    if bus_is in ("up", "back after a second"):
+    if all_leave:
         assert kept_files(tmp_path) == []
-        assert took_s < 3
+        assert took_s < timeout_s / 2, "it waited for the end of its time"
     else:
         assert len(kept_files(tmp_path)) == 201
-        assert 2.9 < took_s < 6
+        assert timeout_s - 0.1 < took_s < timeout_s * 10
     if bus_is == "up":
         await until(lambda: len(peer.heard) == 201, "all arrived")
     if bus_is == "stalled":
