@@ -23,6 +23,7 @@ from agent.instances.life import instance_environment
 from agent.instances.registry import Registry
 from agent.instances.start import shell_argv
 from agent.logs import Log
+from agent.staging.log import Piece
 from agent.staging.registry import StagingRegistry
 from container import Depot, UnknownHandle
 
@@ -131,15 +132,20 @@ class Control:
 
     async def _get_app_logs(self, request: web.Request) -> web.StreamResponse:
         app = request.match_info["app"]
-        return await self._logs(request, lambda: self._registry.of_app(app))
+        return await self._logs(request, lambda: self._registry.of_app(app), self._stagings.failure_of(app))
 
     async def _logs(
-        self, request: web.Request, instances: Callable[[], Iterable[Instance]]
+        self, request: web.Request, instances: Callable[[], Iterable[Instance]], failure: Piece | None = None
     ) -> web.StreamResponse:
+        """``failure``: of the app's last staging."""
         follow = request.query.get("follow") == "1"
-        return await _streamed(
-            request, lambda lines: output.tell(lines, instances, self._crashes_dir, follow=follow)
-        )
+
+        async def tell(lines: Lines) -> None:
+            if failure is not None:
+                await lines.write(failure.data, at=failure.at_s, stream=failure.stream)
+            await output.tell(lines, instances, self._crashes_dir, follow=follow)
+
+        return await _streamed(request, tell)
 
     async def _get_staging_log(self, request: web.Request) -> web.StreamResponse:
         task = self._stagings.find(request.match_info["task"])

@@ -16,6 +16,7 @@ from typing import Any
 
 from aiohttp import web
 
+from agent.instances.crashes import cause_of
 from agent.instances.instance import Instance, State
 from container import Chunk
 
@@ -88,7 +89,8 @@ async def _tell_one(lines: Lines, one: Instance, crashes_dir: Path, *, follow: b
     if follow:
         await _settled(one)
     if one.state is State.CRASHED:
-        said = f"{one.exit.description}, exit status {one.exit.status}\n"
+        cause = await asyncio.to_thread(cause_of, crashes_dir / one.id)
+        said = f"{cause}{one.exit.description}, exit status {one.exit.status}\n"
         await lines.write(said.encode(), at=one.crashed_at_s, stream="sys", **facts)
     elif follow:
         await lines.write(b"stopped on request\n", at=time.time(), stream="sys", **facts)

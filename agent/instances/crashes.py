@@ -11,6 +11,7 @@ from typing import Final
 from agent.instances.instance import OUT_OF_MEMORY, Instance
 
 KEPT_PER_APP: Final = 10
+CAUSE: Final = "sys"  # beside what the app itself wrote
 
 
 def to_keep(crashed: Iterable[Instance]) -> frozenset[Instance]:
@@ -33,6 +34,20 @@ def kept_bytes(directory: Path) -> int:
         return sum(path.stat().st_size for path in directory.iterdir())
     except FileNotFoundError:
         return 0
+
+
+def keep_cause(directory: Path, cause: str) -> None:
+    """Why a start failed, for the app's own log: beside the output, so that it is there as long. OSError."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (directory / CAUSE).write_text(f"{cause}\n", errors="replace")
+
+
+def cause_of(directory: Path) -> str:
+    """Nothing: none was kept."""
+    try:
+        return (directory / CAUSE).read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 async def sweep(crashes_dir: Path, is_known: Callable[[str], bool]) -> None:

@@ -7,6 +7,7 @@ The environment is data: no shell looks at it. The original put user variables i
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,8 @@ from agent.bus.messages import Service, StartMessage
 from agent.instances.start import HOME as HOME
 from container.spec import SpecError
 
+#: execve(2): 32 pages for one word, its end included.
+VARIABLE_BYTES = 32 * os.sysconf("SC_PAGE_SIZE")
 BASE_ENVIRONMENT = (("USER", "vcap"), ("PATH", "/usr/local/bin:/usr/bin:/bin"), ("LANG", "C.UTF-8"))
 _RELATIONAL = {
     "mysql": "mysql2",
@@ -121,6 +124,14 @@ def with_user_variables(pairs: Sequence[tuple[str, str]], env: Iterable[str]) ->
 def merge(pairs: Iterable[tuple[str, str]]) -> tuple[str, ...]:
     """`K=V` words; of two with one name the later wins, in the place of the first."""
     return tuple(f"{name}={value}" for name, value in dict(pairs).items())
+
+
+def too_long(words: Iterable[str], limit_bytes: int) -> str | None:
+    """Which variable the kernel would not take, in words without its value; None: all are taken (execve(2), E2BIG)."""
+    for word in words:
+        if (size := len(word.encode(errors="surrogateescape"))) >= limit_bytes:
+            return f"environment: {word.partition('=')[0]} has {size} bytes, one variable has less than {limit_bytes}"
+    return None
 
 
 def app_environment(

@@ -16,14 +16,15 @@ from pathlib import Path
 import msgspec
 
 from agent import plain_yaml
+from agent.cause import host_paths, public
 from agent.config import Settings
 from agent.config_host import no_stack
 from agent.droplets.archive import ArchiveError
 from agent.droplets.layers import Layer, LayerError, Layers
 from agent.droplets.transfer import TransferError
 from agent.droplets.unpacker import JailError
-from agent.instances.crashes import kept_bytes
-from agent.instances.environment import app_environment
+from agent.instances.crashes import keep_cause, kept_bytes
+from agent.instances.environment import VARIABLE_BYTES, app_environment, too_long
 from agent.instances.health import wait_accepting
 from agent.instances.instance import OUT_OF_MEMORY, Event, Exit, Instance, State
 from agent.instances.limits import MIB, bind_mounts, cpu_shares, egress_rules, ipv6_left_out, rootfs_of
@@ -144,17 +145,18 @@ async def _drain(instance: Instance, home: Home) -> None:
 
 async def _conclude(instance: Instance, home: Home, course: asyncio.Task[Exit], log: Log) -> None:
     """The course has ended by itself: that is a crash."""
+    cause = ""
     try:
         instance.exit = course.result()
         event = Event.EXITED
     except StartFailed as e:
         log.warning("instance_start_failed", description=e.description, error=str(e))
         instance.exit = Exit(e.status, e.description)
-        event = Event.FAILED
+        event, cause = Event.FAILED, str(e)
     except Exception as e:  # the outermost frame of a start: it costs this instance only
         log.exception("instance_start_failed", description=FAILED, error=repr(e))
         instance.exit = Exit(-1, FAILED)
-        event = Event.FAILED
+        event, cause = Event.FAILED, f"an error of the agent's own ({type(e).__name__})"
     instance.crashed_at_s = int(time.time())
     log.info(
         "instance_exited",
@@ -162,13 +164,16 @@ async def _conclude(instance: Instance, home: Home, course: asyncio.Task[Exit], 
         signal=instance.exit.signal,
         description=instance.exit.description,
     )
-    if instance.job is not None:
-        record = home.settings.base_dir / "crashes" / instance.id
-        try:
+    record = home.settings.base_dir / "crashes" / instance.id
+    try:
+        if cause:
+            told = public(cause, host_paths(home.settings))
+            await asyncio.to_thread(keep_cause, record, told)
+        if instance.job is not None:
             await keep_output(instance.job, record)
-            instance.kept_bytes = kept_bytes(record)
-        except OSError as e:  # the host's disk may be full; an exit is told all the same
-            log.warning("crash_output_not_kept", error=str(e))
+        instance.kept_bytes = kept_bytes(record)
+    except OSError as e:  # the host's disk may be full; an exit is told all the same
+        log.warning("crash_output_not_kept", error=str(e))
     home.happen(instance, event)
 
 
@@ -260,7 +265,10 @@ async def _start(instance: Instance, home: Home, held: AsyncExitStack, log: Log)
     instance.started_at_s = time.time()
     try:
         command = await start_command(instance, container)
-        instance.job = await container.spawn(make_job(instance, settings, home.local_ip, command))
+        job = make_job(instance, settings, home.local_ip, command)
+        if (why := too_long(job.env, VARIABLE_BYTES)) is not None:
+            raise StartFailed(FAILED, why)
+        instance.job = await container.spawn(job)
     except (WshdError, WshdGone, FilesError, SpecError) as e:
         raise StartFailed(FAILED, str(e)) from e
     log.info("instance_spawned", handle=container.handle, port=_host_port(instance))
@@ -275,7 +283,7 @@ async def _fetch(instance: Instance, home: Home, held: AsyncExitStack, log: Log)
     try:
         layer = await home.layers.ensure(message.sha1, message.executableUri, limit_bytes)
     except (LayerError, TransferError, ArchiveError, JailError, OSError) as e:
-        raise StartFailed(FAILED, f"droplet {message.sha1}: {e}") from e
+        raise StartFailed(FAILED, f"droplet {message.sha1} from {message.executableUri}: {e}") from e
     held.enter_context(home.layers.use(message.sha1))
     if layer.bytes > limit_bytes:
         raise StartFailed(

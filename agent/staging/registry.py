@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
@@ -12,13 +13,16 @@ from msgspec import structs
 
 from agent.bus import messages as m
 from agent.bus.connection import Bus
+from agent.cause import host_paths, public
 from agent.resources import Claim, Short
 from agent.snapshot import SavedStaging
 from agent.staging.buildpacks import StagingFailed
+from agent.staging.log import Piece
 from agent.staging.task import Staged, StagingTask, Workshop
 
 STOPPED = "Error staging: task stopped"
 RESTARTED = "Error staging: the agent was restarted"
+FAILURES_KEPT = 256
 ENDED_KEPT = 4  # so that who asks for the output of a quick staging still gets it
 
 
@@ -54,6 +58,7 @@ class StagingRegistry:
         self._changed = changed
         self._runs: list[_Run] = []
         self._ended: deque[StagingTask] = deque(maxlen=ENDED_KEPT)
+        self._failures: dict[str, Piece] = {}  # of each app the last staging's, if that failed; oldest first
 
     def _under_way(self) -> tuple[_Run, ...]:
         return tuple(run for run in self._runs if not run.over)
@@ -69,6 +74,10 @@ class StagingRegistry:
         """The newest of that id: under way, or ended just now."""
         tasks = (*self._ended, *(run.task for run in self._runs))
         return next((one for one in reversed(tasks) if one.message.task_id == task_id), None)
+
+    def failure_of(self, app_id: str) -> Piece | None:
+        """What the app's log says of its last staging; None: it did not fail, or that is long ago."""
+        return self._failures.get(app_id)
 
     def __len__(self) -> int:
         return len(self._under_way())
@@ -126,7 +135,7 @@ class StagingRegistry:
             if not run.work.cancelled() and (error := run.work.exception()) is not None:
                 task.log.error("staging_broke", error=repr(error), exc_info=error)
                 self._tell_failure(
-                    run, StagingFailed("Error staging: internal error", "StagingError", repr(error))
+                    run, StagingFailed("Error staging: internal error", "StagingError", type(error).__name__)
                 )
         finally:
             self._runs.remove(run)
@@ -139,7 +148,8 @@ class StagingRegistry:
             try:
                 container = await task.set_up(held)
             except StagingFailed as e:
-                self._bus.tell(m.StagingReply1(task.message.task_id, None, str(e)), reply_to=task.reply_to)
+                told = str(self._public(e))
+                self._bus.tell(m.StagingReply1(task.message.task_id, None, told), reply_to=task.reply_to)
                 self._tell_failure(run, e)
                 return
             self._bus.tell(m.StagingReply1(task.message.task_id), reply_to=task.reply_to)
@@ -149,6 +159,10 @@ class StagingRegistry:
                 self._tell_failure(run, e)
                 return
         self._tell_staged(run, staged)
+
+    def _public(self, failed: StagingFailed) -> StagingFailed:
+        paths = host_paths(self._shop.settings)
+        return StagingFailed(public(failed.error, paths), failed.kind, public(failed.message, paths))
 
     def _tell_last(self, run: _Run, reply: m.StagingReply) -> None:
         """The second reply, or what replaces it; whatever comes after it is not said."""
@@ -160,8 +174,17 @@ class StagingRegistry:
         self._changed()
 
     def _tell_failure(self, run: _Run, failed: StagingFailed) -> None:
+        """To the controller, and into the app's own log (the staging's, and the one that its instances write to)."""
         task = run.task
         task.log.warning("staging_failed", error=str(failed), said=task.output.tail(2000))
+        failed = self._public(failed)
+        if not run.over:
+            line = f"Staging failed: {failed}"
+            task.output.add(f"{line}\n".encode(), "sys")
+            self._failures.pop(task.message.app_id, None)
+            self._failures[task.message.app_id] = Piece(time.time(), "sys", f"{line}\n".encode())
+            while len(self._failures) > FAILURES_KEPT:
+                del self._failures[next(iter(self._failures))]
         reply = m.StagingReply2(task.message.task_id, task.message.app_id, error=failed.error)
         if failed.kind is not None:
             info = m.ErrorInfo(failed.kind, failed.message or failed.error)
@@ -185,8 +208,10 @@ class StagingRegistry:
             outcome.start_command,
             outcome.processes,
         )
+        self._failures.pop(message.app_id, None)
         if staged.upload_error is not None:  # the checksum is told all the same (dea-bus.md 3.4)
             task.log.warning("droplet_not_uploaded", sha1=staged.sha1, error=staged.upload_error)
+            task.output.add(f"Staging failed: {staged.upload_error}\n".encode(), "sys")
             self._tell_last(run, structs.replace(reply, error=staged.upload_error))
             return
         task.log.info(

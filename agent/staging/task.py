@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from agent.bus import messages as m
+from agent.cause import public
 from agent.config import Settings
 from agent.config_host import no_stack
 from agent.droplets.archive import ArchiveError, Bounds
@@ -24,7 +25,7 @@ from agent.droplets.layers import Layers
 from agent.droplets.pack import Packed
 from agent.droplets.transfer import TransferError, Transfers
 from agent.droplets.unpacker import JailError, Unpacker
-from agent.instances.environment import HOME, staging_environment, user_variables
+from agent.instances.environment import HOME, VARIABLE_BYTES, staging_environment, too_long, user_variables
 from agent.instances.limits import MIB, egress_rules, ipv6_left_out, rootfs_of
 from agent.logs import Log
 from agent.staging import buildpacks as bp
@@ -141,7 +142,12 @@ class StagingTask:
             home.mkdir(mode=0o755, parents=True)
             os.chown(home, VCAP, VCAP)
             await self._shop.layers.import_zip(archive, home / "app", Bounds(total_bytes=limit_bytes))
-        except (TransferError, ArchiveError, JailError, OSError) as e:
+        except TransferError as e:
+            self.output.say(
+                f"The app package cannot be had from {public(self.message.download_uri, ())}: {e}"
+            )
+            raise StagingFailed(f"Error staging: {e}") from e
+        except (ArchiveError, JailError, OSError) as e:
             raise StagingFailed(f"Error staging: {e}") from e
         archive.unlink()
         return tree
@@ -171,9 +177,12 @@ class StagingTask:
 
     async def stage(self, container: Container) -> Staged:
         """Detect, compile, release, pack, upload, and the cache. StagingFailed: also past the deadline."""
+        environment = self._environment()
+        if (why := too_long(environment, VARIABLE_BYTES)) is not None:
+            raise StagingFailed("Error staging: the environment is too large", "StagingError", why)
         steps = Steps(
             container,
-            environment=self._environment(),
+            environment=environment,
             memory_mb=self.memory_mb,
             output=self.output,
             log=self.log,

@@ -1,0 +1,51 @@
+"""The cause of a failure, in words for the developer of the app: what a controller and the app's own log are told. Pure.
+
+An error's text is made for the operator: it may hold the address that a droplet came from, with a password or a signature in it, and
+the host's paths. Neither is the developer's to see.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import buildpacks
+from agent.bus.bounds import shortened
+from agent.config import Settings
+
+LIMIT_BYTES: Final = 4096
+_URL: Final = re.compile(r"(\b[a-z][a-z0-9+.-]*://)([^\s\"'<>]*)", re.IGNORECASE)
+#: The manager's own view of processes and control groups.
+_KERNEL_PATHS: Final = r"/proc/(?:self|\d+)(?=/)|/sys/fs/cgroup"
+_END: Final = r"(?=[/\s'\":,;)\]]|$)[^\s'\":,;)\]]*"
+_MARKS: Final = ".,:;)]"  # of the sentence around an address
+HIDDEN: Final = "(a file of the host)"
+
+
+def host_paths(settings: Settings) -> tuple[str, ...]:
+    """Where this agent and what it gives to containers lie."""
+    named = [
+        settings.base_dir,
+        *(stack.package_path for stack in settings.stacks),
+        *(bind.src_path for bind in settings.bind_mounts),
+        Path(sys.prefix),
+        buildpacks.path(),
+    ]
+    found = {str(path) for one in named for path in (one, one.resolve()) if len(path.parts) > 1}
+    return tuple(sorted(found, key=len, reverse=True))
+
+
+def public(text: str, paths: Iterable[str]) -> str:
+    """Without the user part and the query of URLs, without the host's paths, and not without end."""
+    text = _URL.sub(lambda found: found[1] + _without_secrets(found[2]), text)
+    prefixes = "|".join([*(re.escape(path.rstrip("/")) for path in paths), _KERNEL_PATHS])
+    return shortened(re.sub(rf"(?<![\w./-])(?:{prefixes}){_END}", HIDDEN, text), LIMIT_BYTES)
+
+
+def _without_secrets(rest: str) -> str:
+    """Up to the last @: a password may hold one, or a slash or a question mark that nobody has encoded."""
+    address = rest.rstrip(_MARKS)
+    return re.split(r"[?#]", address.rpartition("@")[2], maxsplit=1)[0] + rest[len(address) :]

@@ -1,0 +1,52 @@
+"""What a developer is told of a failure: the cause, without secrets and without the host's paths."""
+
+from __future__ import annotations
+
+import pytest
+
+from agent.cause import HIDDEN, LIMIT_BYTES, public
+from agent.instances.environment import too_long
+
+pytestmark = pytest.mark.unit
+
+PATHS = ("/var/lib/garrison", "/opt/stacks/jammy")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("HTTP status: 404", "HTTP status: 404"),
+        ("from https://cc:pa55@cc.example/v2/droplet: 404", "from https://cc.example/v2/droplet: 404"),
+        ("https://u:p@ss/w?rd#x@cc.example/a", "https://cc.example/a"),
+        ("http://blob/d?Signature=abc&Expires=1 gone", "http://blob/d gone"),
+        ("http://blob/d#token", "http://blob/d"),
+        ("two: nats://a:b@h:4222, 'mysql://u:p@db/x?s=1'", "two: nats://h:4222, 'mysql://db/x'"),
+        ("from http://u:p@h/x?sig=1: 404 (http://h/y#z), done", "from http://h/x: 404 (http://h/y), done"),
+        ("HTTPS://U:P@H/x", "HTTPS://H/x"),
+        ("[Errno 28] No space left on device: '/var/lib/garrison/staging/1f/app.zip'",
+         f"[Errno 28] No space left on device: '{HIDDEN}'"),
+        ("layer /opt/stacks/jammy: Permission denied", f"layer {HIDDEN}: Permission denied"),
+        ("/proc/self/fd/17/upper and /proc/4711/root", f"{HIDDEN} and {HIDDEN}"),
+        ("/sys/fs/cgroup/memory/garrison/x: EBUSY", f"{HIDDEN}: EBUSY"),
+        ("tar: /home/vcap/app/x: Cannot open", "tar: /home/vcap/app/x: Cannot open"),
+        ("/var/lib/garrison2/x /srv/var/lib/garrison/x", "/var/lib/garrison2/x /srv/var/lib/garrison/x"),
+    ],
+)  # fmt: skip
+def test_secrets_and_the_hosts_paths_stay_here(text: str, told: str) -> None:
+    """User part and query of any URL, whatever a password holds; paths inside the container are the developer's own."""
+    assert public(text, PATHS) == told
+
+
+def test_a_cause_has_an_end() -> None:
+    """A text of megabytes is cut with a mark."""
+    told = public("x" * 3_000_000, PATHS)
+    assert len(told) == LIMIT_BYTES
+    assert told.endswith("[cut]")
+
+
+def test_a_variable_that_is_too_long_is_named() -> None:
+    """With its size, and without its value; its end counts."""
+    fits, over = "FITS=" + "x" * 94, "OVER=" + "s3cret" * 16
+    assert too_long((fits,), 100) is None
+    told = too_long((fits, over), 100)
+    assert told == "environment: OVER has 101 bytes, one variable has less than 100"
