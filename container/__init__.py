@@ -33,7 +33,7 @@ from container.spec import (
     parse_network,
 )
 from container.users import IdsTaken
-from container.wshd import LaunchError, WshdError, WshdGone
+from container.wshd import LaunchError, WshdError, WshdGone, WshdSilent
 
 __all__ = [
     "Access",
@@ -77,6 +77,7 @@ __all__ = [
     "WrongState",
     "WshdError",
     "WshdGone",
+    "WshdSilent",
     "check_kernel",
     "kernel_version",
     "parse_network",

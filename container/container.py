@@ -27,10 +27,13 @@ from container.parts import MOVES, ContainerState, Info, Move, Parts, WrongState
 from container.plan import HOME
 from container.snapshot import Phase
 from container.spec import EgressRule, JobSpec, Limits, PortMapping, User
-from container.wshd import Wshd, WshdGone
+from container.wshd import Wshd, WshdGone, WshdSilent
 
 #: Of a tree that is copied out: an app's sparse file is terabytes of zeros to tar.
 COPY_OUT_BYTES: Final = 4 << 30
+
+#: A process that was killed ends at once, but for one that is frozen or waits for a device.
+_DEATH_S: Final = 10.0
 
 
 class Container:
@@ -149,18 +152,44 @@ class Container:
         try:
             self._save()
         finally:  # a full disk keeps nobody alive
-            with suppress(WshdGone):
+            try:
                 await self._wshd.stop(grace_s)
+            except WshdSilent:
+                raise
+            except WshdGone:
+                pass
 
     async def wait_dead(self) -> None:
         """Until pid 1 is dead."""
         await self._died.wait()
 
+    @property
+    def can_be_asked(self) -> bool:
+        """Is there a pid 1 that should answer?"""
+        return self.state in (ContainerState.ACTIVE, ContainerState.STOPPED) and not self._died.is_set()
+
+    async def look_at_jobs(self, timeout_s: float) -> None:
+        """Asks pid 1 for what it knows of ended jobs. WshdSilent: it does not answer; WshdGone, WshdError."""
+        await self._jobs.look(timeout_s)
+
     async def kill(self) -> None:
-        """End pid 1, and with it every process inside. Idempotent; for the depot."""
+        """End pid 1, and with it every process inside. Idempotent; for the depot. TimeoutError: it does not end."""
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._parts.pidfd, signal.SIGKILL)
-        await self._died.wait()
+        if not await self._dies_within(_DEATH_S):
+            await self.kill_by_cgroup()
+
+    async def kill_by_cgroup(self) -> None:
+        """As `kill`, whatever state its processes are in: frozen ones are thawed. TimeoutError."""
+        await asyncio.to_thread(self._cgroup.kill_all)
+        if not await self._dies_within(_DEATH_S):
+            raise TimeoutError(f"{self.handle}: pid 1 ({self.pid}) does not end")
+
+    async def _dies_within(self, timeout_s: float) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._died.wait()
+        return self._died.is_set()
 
     async def release(self) -> None:
         """Give back all that the container is made of. Idempotent; for `Depot.destroy`."""

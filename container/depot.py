@@ -25,6 +25,7 @@ from container.aio import Background, FileWatcher, Log, SilentLog, finish
 from container.cgroups import open_backend
 from container.container import Container
 from container.disk import Disks
+from container.guard import Guard
 from container.host import HostUnfit, check_kernel
 from container.make import Abandoned, CreateError, Host, Ladder
 from container.network import Networks, NetworkSettings, Restored
@@ -36,7 +37,7 @@ from container.resolver import resolver_for
 from container.rotation import Rotation
 from container.snapshot import Phase, Snapshot, SnapshotError
 from container.spec import ContainerSpec, SpecError
-from container.wshd import Launcher
+from container.wshd import Launcher, WshdSilent
 
 _CLOSE_TIMEOUT_S: Final = 30.0
 
@@ -73,6 +74,9 @@ class DepotSettings:
     uid_count: int = 16_384
     disk_limits: bool = True
     wshd_binary: Path | None = None
+    #: How often each pid 1 is asked whether it answers; and how long it may be silent until its container is killed.
+    guard_period_s: float = 10.0
+    silence_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +107,7 @@ class Depot:
     _containers: dict[str, Container] = field(default_factory=dict)
     _making: dict[str, _Making] = field(default_factory=dict)
     _ending: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    _guarding: asyncio.Task[None] | None = None
 
     @classmethod
     async def open(
@@ -182,7 +187,12 @@ class Depot:
                 fault=fault,
             )
             undo.pop_all()
-            return cls(settings, host, held)
+            depot = cls(settings, host, held)
+            guard = Guard(
+                depot._containers.values, log, period_s=settings.guard_period_s, patience_s=settings.silence_s
+            )
+            depot._guarding = asyncio.get_running_loop().create_task(guard.run(), name="guard")
+            return depot
 
     def find(self, handle: str) -> Container:
         try:
@@ -257,6 +267,8 @@ class Depot:
             try:
                 if grace_s > 0:
                     await container.stop(grace_s)
+            except WshdSilent as e:
+                self._host.log.warning("container_silent_killing", handle=container.handle, error=str(e))
             finally:
                 await container.release()
         finally:
@@ -288,7 +300,8 @@ class Depot:
         for handle, parts in found.items():
             container = make.adopt(host, parts)
             self._containers[handle] = container
-            await container.recover_jobs()
+        # Together: one that does not answer holds up no other.
+        await asyncio.gather(*(container.recover_jobs() for container in self._containers.values()))
         return Recovery(tuple(found), tuple(removed))
 
     async def _sweep_cgroups(self, owned: set[str]) -> None:
@@ -313,6 +326,9 @@ class Depot:
         ``remove_tables``: the host's shared pieces go too (tables, empty cgroup parents); for the last one out.
         """
         host = self._host
+        if self._guarding is not None:
+            self._guarding.cancel()
+            await asyncio.gather(self._guarding, return_exceptions=True)
         await host.background.close(_CLOSE_TIMEOUT_S)
         for container in self._containers.values():
             container.detach()

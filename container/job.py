@@ -178,10 +178,18 @@ class Job:
         return self._status
 
     def record(self) -> Record:
+        """What cannot be read says nothing: a broken disk hides no end, which wshd knows too (`settle`)."""
         try:
             return parse_record(self._path(RECORD).read_bytes())
-        except FileNotFoundError:
+        except OSError:
             return Record()
+
+    def settle(self, status: ExitStatus) -> None:
+        """wshd says that it has ended so. Its record goes before, and is there unless it could not be written."""
+        if self.status is None:
+            self._status = status
+            for wake in tuple(self._host.on_death):
+                wake()
 
     async def wait(self) -> ExitStatus:
         """Until the first process has ended and its output is in the spool. Any number may wait, at any

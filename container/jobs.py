@@ -31,7 +31,7 @@ from container.job import (
 from container.pipes import Pipe
 from container.pools import IdLease
 from container.spec import JobSpec, SpecError, User
-from container.wshd import Started, Wshd, WshdError, WshdGone
+from container.wshd import RECOVERY_TIMEOUT_S, Started, Wshd, WshdError, WshdGone, WshdSilent
 
 STDERR_BYTES: Final = 4096
 T = TypeVar("T")
@@ -149,6 +149,8 @@ class Jobs:
             self.known[job.id] = job
             keys = spawn_keys(spec, "spool", tuple(fds))
             started = await self._host.wshd.spawn(job.id, keys, tuple(fds.values()))
+        except WshdSilent:
+            raise  # as on a cancellation
         except (WshdError, WshdGone, OSError):
             # Not on cancellation: the request may have been carried out, and the job stays known.
             self.known.pop(job.id, None)
@@ -195,13 +197,20 @@ class Jobs:
         assert started.master is not None, "wshd sent no terminal"
         return TerminalJob(self._host.wshd, job_id, started.pid, record, started.master)
 
+    async def look(self, timeout_s: float) -> None:
+        """What wshd knows of the ends of jobs, where their records do not say it. WshdSilent, WshdGone, WshdError."""
+        for listed in await self._host.wshd.jobs(timeout_s):
+            ended = listed.ended
+            if ended is not None and (job := self.known.get(listed.job)) is not None:
+                job.settle(parse_status(*ended))
+
     async def recover(self) -> None:
         """After a restart of the manager: take up the jobs whose files lie in the spool."""
         listed: dict[str, int] = {}
         died = False
         try:
-            listed = {job.job: job.pid for job in await self._host.wshd.jobs()}
-        except WshdGone:  # just now: its jobs are lost, which is not the same as unknown
+            listed = {job.job: job.pid for job in await self._host.wshd.jobs(RECOVERY_TIMEOUT_S)}
+        except WshdGone:  # just now: its jobs are lost, which is not the same as unknown; or it is silent
             died = True
         for job_id in found_jobs(self._host.spool):
             job = Job(self._host, job_id, pid=listed.get(job_id, 0))

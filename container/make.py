@@ -32,7 +32,7 @@ from container.pools import AddressLease, IdLease, IdSource, Pool
 from container.resolver import Resolver
 from container.snapshot import Phase, Snapshot
 from container.spec import ContainerSpec
-from container.wshd import Launch, Launcher, Wshd
+from container.wshd import RECOVERY_TIMEOUT_S, Launch, Launcher, Wshd, WshdSilent
 
 #: Names of the rungs in order; the fault hook of tests is called with each.
 RUNGS: Final = ("leases", "directory", "disk", "cgroups", "launch", "network", "ready", "files", "snapshot")
@@ -211,7 +211,7 @@ async def rebuild(host: Host, found: Snapshot) -> Parts:
         parts.pidfd = os.pidfd_open(found.pid)
         if snapshot.start_ticks(found.pid) != found.pid_start_ticks:
             raise ProcessLookupError(f"pid {found.pid} is another process by now")
-        await Wshd(parts.dir_fd, parts.handle).ping()
+        await _ping(host, parts)
         parts.cgroup = host.cgroups.find(found.link_id)
         if parts.cgroup is None:
             raise LookupError("its cgroup is gone")
@@ -225,6 +225,14 @@ async def rebuild(host: Host, found: Snapshot) -> Parts:
         parts.close()
         raise
     return parts
+
+
+async def _ping(host: Host, parts: Parts) -> None:
+    """WshdGone: it is none of ours. One that is silent is taken up: it may only be slow, and the guard looks after it."""
+    try:
+        await Wshd(parts.dir_fd, parts.handle).ping(RECOVERY_TIMEOUT_S)
+    except WshdSilent as e:
+        host.log.warning("container_silent", handle=parts.handle, error=str(e))
 
 
 def adopt(host: Host, parts: Parts) -> Container:

@@ -21,6 +21,12 @@ from typing import Final
 from container.aio import readable, writable
 from container.plan import Plan
 
+#: Of any request but `wait`, which lasts as long as its job; `guard.py` watches over that one.
+REQUEST_TIMEOUT_S: Final = 10.0
+#: While a manager begins: the others wait behind one that does not answer.
+RECOVERY_TIMEOUT_S: Final = 2.0
+#: What a `stop` may take beyond its grace: the kernel reaps, and wshd answers.
+STOP_MARGIN_S: Final = 5.0
 _LAUNCH_TIMEOUT_S: Final = 20.0
 _REPLY_BYTES: Final = 65536
 _REQUEST_BYTES: Final = 1 << 20
@@ -34,6 +40,10 @@ class LaunchError(RuntimeError):
 
 class WshdGone(ConnectionError):
     """Nobody answers: pid 1 is dead (or so new or old that it speaks another version)."""
+
+
+class WshdSilent(WshdGone):
+    """pid 1 may be alive, and has not answered in time. What was asked may have been done, or may be done yet."""
 
 
 class WshdError(RuntimeError):
@@ -183,6 +193,14 @@ class Listed:
     state: str
     pid: int
 
+    @property
+    def ended(self) -> tuple[str, int] | None:
+        """As `Wshd.wait` answers; None: it runs."""
+        kind, _, number = self.state.removesuffix("+open").partition(":")
+        if kind not in ("exit", "signal", "overran"):
+            return None
+        return kind, int(number) if number.isdigit() else 0
+
 
 class Wshd:
     """Requests to the wshd whose socket lies in the directory behind ``dir_fd`` (owned by the caller)."""
@@ -192,8 +210,8 @@ class Wshd:
         self._address = f"/proc/self/fd/{dir_fd}/{name}"
         self._handle = handle
 
-    async def ping(self) -> None:
-        await self._ask(["ping"])
+    async def ping(self, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
+        await self._ask(["ping"], timeout_s=timeout_s)
 
     async def spawn(self, job: str, keys: Iterable[tuple[str, str]], fds: Sequence[int]) -> Started:
         words = ["spawn", job]
@@ -218,14 +236,14 @@ class Wshd:
 
     async def wait(self, job: str) -> tuple[str, int]:
         """(``exit`` | ``signal`` | ``overran``, number). WshdError ENOENT: not known (any more)."""
-        reply, _ = await self._ask(["wait", job])
+        reply, _ = await self._ask(["wait", job], timeout_s=None)
         return reply[0], int(reply[1]) if len(reply) > 1 else 0
 
-    async def jobs(self) -> list[Listed]:
+    async def jobs(self, timeout_s: float = REQUEST_TIMEOUT_S) -> list[Listed]:
         jobs: list[Listed] = []
         after: list[str] = []
         while True:
-            reply, _ = await self._ask(["list", *after])
+            reply, _ = await self._ask(["list", *after], timeout_s=timeout_s)
             after = []
             at = 0
             while at < len(reply):
@@ -254,12 +272,25 @@ class Wshd:
 
     async def stop(self, grace_s: float) -> None:
         """TERM to all but pid 1, KILL after the grace; back when nothing but pid 1 is left."""
-        await self._ask(["stop", str(int(grace_s * 1000))])
+        await self._ask(["stop", str(int(grace_s * 1000))], timeout_s=grace_s + STOP_MARGIN_S)
 
     async def attach(self, path: str, mount_fd: int) -> None:
         await self._ask(["attach", path], [mount_fd])
 
-    async def _ask(self, words: Sequence[str], fds: Sequence[int] = ()) -> tuple[list[str], list[int]]:
+    async def _ask(
+        self,
+        words: Sequence[str],
+        fds: Sequence[int] = (),
+        *,
+        timeout_s: float | None = REQUEST_TIMEOUT_S,
+    ) -> tuple[list[str], list[int]]:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._answer(words, fds)
+        except TimeoutError:
+            raise WshdSilent(f"{self._handle}: {words[0]}: no answer in {timeout_s:g} s") from None
+
+    async def _answer(self, words: Sequence[str], fds: Sequence[int]) -> tuple[list[str], list[int]]:
         packet = b"".join(word.encode("utf-8", "surrogateescape") + b"\0" for word in words)
         if len(packet) > _REQUEST_BYTES:  # wshd would hang up without a word
             raise WshdError(

@@ -105,6 +105,25 @@ async def test_a_container_that_cannot_be_destroyed_costs_nobody_else(hosts: Ope
         assert [one["state"] for one in await host.find(kept)] == ["RUNNING"]
 
 
+async def test_an_app_whose_pid_1_does_not_answer_is_told_as_a_crash(host: Host) -> None:
+    """Half a minute of silence is enough; its neighbour runs on, a stop of it does not wait for ever."""
+    silent, stopped, other = (host.make_app(name) for name in ("silent", "stopped", "other"))
+    for app in (silent, stopped, other):
+        await host.run(app, limits=SMALL)
+    handles = {one["app"]: one["handle"] for one in await host.control("GET", "/v1/instances")}
+    for app in (silent, stopped):
+        os.kill(host.pid_of_container(handles[app.id]), signal.SIGSTOP)
+
+    await host.stop(stopped)
+    await host.wait_gone(stopped)
+    exited = await host.peer.wait_for("droplet.exited", within_s=120)
+
+    assert exited.body["droplet"] == silent.id
+    assert (exited.body["exit_status"], exited.body["exit_description"]) == (-1, "unknown")
+    assert host.running.log("container_silent_killed", handle=handles[silent.id])
+    assert [one["state"] for one in await host.find(other)] == ["RUNNING"]
+
+
 # -- signals ---------------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from container.wshd import Listed, Started, Wshd, WshdError, WshdGone
+from container.wshd import Listed, Started, Wshd, WshdError, WshdGone, WshdSilent
 
 pytestmark = pytest.mark.unit
 
@@ -224,3 +224,34 @@ async def test_a_caller_that_goes_away_leaves_no_descriptor(server: Server, wshd
     with pytest.raises(asyncio.CancelledError):
         await task
     assert len(os.listdir("/proc/self/fd")) <= before + 1  # the server's end may still be open
+
+
+@pytest.mark.parametrize(
+    ("state", "ended"),
+    [
+        ("running", None),
+        ("running+open", None),
+        ("exit:7", ("exit", 7)),
+        ("exit:0+open", ("exit", 0)),
+        ("signal:15", ("signal", 15)),
+        ("overran", ("overran", 0)),
+        ("novel:1", None),
+    ],
+)
+def test_a_listed_job_tells_how_it_ended(state: str, ended: tuple[str, int] | None) -> None:
+    """In the words of `wait`; a state that a newer wshd has is no end."""
+    assert Listed("j", state, 1).ended == ended
+
+
+async def test_who_does_not_answer_is_silent_which_is_not_gone(tmp_path: Path) -> None:
+    """It listens and takes no connection, as a pid 1 that is stopped."""
+    directory = os.open(tmp_path, os.O_PATH)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stopped:
+        stopped.bind(str(tmp_path / "wshd.sock"))
+        stopped.listen(1)
+        try:
+            for _ in range(4):  # past its backlog too
+                with pytest.raises(WshdSilent, match=r"box: list: no answer in 0\.05 s"):
+                    await Wshd(directory, "box").jobs(0.05)
+        finally:
+            os.close(directory)
