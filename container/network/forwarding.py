@@ -37,6 +37,7 @@ _RTMSG_BYTES, _NEXTHOP_BYTES, _NETCONF_BYTES = 12, 8, 4
 _CONF_IFINDEX = 1
 _ALL = -1  # NETCONFA_IFINDEX_ALL
 _SO_NETNS_COOKIE = 71
+_RETRY_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,13 +152,20 @@ class Forwarding:
         """Opens what is needed, and follows what others do from here on. FirewallError: it cannot be opened."""
         if self._watch is not None:
             return
-        self._watch = RouteWatch(asyncio.get_running_loop(), self._concerns, self._on_change)
-        self._opened = self.remembered()
+        self._follow()
         try:
             async with self._turn:
                 await self._renew()
         except OSError as e:
             raise FirewallError(f"forwarding: {e}") from e
+
+    def try_again(self) -> None:
+        """Until it is done."""
+        self._on_change()
+
+    def _follow(self) -> None:
+        self._watch = RouteWatch(asyncio.get_running_loop(), self._concerns, self._on_change)
+        self._opened = self.remembered()
 
     def _concerns(self, kind: int, payload: bytes) -> bool:
         if kind == _NEWNETCONF:
@@ -181,8 +189,10 @@ class Forwarding:
                         await self._renew()
                 except (OSError, FirewallError) as e:
                     self.log.warning(
-                        "forwarding_not_set", error=str(e), consequence="containers may be cut off"
+                        "forwarding_not_set_retrying", error=str(e), consequence="containers may be cut off"
                     )
+                    self._again = True
+                    await asyncio.sleep(_RETRY_S)
         finally:
             self._renewing = False
 
@@ -234,6 +244,7 @@ class Forwarding:
             self.log.warning("forwarding_not_written_down", path=str(self.file), error=str(e))
 
     def stop_following(self) -> None:
+        self._again = False
         if self._watch is not None:
             self._watch.close()
 

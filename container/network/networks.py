@@ -193,7 +193,11 @@ class Networks:
             return held.whole(_existing(held))
 
         await self._change(take_up)
-        await self._forwarding.start()
+        try:
+            await self._forwarding.start()
+        except FirewallError as e:  # they run already, and are better cut off for a while than given up
+            self._log.warning("forwarding_not_set_retrying", error=str(e))
+            self._forwarding.try_again()
         return {one.link_id: Link(one.link_id, interface_of(one.link_id), one.lease) for one in members}
 
     @property

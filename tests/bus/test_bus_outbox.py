@@ -169,6 +169,7 @@ async def test_a_message_that_no_server_takes_is_set_aside_and_what_is_behind_it
     assert len(refused) == 4
     assert max(len(str(line)) for line in refused) < 1000
     assert host.connects == 1
+    await until(lambda: not host.bus.untold, "the server's word for the last is in")
     assert [name.partition(".")[2] for name in kept_files(tmp_path)] == ["damaged"] * 3
 
 

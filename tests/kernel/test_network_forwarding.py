@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+import errno
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +14,10 @@ import pytest_asyncio
 from depot_kit import app, nothing_left, settings_for
 from depot_kit import stack as stack
 from netns_kit import FAR_IP, HOST_IP, PROTOCOLS, TCP, UDP, WORLD_IP, Namespace, _move, ask, settle
-from network_kit import EVERYWHERE, Rig, reaches, rig, tcp, udp
+from network_kit import EVERYWHERE, Rig, Told, reaches, rig, tcp, udp
 
 from container import Depot
+from container.network import forwarding
 
 pytestmark = pytest.mark.kernel
 PORT = 7200
@@ -164,6 +167,54 @@ async def test_an_uplink_that_comes_later_is_opened(scene: Rig, lan: Lan) -> Non
     assert not is_on("lan0")
 
 
+async def test_what_cannot_be_switched_is_tried_again(
+    scene: Rig, lan: Lan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel that refuses costs no container anything but time."""
+
+    def refuse(wanted: Mapping[str, str]) -> None:
+        if wanted:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    before = len(scene.told.of("forwarding_set"))
+    with monkeypatch.context() as broken:
+        broken.setattr(forwarding, "_switch", refuse)
+        scene.host.run("ip", "route", "add", "203.0.114.0/24", "via", LAN_IP)
+        told = await scene.told.wait("forwarding_not_set_retrying")
+        assert "Read-only file system" in told["error"]
+        assert not is_on("lan0")
+    told = await scene.told.wait("forwarding_set", before + 1)
+    assert is_on("lan0")
+    scene.host.run("ip", "route", "del", "203.0.114.0/24")
+    await scene.told.wait("forwarding_set", before + 2)
+
+
+async def test_a_manager_takes_up_containers_while_nothing_can_be_switched(
+    tmp_path: Path, stack: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It begins all the same: their lives are worth more than their network."""
+    settings, told = settings_for(tmp_path, disk_limits=False), Told()
+    first = await Depot.open(settings)
+    await first.create(app(stack, handle="app"))
+    await first.close()
+    (CONF / "uplink0/forwarding").write_text("0")
+
+    def refuse(wanted: Mapping[str, str]) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(forwarding, "_switch", refuse)
+        second = await Depot.open(settings, log=told)
+        assert (await second.recover()).found == ("app",)
+        await told.wait("forwarding_not_set_retrying")
+    await told.wait("forwarding_set")
+    assert is_on("uplink0")
+    await second.destroy("app")
+    await nothing_left(settings)
+    await second.close(remove_tables=True)
+    second._host.cgroups.remove_parents()
+
+
 async def test_a_published_port_of_a_router_begun_without_us_is_served(
     tmp_path: Path, stack: Path, scene: Rig, lan: Lan
 ) -> None:
@@ -208,7 +259,7 @@ async def test_what_a_former_manager_opened_is_closed_by_the_last(tmp_path: Path
         await second.close(remove_tables=True)
         second._host.cgroups.remove_parents()
         assert (is_on("uplink0"), is_on("theirs0"), is_on("all")) == (False, True, False)
-        assert [path.name for path in tmp_path.iterdir()] == ["depot"]
+        assert not (tmp_path / "depot.forwarding").exists()
     finally:
         host.run("ip", "link", "del", "theirs0")
         host.close()
