@@ -24,6 +24,7 @@ from agent.supervisor import Supervisor
 AGENT_VERSION = "0.0.1"  # what the original always said in dea.shutdown
 REGISTER_FLOOR_S, REGISTER_CEILING_S = 1.0, 20.0
 EVACUATION_PERIOD_S = 5.0
+BORN_S = 1.0
 
 
 class Voice:
@@ -53,7 +54,17 @@ class Voice:
         )
 
     def heartbeat(self) -> m.Heartbeat:
-        return m.Heartbeat(tuple(_entry(one) for one in self._registry.in_states(IN_HEARTBEAT)), self._id)
+        """What waits for its predecessor for longer than a moment is on its way too: a health manager that does not see it
+        asks for another."""
+        late_s = time.time() - BORN_S
+        return m.Heartbeat(
+            tuple(
+                _entry(one)
+                for one in self._registry.in_states(IN_HEARTBEAT | {State.BORN})
+                if one.state is not State.BORN or one.state_since_s < late_s
+            ),
+            self._id,
+        )
 
     def routes(self) -> tuple[m.RouterRegister, ...]:
         """Of everything that has routes now."""
@@ -138,7 +149,7 @@ def _entry(instance: Instance) -> m.HeartbeatEntry:
         instance.version,
         instance.id,
         instance.index,
-        instance.state.value,
+        (State.STARTING if instance.state is State.BORN else instance.state).value,
         instance.state_since_s,
     )
 

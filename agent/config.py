@@ -145,6 +145,7 @@ class ConcurrencySettings(_Section, frozen=True):
 class DownloadSettings(_Section, frozen=True):
     concurrent: Positive = 8
     stall_s: Seconds = 30.0
+    min_rate_bytes_per_s: Annotated[int, Meta(ge=0)] = 10 << 10
 
 
 class Settings(_Section, frozen=True):

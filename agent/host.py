@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 
 from agent.config import Settings
+from agent.droplets.transfer import Transfers
 from container import DepotSettings
 
 DIRECTORIES = (
@@ -61,4 +62,13 @@ def depot_settings(settings: Settings) -> DepotSettings:
         port_count=settings.port.pool_size or 0,
         uid_first=settings.user.pool_start_uid,
         uid_count=settings.user.pool_size,
+    )
+
+
+def transfers_for(settings: Settings) -> Transfers:
+    downloads = settings.downloads
+    return Transfers(
+        downloads.concurrent,
+        stall_s=downloads.stall_s,
+        min_rate_bytes_per_s=downloads.min_rate_bytes_per_s,
     )

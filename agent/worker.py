@@ -28,9 +28,8 @@ from agent.bus import messages as m
 from agent.bus.connection import Bus
 from agent.config import Settings
 from agent.droplets.layers import Layers
-from agent.droplets.transfer import Transfers
 from agent.droplets.unpacker import Unpacker
-from agent.host import depot_settings, local_address, make_directories
+from agent.host import depot_settings, local_address, make_directories, transfers_for
 from agent.http.control import Control
 from agent.instances import crashes
 from agent.instances.instance import LIFE_BROKE, ROUTED, Event, Exit, Instance, State
@@ -147,7 +146,7 @@ class Worker:
         undo.push_async_callback(self._close_depot)
         recovered = await self._depot.recover()
         log.info("depot_recovered", found=len(recovered.found), removed=len(recovered.removed))
-        self._transfers = Transfers(settings.downloads.concurrent, stall_s=settings.downloads.stall_s)
+        self._transfers = transfers_for(settings)
         undo.push_async_callback(self._transfers.close)
         unpacker = Unpacker(low_water_bytes=settings.resources.low_water_mb * MIB)
         self._layers = Layers(base / "layers", base / "trash", self._transfers, unpacker, self._log)

@@ -151,8 +151,9 @@ class Layers:
             if not self._users[sha1]:
                 del self._users[sha1]
 
-    async def ensure(self, sha1: str, url: str | None, limit_bytes: int) -> Layer:
-        """The layer of a droplet; fetched and unpacked once however many ask. LayerError, TransferError, ArchiveError."""
+    async def ensure(self, sha1: str, url: str | None, limit_bytes: int, owner: str = "") -> Layer:
+        """The layer of a droplet of the app ``owner``; fetched and unpacked once however many ask. LayerError,
+        TransferError, ArchiveError."""
         if not _SHA1.match(sha1):
             raise LayerError(f"sha1: expected 40 hexadecimal digits, got {sha1[:50]!r}")
         if (found := self._known.get(sha1)) is not None:
@@ -161,7 +162,7 @@ class Layers:
         if making is None:
             if url is None:
                 raise LayerError("executableUri: expected a URL, got null")
-            making = asyncio.create_task(self._make(sha1, url, limit_bytes), name=f"layer-{sha1[:8]}")
+            making = asyncio.create_task(self._make(sha1, url, limit_bytes, owner), name=f"layer-{sha1[:8]}")
             self._making[sha1] = making
             making.add_done_callback(lambda task: self._made(sha1, task))
         with self.use(sha1):
@@ -187,13 +188,13 @@ class Layers:
         if not task.cancelled():
             task.exception()  # seen by those who waited, if any
 
-    async def _make(self, sha1: str, url: str, limit_bytes: int) -> Layer:
+    async def _make(self, sha1: str, url: str, limit_bytes: int, owner: str) -> Layer:
         new = self._new_path()
         bounds = Bounds(total_bytes=limit_bytes)
         try:
             async with self._unpacker.feeding_tar(new, bounds) as feeding:
                 got = await self._transfers.download(
-                    url, feeding.feed, limit_bytes=limit_bytes + _HEADER_ROOM_BYTES
+                    url, feeding.feed, limit_bytes=limit_bytes + _HEADER_ROOM_BYTES, owner=owner
                 )
                 unpacked = await feeding.finish() if got.sha1 == sha1 else None
             if unpacked is None:

@@ -1,7 +1,7 @@
 """Droplets and packages over HTTP, as the Cloud Controller serves and takes them (dea-bus.md 2.3, 3.6).
 
 Credentials travel as basic auth and stand in no message. A stall is an end: downloads by the socket's read time-out,
-uploads by watching the bytes that were taken.
+uploads by watching the bytes that were taken. So is a trickle: a download has a lowest rate, too.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import hashlib
 import io
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,12 @@ import aiohttp
 import msgspec
 from yarl import URL
 
+from agent.droplets.slots import FairSlots
+
 CHUNK = 1 << 20
 ANSWER_BYTES = 1 << 20
 STALL_S = 30.0
+MIN_RATE_BYTES_PER_S = 10 << 10
 POLL_PERIOD_S = 1.0
 POLL_LIMIT_S = 300.0
 Sink = Callable[[bytes], Awaitable[Any]]
@@ -95,18 +99,22 @@ class _WatchedFile(io.FileIO):
 
 
 class Transfers:
-    """``concurrent``: how many at once, both ways together. ``stall_s``: how long nothing may come or go."""
+    """``concurrent``: how many at once, each way. ``stall_s``: how long nothing may come or go. ``min_rate_bytes_per_s``: of a
+    download, on average, once it has lasted for ``stall_s``; the time in which we do not take what comes does not count."""
 
     def __init__(
         self,
         concurrent: int,
         *,
         stall_s: float = STALL_S,
+        min_rate_bytes_per_s: float = MIN_RATE_BYTES_PER_S,
         poll_period_s: float = POLL_PERIOD_S,
         poll_limit_s: float = POLL_LIMIT_S,
     ) -> None:
-        self._slots = asyncio.Semaphore(concurrent)
+        self._downloads = FairSlots(concurrent)
+        self._uploads = asyncio.Semaphore(concurrent)
         self._stall_s = stall_s
+        self._min_rate = min_rate_bytes_per_s
         self._poll_period_s = poll_period_s
         self._poll_limit_s = poll_limit_s
         self._session: aiohttp.ClientSession | None = None
@@ -128,32 +136,49 @@ class Transfers:
             await self._session.close()
             self._session = None
 
-    async def download(self, url: str, sink: Sink, *, limit_bytes: int) -> Downloaded:
-        """Each piece goes to ``sink`` and into the checksum. TransferError."""
+    async def download(self, url: str, sink: Sink, *, limit_bytes: int, owner: str = "") -> Downloaded:
+        """Each piece goes to ``sink`` and into the checksum. ``owner``: the app that it is for, see `FairSlots`. TransferError."""
         where = _address(url, "downloading")
-        digest, size = hashlib.sha1(usedforsecurity=False), 0
         try:
-            async with (
-                self._slots,
-                self._open().get(where.url, headers=where.headers, allow_redirects=False) as response,
-            ):
+            async with self._downloads.taken(owner), self._response(where) as response:
                 if response.status != 200:
                     raise TransferError(f"Error downloading: HTTP status: {response.status}")
                 if (response.content_length or 0) > limit_bytes:
                     raise TransferError(f"Error downloading: more than {limit_bytes} bytes")
-                async for piece in response.content.iter_chunked(CHUNK):
-                    size += len(piece)
-                    if size > limit_bytes:
-                        raise TransferError(f"Error downloading: more than {limit_bytes} bytes")
-                    digest.update(piece)
-                    await sink(piece)
+                return await self._take(response.content, sink, limit_bytes)
         except TimeoutError:
             raise TransferError(f"Error downloading: nothing came for {self._stall_s:.0f} s") from None
         except aiohttp.ClientError as e:
             raise TransferError(f"Error downloading: Response status: unknown, Error: {_reason(e)}") from None
-        return Downloaded(digest.hexdigest(), size)
 
-    async def download_file(self, url: str, path: Path, *, limit_bytes: int) -> Downloaded:
+    @asynccontextmanager
+    async def _response(self, where: _Address) -> AsyncIterator[aiohttp.ClientResponse]:
+        """TimeoutError: its head is not here in time, however often a byte of it comes."""
+        async with asyncio.timeout(2 * self._stall_s):
+            response = await self._open().get(where.url, headers=where.headers, allow_redirects=False)
+        async with response:
+            yield response
+
+    async def _take(self, content: aiohttp.StreamReader, sink: Sink, limit_bytes: int) -> Downloaded:
+        digest, size, waited_s = hashlib.sha1(usedforsecurity=False), 0, 0.0
+        pieces = content.iter_chunked(CHUNK)
+        while True:
+            asked_s = time.monotonic()
+            piece = await anext(pieces, b"")
+            waited_s += time.monotonic() - asked_s
+            if not piece:
+                return Downloaded(digest.hexdigest(), size)
+            size += len(piece)
+            if size > limit_bytes:
+                raise TransferError(f"Error downloading: more than {limit_bytes} bytes")
+            if waited_s > self._stall_s and size < waited_s * self._min_rate:
+                raise TransferError(
+                    f"Error downloading: {size} bytes in {waited_s:.0f} s, less than {self._min_rate:.0f} a second"
+                )
+            digest.update(piece)
+            await sink(piece)
+
+    async def download_file(self, url: str, path: Path, *, limit_bytes: int, owner: str = "") -> Downloaded:
         """Into a file that must not exist; on an error it does not."""
         file = path.open("xb")
         try:
@@ -162,7 +187,7 @@ class Transfers:
                 async def sink(piece: bytes) -> None:
                     await asyncio.to_thread(file.write, piece)
 
-                return await self.download(url, sink, limit_bytes=limit_bytes)
+                return await self.download(url, sink, limit_bytes=limit_bytes, owner=owner)
         except BaseException:
             path.unlink(missing_ok=True)
             raise
@@ -173,7 +198,7 @@ class Transfers:
         TransferError; OSError: the file cannot be read.
         """
         where = _address(url, "uploading")
-        async with self._slots:
+        async with self._uploads:
             answer = await self._post(where, path, filename)
         if b"url" not in answer:
             return

@@ -206,10 +206,11 @@ async def _course(instance: Instance, home: Home, held: AsyncExitStack, log: Log
         job = instance.job
     else:
         await home.wait_room(instance).wait()
-        async with home.starts:  # not longer: an app may take minutes to open its port
-            home.happen(instance, Event.START)
-            began = time.monotonic()
-            container, job = await _start(instance, home, held, log)
+        home.happen(instance, Event.START)
+        began = time.monotonic()
+        rootfs, layer = await _prepare(instance, home, held, log)
+        async with home.starts:  # not longer: a droplet may trickle, an app may take minutes to open its port
+            container, job = await _start(instance, home, held, log, rootfs, layer)
         await _until_healthy(instance, home, job, log)
         if instance.healthy:
             log.info(
@@ -244,7 +245,8 @@ def _host_port(instance: Instance) -> int | None:
     return instance.port.host_port if instance.port is not None else None
 
 
-async def _start(instance: Instance, home: Home, held: AsyncExitStack, log: Log) -> tuple[Container, Job]:
+async def _prepare(instance: Instance, home: Home, held: AsyncExitStack, log: Log) -> tuple[Path, Layer]:
+    """What the container is made of: the root file system, and the droplet's layer. StartFailed."""
     message, settings = instance.message, home.settings
     stack = next((one for one in settings.stacks if one.name == message.stack), None)
     if stack is None:
@@ -253,9 +255,15 @@ async def _start(instance: Instance, home: Home, held: AsyncExitStack, log: Log)
         raise StartFailed(FAILED, f"stack {message.stack!r}: {why}")
     if left_out := ipv6_left_out(message.egress_network_rules or ()):
         log.warning("egress_rules_left_out", rules=left_out, because="IPv6 is off in containers")
-    layer = await _fetch(instance, home, held, log)
+    return rootfs_of(stack.package_path), await _fetch(instance, home, held, log)
+
+
+async def _start(
+    instance: Instance, home: Home, held: AsyncExitStack, log: Log, rootfs: Path, layer: Layer
+) -> tuple[Container, Job]:
+    settings = home.settings
     try:
-        spec = make_spec(instance, settings, rootfs_of(stack.package_path), layer)
+        spec = make_spec(instance, settings, rootfs, layer)
         container = await home.depot.create(spec)
     except (SpecError, CreateError, NoLease) as e:
         raise StartFailed(NO_PORT if isinstance(e.__cause__, NoPorts) else FAILED, str(e)) from e
@@ -281,7 +289,7 @@ async def _fetch(instance: Instance, home: Home, held: AsyncExitStack, log: Log)
         raise StartFailed(FAILED, "sha1: expected the droplet's checksum, got null")
     limit_bytes = message.limits.disk * MIB
     try:
-        layer = await home.layers.ensure(message.sha1, message.executableUri, limit_bytes)
+        layer = await home.layers.ensure(message.sha1, message.executableUri, limit_bytes, owner=instance.app)
     except (LayerError, TransferError, ArchiveError, JailError, OSError) as e:
         raise StartFailed(FAILED, f"droplet {message.sha1} from {message.executableUri}: {e}") from e
     held.enter_context(home.layers.use(message.sha1))

@@ -136,7 +136,7 @@ class StagingTask:
         limit_bytes = self.disk_mb * MIB
         try:
             await self._shop.transfers.download_file(
-                self.message.download_uri, archive, limit_bytes=limit_bytes
+                self.message.download_uri, archive, limit_bytes=limit_bytes, owner=self.message.app_id
             )
             self.output.say(f"-----> Downloaded app package ({_size(archive.stat().st_size)})")
             home.mkdir(mode=0o755, parents=True)
@@ -261,7 +261,9 @@ class StagingTask:
         archive = self._dir / "cache.tgz"
         try:
             async with asyncio.timeout(self._shop.settings.staging.max_staging_duration * CACHE_SHARE):
-                await self._shop.transfers.download_file(url, archive, limit_bytes=self.disk_mb * MIB)
+                await self._shop.transfers.download_file(
+                    url, archive, limit_bytes=self.disk_mb * MIB, owner=self.message.app_id
+                )
             refused = await steps.unpack_cache(archive)
         except (TransferError, TimeoutError, OSError, WshdError) as e:
             self.log.info("buildpack_cache_ignored", error=str(e) or TIMED_OUT)

@@ -7,13 +7,14 @@ import contextlib
 import os
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from bad_input_kit import SMALL, exit_of, half_made_layers, output_of, told, wait_output, words_about
 from conftest import OpenHost
 from driver import Host, poll
+from driver_apps import make_droplet
 from driver_peer import Peer
 from servers import NatsServer, nats_server
 
@@ -80,6 +81,41 @@ async def test_at_the_low_water_mark_nothing_new_starts_and_what_runs_writes_on(
             ballast.unlink()
             await host.peer.wait_for("dea.advertise", since=host.peer.mark)
             await host.run(late, 1, limits=SMALL)
+
+
+async def test_droplets_that_do_not_come_hold_up_no_other_start(hosts: OpenHost) -> None:
+    """One app with more instances than there are starts at once, and one with many droplets; what waits is in the heartbeat."""
+    async with hosts(
+        starts={"concurrent": 2}, downloads={"concurrent": 4}, intervals={"heartbeat": 0.5}
+    ) as host:
+        await host.start_agent()
+        cached, fresh, slow = (host.make_app(name) for name in ("cached", "fresh", "slow"))
+        await host.run(cached, limits=SMALL)
+        versions = [
+            replace(slow, droplet=make_droplet(host.listener, f"slow-{number}"), path=f"/slow/{number}")
+            for number in range(6)
+        ]
+        with contextlib.ExitStack() as stalls:
+            for number, one in enumerate(versions):
+                host.files.put(one.path, one.droplet.data)
+                reached = stalls.enter_context(host.files.stalled(one.path))
+                await host.start(one, number, limits=SMALL)
+                await host.start(one, 10 + number, limits=SMALL)
+                if number < 2:  # half of four: that is all that one app gets
+                    await asyncio.wait_for(reached.wait(), 20)
+
+            await host.run(cached, 1, limits=SMALL)
+            await host.run(fresh, limits=SMALL)
+
+            told_of = await host.peer.wait_for(
+                "dea.heartbeat",
+                lambda body: sum(one["droplet"] == slow.id for one in body["droplets"]) == 12,
+            )
+            states = {one["state"] for one in told_of.body["droplets"] if one["droplet"] == slow.id}
+            assert states == {"STARTING"}
+            assert len([path for path in host.files.asked if path.startswith("/slow/")]) == 2
+            await host.stop(slow)
+            await host.wait_gone(slow)
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import ssl
 import subprocess
 import sys
@@ -107,6 +108,41 @@ async def declared_too_much(request: web.Request) -> web.StreamResponse:
     await response.prepare(request)
     await asyncio.sleep(WAIT_S)
     return response
+
+
+async def trickle(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Length": str(len(DATA))})
+    await response.prepare(request)
+    with contextlib.suppress(ConnectionError):
+        while True:
+            await response.write(b"x")
+            await asyncio.sleep(0.02)
+    return response
+
+
+async def test_a_trickle_is_an_end_as_a_stall_is(
+    transfers: Transfers, controller: Peer, tmp_path: Path
+) -> None:
+    """A byte every moment would keep a slot for days."""
+    with pytest.raises(TransferError, match=r"bytes in 2 s, less than 10240 a second"):
+        await transfers.download_file(
+            controller.handle("/d", trickle), tmp_path / "file", limit_bytes=len(DATA)
+        )
+    assert not (tmp_path / "file").exists()
+
+
+async def test_our_own_slowness_is_no_trickle(controller: Peer) -> None:
+    """What we do not take cannot come."""
+    digest, url = controller.serve(DATA)
+    hurried = Transfers(1, stall_s=0.5, min_rate_bytes_per_s=len(DATA))
+
+    async def slow(piece: bytes) -> None:
+        await asyncio.sleep(2)  # a thousand times what the download takes
+
+    try:
+        assert (await hurried.download(url, slow, limit_bytes=len(DATA))).sha1 == digest
+    finally:
+        await hurried.close()
 
 
 @pytest.mark.parametrize(

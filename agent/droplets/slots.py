@@ -1,0 +1,69 @@
+"""Who may download now: so many at once, and no app keeps the others out.
+
+Those that wait have their turn app by app, not in the order in which they came; and no app has more than half of the slots
+(but one), so that an app whose droplets trickle leaves room for the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+
+class FairSlots:
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._most_each = max(1, count // 2)
+        self._held: Counter[str] = Counter()
+        #: In the order of their next turn.
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+
+    @asynccontextmanager
+    async def taken(self, owner: str) -> AsyncIterator[None]:
+        """While inside, one of the slots is the owner's."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(owner, deque()).append(turn)
+        self._give()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                self._forget(owner, turn)
+            else:  # given at the same moment
+                self._take_back(owner)
+            raise
+        try:
+            yield
+        finally:
+            self._take_back(owner)
+
+    def _give(self) -> None:
+        while self._free and (owner := self._next()) is not None:
+            turns = self._waiting.pop(owner)
+            turn = turns.popleft()
+            if turns:
+                self._waiting[owner] = turns  # behind the others
+            if turn.cancelled():
+                continue
+            self._free -= 1
+            self._held[owner] += 1
+            turn.set_result(None)
+
+    def _next(self) -> str | None:
+        return next((owner for owner in self._waiting if self._held[owner] < self._most_each), None)
+
+    def _take_back(self, owner: str) -> None:
+        self._free += 1
+        self._held[owner] -= 1
+        if not self._held[owner]:
+            del self._held[owner]
+        self._give()
+
+    def _forget(self, owner: str, turn: asyncio.Future[None]) -> None:
+        turns = self._waiting.get(owner)
+        if turns is not None and turn in turns:
+            turns.remove(turn)
+            if not turns:
+                del self._waiting[owner]
