@@ -55,7 +55,7 @@ class Lines:
     def add(self, event: dict[str, Any]) -> None:
         stream = str(event.get("stream", "sys"))
         stream = STREAMS.get(stream, stream)
-        label = f"{self._name}/{event.get('index', '?')}"
+        label = f"{self._name}/{event.get('index', 'staging')}"
         clock = f"{local_time(event['at'])} " if self._with_time else ""
         lead = f"{clock}{label} {ui.paint(f'{stream:<4}', COLOURS.get(stream, 'dim'))} "
         if event.get("gap_bytes"):

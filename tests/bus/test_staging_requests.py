@@ -14,8 +14,8 @@ pytestmark = pytest.mark.bus
 NO_JSON = (b"", b"null", b"{", b"[]", b'"text"', b"\xff\xfe{}", b"[" * 5000, b'{"task_id":' * 5000, b"1e400")
 #: A field of a request, what is wrong with it, and a part of the answer.
 ODD: dict[str, tuple[dict[str, Any], str]] = {
-    "start-text": ({"start_message": "text"}, "$.start_message"),
-    "start-list": ({"start_message": [1]}, "$.start_message"),
+    "start-text": ({"start_message": "text"}, "start_message: Expected `object`"),
+    "start-list": ({"start_message": [1]}, "start_message: Expected `object`"),
     "start-no-limits": ({"start_message": {"limits": None}}, "start_message: "),
     "start-version": ({"start_message": {"version": 7}}, "start_message: "),
     "start-id": ({"start_message": {"instance_id": "../x"}}, "start_message: "),
@@ -62,3 +62,13 @@ async def test_without_an_inbox_there_is_nobody_to_answer(desk: Desk, host: Host
     """It is logged, as any message that makes no sense."""
     await host.peer.burst([Word(f"staging.{host.dea}.start", b"{}")])
     await host.running.wait_log("bus_message_refused", subject=f"staging.{host.dea}.start", within_s=20)
+
+
+@pytest.mark.parametrize("nothing", [None, {}, "", []], ids=["null", "map", "text", "list"])
+async def test_an_empty_start_message_is_none(desk: Desk, nothing: object) -> None:
+    """The original asked whether there was something in it: the app is staged, and nothing is started."""
+    pack = desk.pack("good", buildpack())
+    message = desk.host.staging_message(desk.app(), admin_buildpacks=[pack]) | {"start_message": nothing}
+    await desk.host.peer.say(f"staging.{desk.host.dea}.start", message | {"task_id": "empty"}, "inbox.empty")
+    await desk.host.peer.until(lambda: len(desk.host.peer.on("inbox.empty")) == 2, 60)
+    assert desk.host.peer.on("inbox.empty")[1].body["droplet_sha1"] is not None
