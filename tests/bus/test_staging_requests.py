@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import pytest
@@ -72,3 +73,15 @@ async def test_an_empty_start_message_is_none(desk: Desk, nothing: object) -> No
     await desk.host.peer.say(f"staging.{desk.host.dea}.start", message | {"task_id": "empty"}, "inbox.empty")
     await desk.host.peer.until(lambda: len(desk.host.peer.on("inbox.empty")) == 2, 60)
     assert desk.host.peer.on("inbox.empty")[1].body["droplet_sha1"] is not None
+
+
+async def test_an_agent_on_its_way_out_answers(desk: Desk, host: Host) -> None:
+    """It takes no staging any more, and says so while its apps have their grace."""
+    app = host.make_app("stays")
+    await host.run(app, start_command="trap '' TERM; exec ./listener")
+    host.running.signal(signal.SIGTERM)
+    await host.running.wait_log("agent_ending")
+    staging = await desk.stage()
+    answer = await staging.reply(1)
+    assert answer == {"task_id": staging.task_id, "error": "Error staging: the agent is leaving"}
+    assert await host.running.wait_exited() == 0
