@@ -233,7 +233,8 @@ class StagingStart(Struct, frozen=True):
     stack: str | None = None
     buildpack_cache_download_uri: str | None = None
     buildpack_cache_upload_uri: str | None = None
-    start_message: Any = None  # looked at when all else is fine; senders of old write "nothing" in several ways
+    #: Looked at when all else is fine; senders of old write "nothing" in several ways.
+    start_message: Any = None
     admin_buildpacks: tuple[AdminBuildpack, ...] | None = None
     egress_network_rules: tuple[EgressMessage, ...] | None = ()
     memory_limit: int | None = None
