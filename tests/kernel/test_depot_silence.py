@@ -55,7 +55,7 @@ async def test_a_silent_one_is_killed_and_its_jobs_end_is_known(guarded: Depot, 
     with stopped(silent):
         statuses = await asyncio.wait_for(asyncio.gather(job.wait(), direct.wait()), 30)
 
-    assert statuses == [LOST, LOST]
+    assert list(statuses) == [LOST, LOST]
     assert time.monotonic() - began >= QUICK["silence_s"]
     assert silent.state is ContainerState.DEAD
     assert neighbour.status is None
@@ -98,7 +98,8 @@ async def test_a_spawn_without_an_answer_may_have_been_done(
 ) -> None:
     """Its job stays known, so that nobody starts it twice or loses its output; what wshd has not got, it never does."""
     container = await depot.create(app(stack))
-    defaults = container._wshd._ask.__kwdefaults__  # type: ignore[attr-defined]
+    defaults = container._wshd._ask.__kwdefaults__
+    assert defaults is not None
     monkeypatch.setitem(defaults, "timeout_s", 0.2)
     with stopped(container):
         with pytest.raises(WshdSilent, match="spawn: no answer"):
@@ -151,8 +152,12 @@ def small_disk(place: Path) -> Iterator[Callable[[], None]]:
     subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True)
     place.mkdir()
     subprocess.run(["mount", "-o", "loop", image, place], check=True)
+
+    def break_it() -> None:
+        subprocess.run(["mount", "-o", "remount,abort", place], check=False)
+
     try:
-        yield lambda: subprocess.run(["mount", "-o", "remount,abort", place], check=False) and None
+        yield break_it
     finally:
         subprocess.run(["umount", place], check=True)
         image.unlink()
