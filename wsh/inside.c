@@ -27,11 +27,13 @@ static const char *const masked[] = {
     "/proc/acpi",        "/proc/asound",     "/proc/interrupts",  "/proc/kcore", "/proc/keys",
     "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi",      "/proc/timer_list", "/proc/timer_stats",
     "/sys/firmware",     "/sys/devices/virtual/powercap",
+    "/sys/devices/virtual/block", /* the files behind loop devices: paths of the host, and every container's handle */
 };
 static const char *const read_only[] = {"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"};
 
+/* `max`: the kernel counts the terminals of all containers together, and one could take them all. */
 static const char *const pts_options[][2] = {
-    {"newinstance", NULL}, {"ptmxmode", "0666"}, {"mode", "0620"}, {"gid", "5"}, {NULL, NULL}};
+    {"newinstance", NULL}, {"ptmxmode", "0666"}, {"mode", "0620"}, {"gid", "5"}, {"max", "64"}, {NULL, NULL}};
 static const char *const empty_options[][2] = {{"mode", "0"}, {"size", "4k"}, {NULL, NULL}};
 
 static void expect(int channel, const char *word)

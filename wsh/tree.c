@@ -224,7 +224,8 @@ static void make_devices(int root, const struct plan *plan)
     const char *const dev_options[][2] = {{"mode", "755"}, {"uid", owner}, {"gid", owner}, {"size", "64k"}, {NULL, NULL}};
     const char *const shm_options[][2] = {{"mode", "1777"}, {"uid", owner}, {"gid", owner}, {"size", size}, {NULL, NULL}};
     scoped_fd int target = ensure_below(root, "/dev", true);
-    scoped_fd int dev = mount_new("tmpfs", dev_options, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
+    /* Not noexec: /dev/zero is mapped executable by programs that make code. Nobody but root may write here. */
+    scoped_fd int dev = mount_new("tmpfs", dev_options, MOUNT_ATTR_NOSUID);
     mount_onto(dev, target, "/dev");
     mode_t old = umask(0);
     for (size_t i = 0; i < sizeof devices / sizeof *devices; i++)

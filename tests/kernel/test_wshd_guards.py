@@ -16,7 +16,7 @@ pytestmark = pytest.mark.kernel
 MASKED = (
     *("/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats"),
     *("/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats"),
-    *("/sys/firmware", "/sys/devices/virtual/powercap"),
+    *("/sys/firmware", "/sys/devices/virtual/powercap", "/sys/devices/virtual/block"),
 )
 READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import stat
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from wshd_driver import BUILDS, ID_BASE, Box, LaunchError, bounding_mask, make_upper, running
+from wshd_driver import BUILDS, ID_BASE, Box, LaunchError, bounding_mask, make_upper, program, running
 
 pytestmark = pytest.mark.kernel
 
@@ -103,7 +104,7 @@ def test_mounts(box: Box) -> None:
         "/home/vcap": ("overlay", {"nosuid", "nodev", "rw"}),
         "/proc": ("proc", {"nosuid", "nodev", "noexec"}),
         "/sys": ("sysfs", {"ro", "nosuid", "nodev", "noexec"}),
-        "/dev": ("tmpfs", {"nosuid", "noexec"}),
+        "/dev": ("tmpfs", {"nosuid"}),
         "/dev/pts": ("devpts", {"nosuid", "noexec"}),
         "/dev/shm": ("tmpfs", {"nosuid", "nodev", "noexec"}),
         "/dev/mqueue": ("mqueue", {"nosuid", "nodev", "noexec"}),
@@ -112,6 +113,7 @@ def test_mounts(box: Box) -> None:
     for point, (kind, options) in expected.items():
         assert table[point][1] == kind, point
         assert options <= table[point][0], point
+    assert "noexec" not in table["/dev"][0], "/dev/zero is mapped executable by programs that make code"
     assert {"ro", "nosuid", "nodev"} <= table["/mnt/ro"][0]
     assert {"rw", "nosuid", "nodev"} <= table["/mnt/rw"][0]
     assert "ro" in table["/mnt/one-file"][0]
@@ -228,6 +230,88 @@ def test_device_nodes(box: Box) -> None:
         "1",
     ]
     assert box.shell("mode", "stat -c %a /dev/shm").strip() == "1777"
+
+
+def test_zero_may_be_mapped_executable(box: Box) -> None:
+    """As on any host; what lies in /dev/shm may not."""
+    source = box.folder / "map.c"
+    source.write_text(MAP)
+    subprocess.run(["gcc", "-static", "-o", box.folder / "rw/map", source], check=True)
+    ended, out, err = box.run("job", "/mnt/rw/map", keys=("uid", 2000, "gid", 2000))
+    assert (ended, out) == (["ok", "exit", "0"], "zero mapped, shm refused\n"), err
+
+
+MAP = r"""
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <unistd.h>
+int main(void) {
+    int zero = open("/dev/zero", O_RDWR), shm = open("/dev/shm/file", O_RDWR | O_CREAT, 0700);
+    if (ftruncate(shm, 4096)) return 1;
+    int kind = PROT_READ | PROT_EXEC;
+    printf("zero %s, ", mmap(0, 4096, kind, MAP_PRIVATE, zero, 0) == MAP_FAILED ? "refused" : "mapped");
+    printf("shm %s\n", mmap(0, 4096, kind, MAP_PRIVATE, shm, 0) == MAP_FAILED ? "refused" : "mapped");
+    return 0;
+}
+"""
+
+
+def test_one_container_has_sixty_four_terminals(box: Box) -> None:
+    """The kernel's count is one for the whole host: a container ends before it."""
+    source = box.folder / "terminals.c"
+    source.write_text(
+        "#include <fcntl.h>\n#include <stdio.h>\n#include <errno.h>\n"
+        'int main(void) { int n = 0; while (open("/dev/ptmx", O_RDWR | O_NOCTTY) >= 0) n++;'
+        ' printf("%d %s\\n", n, errno == ENOSPC ? "full" : "?"); return 0; }\n'
+    )
+    subprocess.run(["gcc", "-static", "-o", box.folder / "rw/terminals", source], check=True)
+    assert box.run("job", "/mnt/rw/terminals", keys=("uid", 2000, "gid", 2000))[1] == "64 full\n"
+
+
+def test_the_program_of_pid_1_can_be_read_and_no_more(tmp_path: Path) -> None:
+    """A job that runs /proc/self/exe before its exec runs the host's wshd, and root inside holds it open: its bytes are what it
+    gets, also once nobody runs it. (The build with the sanitizers is dynamic, and has no libraries inside.)
+    """
+    box = Box.prepare(tmp_path, "static")
+    before = hashlib.sha256(program(box.build).read_bytes()).hexdigest()
+    try:
+        box.launch()
+        read_end, write_end = os.pipe()
+        with box.spool("wshd").opened() as fds, box.client() as client:
+            words = ("spawn", "wshd", "arg", "/proc/self/exe", "arg", "--plan", "arg", "0")
+            names = ("fd", "stdin", "fd", "stdout", "fd", "stderr", "fd", "record")
+            reply = client.ask(*words, *names, fds=[read_end, *fds])
+        os.close(read_end)
+        assert reply.ok, reply.words
+        out = box.shell("attack", OVERWRITE)
+        os.close(write_end)
+    finally:
+        box.kill()
+    assert out == "ELF\ntried\ntried\n"
+    assert hashlib.sha256(program(box.build).read_bytes()).hexdigest() == before
+
+
+OVERWRITE = """
+set -- $(ps -o pid,args | grep '[p]roc/self/exe')
+exec 3</proc/$1/exe || exit 9
+head -c 4 /proc/$1/exe | tail -c 3
+echo
+try() {
+    for file in /proc/self/fd/3 "$@"; do
+        (echo x >>$file) 2>/dev/null && echo written
+        chmod 777 $file && echo mode
+        chown 0 $file && echo owner
+        touch $file && echo touched
+        ln $file /tmp/link && echo linked
+    done
+    echo tried
+}
+try /proc/$1/exe
+kill -9 $1
+while [ -e /proc/$1/exe ]; do sleep 0.01; done
+try
+"""
 
 
 def test_overlay_behaves_as_one_file_system(box: Box) -> None:
