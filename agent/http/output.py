@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -16,13 +15,13 @@ from typing import Any
 
 from aiohttp import web
 
-from agent.instances.crashes import cause_of
+from agent.instances import crashes
+from agent.instances.crashes import STREAMS, cause_of
 from agent.instances.instance import Instance, State
 from container import Chunk
 
 LOOK_PERIOD_S = 0.3
 SETTLE_S = 5.0
-STREAMS = ("stdout", "stderr")
 _GOING_ON = frozenset({State.BORN, State.STARTING, State.RUNNING, State.EVACUATING})
 
 
@@ -105,10 +104,9 @@ async def _chunks(one: Instance, crashes_dir: Path, *, follow: bool) -> AsyncIte
             yield chunk, chunk.offset >= known[chunk.stream]
         return
     for stream in STREAMS:
-        with contextlib.suppress(FileNotFoundError):
-            data = (crashes_dir / one.id / stream).read_bytes()
-            if data:
-                yield Chunk(stream, 0, data, 0), False
+        kept = await asyncio.to_thread(crashes.kept, crashes_dir / one.id, stream)
+        if kept is not None:
+            yield kept, False
 
 
 async def _settled(one: Instance) -> None:

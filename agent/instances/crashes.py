@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Final
 
 from agent.instances.instance import OUT_OF_MEMORY, Instance
+from container import Chunk, Job
 
 KEPT_PER_APP: Final = 10
 CAUSE: Final = "sys"  # beside what the app itself wrote
+STREAMS: Final = ("stdout", "stderr")
+_MISSING: Final = ".missing"
 
 
 def to_keep(crashed: Iterable[Instance]) -> frozenset[Instance]:
@@ -26,6 +29,35 @@ def to_keep(crashed: Iterable[Instance]) -> frozenset[Instance]:
             last_oom.setdefault(one.index, one)
     wanted = dict.fromkeys((*newest_first[:1], *last_oom.values(), *last.values()))
     return frozenset(tuple(wanted)[:KEPT_PER_APP])
+
+
+async def keep(job: Job, directory: Path) -> None:
+    """What a crashed app has said stays readable after its container is gone, until the reaper takes it.
+
+    The spool drops the oldest output past its limit; how much that was stands beside a stream's file.
+    """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for stream in STREAMS:
+        missing_bytes = 0
+        with (directory / stream).open("wb") as file:
+            async for chunk in job.stream(stream, follow=False):
+                missing_bytes += chunk.gap_bytes
+                await asyncio.to_thread(file.write, chunk.data)
+        if missing_bytes:
+            (directory / f"{stream}{_MISSING}").write_text(f"{missing_bytes}\n")
+
+
+def kept(directory: Path, stream: str) -> Chunk | None:
+    """A stream as `keep` has left it, with what is missing at its head; None: nothing was kept."""
+    try:
+        data = (directory / stream).read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        missing_bytes = int((directory / f"{stream}{_MISSING}").read_text())
+    except (FileNotFoundError, ValueError):  # complete, or kept by an agent that did not say
+        missing_bytes = 0
+    return Chunk(stream, missing_bytes, data, missing_bytes) if data or missing_bytes else None
 
 
 def kept_bytes(directory: Path) -> int:

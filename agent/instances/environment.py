@@ -33,7 +33,6 @@ _RELATIONAL = {
 
 #: What a user's variable may name of ours, besides the user's earlier ones.
 EXPANDED = frozenset({"HOME", "TMPDIR", "PORT", "VCAP_APP_PORT"})
-VALUE_BYTES = (128 << 10) - 1  # execve(2): MAX_ARG_STRLEN, of `NAME=VALUE` with its end
 _NAME = re.compile(r"\$(?:\{([A-Za-z_][A-Za-z0-9_]*)\}|([A-Za-z_][A-Za-z0-9_]*))")
 #: Those bend the shell that begins; the original could not set them either (they are read-only there, or no identifiers).
 _SHELL_ONLY = re.compile(r"SHELLOPTS\Z|BASHOPTS\Z|BASH_FUNC_")
@@ -107,8 +106,8 @@ def expand(pairs: Iterable[tuple[str, str]], known: Mapping[str, str]) -> Iterab
         for found in _NAME.finditer(text):
             value = values.get(found[1] or found[2], found[0])
             size += found.start() - at + len(value)
-            if size > VALUE_BYTES:
-                raise SpecError(f"env.{name}", f"its value grows past {VALUE_BYTES} bytes")
+            if size > VARIABLE_BYTES:
+                raise SpecError(f"env.{name}", f"its value grows past {VARIABLE_BYTES} bytes")
             parts += (text[at : found.start()], value)
             at = found.end()
         values[name] = "".join((*parts, text[at:]))

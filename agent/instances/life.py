@@ -23,11 +23,12 @@ from agent.droplets.archive import ArchiveError
 from agent.droplets.layers import Layer, LayerError, Layers
 from agent.droplets.transfer import TransferError
 from agent.droplets.unpacker import JailError
-from agent.instances.crashes import keep_cause, kept_bytes
+from agent.instances import crashes
+from agent.instances.crashes import keep_cause
 from agent.instances.environment import VARIABLE_BYTES, app_environment, too_long
-from agent.instances.health import wait_accepting
 from agent.instances.instance import OUT_OF_MEMORY, Event, Exit, Instance, State
 from agent.instances.limits import MIB, bind_mounts, cpu_shares, egress_rules, ipv6_left_out, rootfs_of
+from agent.instances.readiness import health_check
 from agent.instances.start import HOME, OLD_STARTUP, start_argv
 from agent.instances.stats import sample
 from agent.logs import Log
@@ -170,20 +171,11 @@ async def _conclude(instance: Instance, home: Home, course: asyncio.Task[Exit], 
             told = public(cause, host_paths(home.settings))
             await asyncio.to_thread(keep_cause, record, told)
         if instance.job is not None:
-            await keep_output(instance.job, record)
-        instance.kept_bytes = kept_bytes(record)
+            await crashes.keep(instance.job, record)
+        instance.kept_bytes = crashes.kept_bytes(record)
     except OSError as e:  # the host's disk may be full; an exit is told all the same
         log.warning("crash_output_not_kept", error=str(e))
     home.happen(instance, event)
-
-
-async def keep_output(job: Job, directory: Path) -> None:
-    """What a crashed app has said stays readable after its container is gone, until the reaper takes it."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for stream in ("stdout", "stderr"):
-        with (directory / stream).open("wb") as file:
-            async for chunk in job.stream(stream, follow=False):
-                await asyncio.to_thread(file.write, chunk.data)
 
 
 def _container_of(instance: Instance, home: Home) -> Container | None:
@@ -211,7 +203,7 @@ async def _course(instance: Instance, home: Home, held: AsyncExitStack, log: Log
         rootfs, layer = await _prepare(instance, home, held, log)
         async with home.starts:  # not longer: a droplet may trickle, an app may take minutes to open its port
             container, job = await _start(instance, home, held, log, rootfs, layer)
-        await _until_healthy(instance, home, job, log)
+        await _until_healthy(instance, home, container, job, log)
         if instance.healthy:
             log.info(
                 "instance_running", after_s=round(time.monotonic() - began, 3), port=_host_port(instance)
@@ -301,25 +293,21 @@ async def _fetch(instance: Instance, home: Home, held: AsyncExitStack, log: Log)
     return layer
 
 
-async def _until_healthy(instance: Instance, home: Home, job: Job, log: Log) -> None:
+async def _until_healthy(instance: Instance, home: Home, container: Container, job: Job, log: Log) -> None:
     """Sets `healthy`, or returns when the job has ended first; StartFailed: the time ran out."""
-    if not instance.uris or instance.port is None or instance.port.host_port is None:
+    checking = await health_check(instance, container, home.settings, home.local_ip, log)
+    if checking is None:
         instance.healthy = True
         return
-    given = instance.message.health_check_timeout
-    timeout_s = home.settings.default_health_check_timeout if given is None else float(given)
-    check = asyncio.create_task(
-        wait_accepting(home.local_ip, instance.port.host_port, timeout_s), name=f"health-{instance.id[:8]}"
-    )
+    waiting, too_late = checking
+    check = asyncio.create_task(waiting, name=f"health-{instance.id[:8]}")
     exited = asyncio.create_task(job.wait(), name=f"exit-{instance.id[:8]}")
     try:
         await asyncio.wait({check, exited}, return_when=asyncio.FIRST_COMPLETED)
         if exited.done():
             return
         if not check.result():
-            raise StartFailed(
-                NOT_HEALTHY, f"port {instance.port.host_port} did not accept within {timeout_s} s"
-            )
+            raise StartFailed(NOT_HEALTHY, too_late)
         instance.healthy = True
     finally:
         for task in (check, exited):

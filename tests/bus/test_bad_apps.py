@@ -23,6 +23,7 @@ from bad_input_kit import (
 )
 from conftest import OpenHost
 from driver import Host, poll
+from driver_apps import Droplet
 
 pytestmark = pytest.mark.bus
 NOT_HEALTHY = "failed to accept connections within health check timeout"
@@ -203,7 +204,7 @@ async def test_variables_that_double_each_other_fail_the_start(host: Host) -> No
 
     assert told(await exit_of(host, app)) == ("failed to start", -1)
     failed = await host.running.wait_log("instance_start_failed", app=app.id)
-    assert "grows past 131071 bytes" in failed["error"]
+    assert "its value grows past " in failed["error"]
 
 
 async def test_the_script_of_an_old_droplet_is_beside_the_app(host: Host) -> None:
@@ -216,6 +217,39 @@ async def test_the_script_of_an_old_droplet_is_beside_the_app(host: Host) -> Non
     app = host.make_app("old", droplet=tar_droplet(fill))
     await host.run(app, limits=SMALL)
     assert "begun in /home/vcap\n" in await wait_output(host, app, "listening")
+
+
+def with_state_file(host: Host, droplet_yaml: bytes, begin: bytes) -> Droplet:
+    def fill(archive: tarfile.TarFile) -> None:
+        add_file(archive, "./app/listener", host.listener, 0o755)
+        add_file(archive, "./app/begin", begin, 0o755)
+        add_file(archive, "./staging_info.yml", b"start_command: ./begin\n")
+        add_file(archive, "./droplet.yaml", droplet_yaml)
+
+    return tar_droplet(fill)
+
+
+async def test_an_app_with_a_state_file_is_ready_when_that_says_so(host: Host) -> None:
+    """Not by its port, which it opens at once; until the file says RUNNING it is starting, with a route or without."""
+    begin = b"#!/bin/sh\n./listener & while [ ! -e /home/vcap/app/go ]; do sleep 0.05; done\n"
+    begin += b"""printf '{"state": "RUNNING"}' > ../state.json; wait\n"""
+    app = host.make_app("stateful", droplet=with_state_file(host, b"state_file: state.json\n", begin))
+    await host.start(app, limits=SMALL)
+    await host.wait_state(app, "STARTING")
+    await wait_output(host, app, "listening")
+    assert {one["state"] for one in await host.find(app)} == {"STARTING"}
+
+    handle = next(one["handle"] for one in await host.control("GET", "/v1/instances") if one["app"] == app.id)
+    pid = host.pid_of_container(handle)
+    (Path(f"/proc/{pid}/root/home/vcap/app/go")).touch()
+    await host.wait_state(app, "RUNNING")
+
+
+@pytest.mark.parametrize("text", [b"{{{", b"state_file:\n", b"state_file: [a]\n", b"other: 1\n", b"\xff\0"])
+async def test_a_droplet_file_that_names_none_leaves_the_port(host: Host, text: bytes) -> None:
+    """Broken or empty: the app is ready when its port accepts, as without one."""
+    app = host.make_app("plain", droplet=with_state_file(host, text, b"#!/bin/sh\nexec ./listener\n"))
+    await host.run(app, limits=SMALL)
 
 
 async def test_routes_may_be_none_null_or_very_many(host: Host) -> None:

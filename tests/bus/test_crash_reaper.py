@@ -68,3 +68,26 @@ async def test_a_crash_for_want_of_memory_is_still_there_after_a_later_exit(host
 
         assert {one["instance"] for one in await host.find(shop)} == {oom["instance"], later}
         assert "eats\n" in (host.base_dir / "crashes" / oom["instance"] / "stdout").read_text()
+
+
+async def test_a_record_says_what_is_missing_at_its_head(hosts: OpenHost) -> None:
+    """Past the limit the oldest output is dropped: how much is told with the crash, as it was while the app ran; also by the
+    next agent.
+    """
+    async with hosts(instance={"output_limit_bytes": 65536}) as host:
+        await host.start_agent()
+        shop = host.make_app("shop")
+        since = host.peer.mark
+        await host.start(shop, limits=SMALL, start_command="seq 100000; exit 1")
+        crashed = await exit_of(host, shop, since=since)
+        said = "".join(f"{number}\n" for number in range(1, 100_001))
+
+        for signal_number in (None, signal.SIGKILL):
+            if signal_number is not None:
+                await host.stop_agent(signal_number)
+                await host.start_agent()
+            lines = await host.control_lines(f"/v1/instances/{crashed['instance']}/logs")
+            (out,) = [line for line in lines if line["stream"] == "stdout"]
+            assert said.endswith(out["data"])
+            assert 0 < len(out["data"]) < len(said)
+            assert out["gap_bytes"] == len(said) - len(out["data"])

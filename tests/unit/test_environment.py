@@ -10,6 +10,7 @@ import pytest
 from agent.bus.messages import EgressMessage, Service, StartMessage, decode
 from agent.config import InstanceSettings, ResourceSettings
 from agent.instances.environment import (
+    VARIABLE_BYTES,
     app_environment,
     database_url,
     expand,
@@ -105,7 +106,7 @@ def test_earlier_variables_of_the_user_are_expanded() -> None:
 def test_values_that_double_each_other_end() -> None:
     """Forty lines of `$A$A` would be a terabyte."""
     words = ["V0=x" * 8, *(f"V{number + 1}=$V{number}$V{number}" for number in range(40))]
-    with pytest.raises(SpecError, match=r"env\.V\d+: .* 131071 bytes"):
+    with pytest.raises(SpecError, match=rf"env\.V\d+: .* {VARIABLE_BYTES} bytes"):
         expanded(*words)
 
 

@@ -1,0 +1,94 @@
+"""How an app tells that it is ready: by a file that its droplet names, else by its port, else it is at once (dea-bus.md 2.6).
+
+The files are the app's own, read by the manager within a bound and never through a link out of the container.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Coroutine
+from typing import Any, Final
+
+import msgspec
+
+from agent import plain_yaml
+from agent.config import Settings
+from agent.instances.health import PERIOD_S, wait_accepting
+from agent.instances.instance import Instance
+from agent.instances.start import HOME
+from agent.logs import Log
+from container import Container, WrongState
+
+DROPLET_FILE: Final = f"{HOME}/droplet.yaml"
+STATE_BYTES: Final = 64 << 10
+#: Fixed in the original; the message's own limit is that of a port.
+STATE_FILE_TIMEOUT_S: Final = 300.0
+
+
+class Droplet(msgspec.Struct, frozen=True):
+    """The part of a droplet.yaml that counts: whoever writes it tells readiness by that file and not by a port."""
+
+    state_file: str | None = None
+
+
+async def state_file(container: Container) -> str | None:
+    """The path inside of the file by which the app tells that it runs; None: it tells it otherwise.
+
+    YamlError, OSError: there is a droplet.yaml that cannot be taken.
+    """
+    try:
+        text = await container.read_file(DROPLET_FILE, plain_yaml.LIMIT_BYTES + 1)
+    except FileNotFoundError:
+        return None
+    found = (await plain_yaml.load_aside(text, Droplet)).state_file
+    if not found:
+        return None
+    if "\0" in found:
+        raise plain_yaml.YamlError("state_file: expected a path")
+    return f"{HOME}/{found}"
+
+
+def says_running(text: bytes) -> bool:
+    """Is it JSON whose `state` is RUNNING? Half a file is one that is being written. Pure."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and found.get("state") == "RUNNING"
+
+
+async def wait_state_file(container: Container, path: str, timeout_s: float) -> bool:
+    """True as soon as the file says so; False when the time is over, or the container is."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    while True:
+        try:
+            if says_running(await container.read_file(path, STATE_BYTES)):
+                return True
+        except WrongState:
+            return False
+        except OSError:  # not there yet, or something else than a file
+            pass
+        if loop.time() + PERIOD_S > deadline:
+            return False
+        await asyncio.sleep(PERIOD_S)
+
+
+async def health_check(
+    instance: Instance, container: Container, settings: Settings, local_ip: str, log: Log
+) -> tuple[Coroutine[Any, Any, bool], str] | None:
+    """What to wait for, and what to say when it does not come; None: healthy at once."""
+    try:
+        path = await state_file(container)
+    except (plain_yaml.YamlError, OSError) as e:
+        log.warning("droplet_file_ignored", error=str(e))
+        path = None
+    if path is not None:
+        timeout_s = STATE_FILE_TIMEOUT_S
+        return wait_state_file(container, path, timeout_s), f"{path} did not say RUNNING within {timeout_s} s"
+    if not instance.uris or instance.port is None or instance.port.host_port is None:
+        return None
+    given, port = instance.message.health_check_timeout, instance.port.host_port
+    timeout_s = settings.default_health_check_timeout if given is None else float(given)
+    return wait_accepting(local_ip, port, timeout_s), f"port {port} did not accept within {timeout_s} s"
