@@ -353,7 +353,54 @@ async def test_a_staging_without_its_droplet_is_none(world: World) -> None:
     world.stages_badly({"error": None}, {"droplet_sha1": "abc", "detected_buildpack": "python"})
     last = (await world.events(await world.claimed("hello")))[-1]
     assert (last["event"], last["error"]) == ("failed", "the host sent no droplet")
+
+    async def another(body: dict[str, Any]) -> list[dict[str, Any]]:
+        await world.upload(body["upload_uri"], b"another")
+        return [
+            {"task_id": body["task_id"], "error": None},
+            {"task_id": body["task_id"], "droplet_sha1": "abc"},
+        ]
+
+    world.agent.stage = another
+    last = (await world.events(await world.claimed("hello")))[-1]
+    assert (
+        last["error"]
+        == f"the droplet that came has the checksum {hashlib.sha1(b'another').hexdigest()}, not abc"
+    )
     assert world.everything() == before
+
+
+async def test_a_push_cannot_come_back_from_its_end(world: World) -> None:
+    """Given up, or its app deleted, while it is staged: what the host answers after that is not taken."""
+    await world.pushed("hello")
+    before = world.everything()
+    for end in ("push", "app"):
+        held, begun = asyncio.Event(), asyncio.Event()
+        world.stages_well()
+        well = world.agent.stage
+
+        async def late(
+            body: dict[str, Any], held: asyncio.Event = held, begun: asyncio.Event = begun, well: Any = well
+        ) -> Any:
+            begun.set()
+            await held.wait()
+            return await well(body)
+
+        world.agent.stage = late
+        path = await world.claimed("hello", memory_mb=64)
+        staging = asyncio.create_task(world.events(path))
+        await begun.wait()
+        ending = asyncio.create_task(world.call("DELETE", path if end == "push" else "/v1/apps/hello"))
+        await world.until(lambda: all(push.given_up for push in world.controller.pushes.all()), "goes on")
+        held.set()
+        last = (await staging)[-1]
+        await ending
+        assert (last["event"], last["error"]) == ("failed", "the push was given up")
+        if end == "push":
+            assert world.everything() == before
+    assert await world.call("GET", "/v1/apps") == []
+    assert _files(world.controller.files) == []
+    await world.until(lambda: not world.agent.instances, "what the host started anyway is not stopped")
 
 
 async def test_one_push_at_a_time(world: World) -> None:
@@ -365,6 +412,9 @@ async def test_one_push_at_a_time(world: World) -> None:
         assert refused.status == 409
         assert "is being pushed already" in await refused.text()
     world.stages_well()
+    version = first.rpartition("/")[2]
+    early = await world.upload(f"{world.base}/staging/droplets/{version}/upload", b"nobody stages it yet")
+    assert early[0] == 404
     assert (await world.events(first))[-1]["event"] == "staged"
     assert world.controller.app("hello").env == {"WHO": "first"}
     async with world.http.put(f"{world.base}{first}/package", data=b"late") as late:
@@ -394,6 +444,8 @@ async def test_a_push_takes_effect_on_what_the_app_is_then(world: World) -> None
     assert (await staging)[-1]["event"] == "staged"
     app = world.controller.app("hello")
     assert (app.instances, app.memory_mb, app.env, app.buildpack) == (3, 128, {"B": "2", "C": "3"}, None)
+    of_now = {f"{app.version}.zip", f"{app.version}.tgz", f"{app.guid}.tgz"}
+    assert {path.name for path in _files(world.controller.files)} == of_now, "the version before is gone"
 
 
 async def test_a_push_that_is_given_up_leaves_nothing(world: World) -> None:

@@ -228,7 +228,8 @@ def test_a_failure_is_a_document_too(tmp_path: Path) -> None:
         assert (done.returncode, document["status"]) == (status, status)
         assert document["error"]
         assert done.stderr.startswith("error: ")
-    assert garrison("shell", "--state", str(tmp_path), "a/0", "--", "x", "--json").stdout == ""
+    assert garrison("shell", "--state", str(tmp_path), "a/0", "x", "--json").stdout == ""
+    assert garrison("push", "--state", str(tmp_path), "--", "--json").stdout == ""
 
 
 def test_a_terminal_that_knows_no_utf_8() -> None:

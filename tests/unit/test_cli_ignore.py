@@ -190,5 +190,5 @@ def test_gitignore_stands_in_where_there_is_no_cfignore(tmp_path: Path) -> None:
     assert found.ignore_files == (".gitignore",)
     make(tmp_path, {"sub/.cfignore": "!a.key"})
     assert kept(tmp_path) == [b"app.py", b"sub/a.key"]
-    make(tmp_path, {".cfignore": ""})
-    assert kept(tmp_path) == [b".env", b"app.py", b"sub/a.key"]
+    make(tmp_path, {".cfignore": "", "other/.gitignore": "*.py\n", "other/b.py": ""})
+    assert kept(tmp_path) == [b".env", b"app.py", b"other/b.py", b"sub/a.key"]

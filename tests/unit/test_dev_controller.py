@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ import pytest
 
 from agent.dev.messages import staging_message, start_message
 from agent.dev.placement import ADVERT_TIMEOUT_S, AdvertMessage, Pool
+from agent.dev.pushes import IDLE_S, Changes, Pushes, Refused
 from agent.dev.records import (
     START_GRACE_S,
     App,
@@ -20,6 +22,7 @@ from agent.dev.records import (
     Observed,
     StartOrder,
     StopOrder,
+    Store,
     backoff_s,
     decide,
     status,
@@ -171,6 +174,66 @@ def test_a_version_being_staged_is_left_alone() -> None:
     assert decide([app(instances=1)], seen(new), 0, {"G": "v9"}) == [StartOrder("G", 0)]
     assert decide([], seen(new), 0, {"G": "v9"}) == []
     assert decide([app(instances=1)], seen(running, new), 0) == [StopOrder("G", ("x",), "replaced")]
+
+
+def test_a_claim_whose_owner_was_killed_lapses(tmp_path: Path) -> None:
+    """Not while a request works for it; what it had uploaded goes with it."""
+    pushes = Pushes(tmp_path, Store(tmp_path / "apps.json"))
+    first = pushes.claim("hello", Changes(), 100)
+    pushes.package(first.id).write_bytes(b"zip")
+    with pytest.raises(Refused, match="since 30 s"):
+        pushes.claim("hello", Changes(), 100 + IDLE_S)
+    first.requests = 1
+    assert pushes.of("hello", 1000) is first
+    first.requests = 0
+    second = pushes.claim("hello", Changes(), 1000)
+    assert second.id != first.id
+    assert not pushes.package(first.id).exists()
+    with pytest.raises(Refused, match="is over"):
+        pushes.get("hello", first.id, 1000)
+    pushes.end(first)
+    assert pushes.get("hello", second.id, 1000) is second
+
+
+def test_what_a_push_changes() -> None:
+    """What it does not name stays; null is the default; variables are added and removed one by one."""
+    before = app(memory_mb=64, buildpack="python", command="run", env={"A": "1", "B": "2"})
+    changes = msgspec.json.decode(
+        b'{"instances": 3, "buildpack": null, "set_env": {"B": "3", "C": "4"}, "unset_env": ["A", "X"]}',
+        type=Changes,
+    )
+    after = changes.applied_to(before)
+    assert (after.instances, after.memory_mb, after.buildpack, after.command) == (3, 64, None, "run")
+    assert after.env == {"B": "3", "C": "4"}
+    assert before.env == {"A": "1", "B": "2"}
+
+
+@pytest.mark.parametrize("wrong", [{"instances": -1}, {"instances": 1001}, {"memory_mb": 0}, {"disk_mb": -5}])
+def test_what_a_push_cannot_change(wrong: dict[str, int]) -> None:
+    """Out of bounds is refused before anything is uploaded."""
+    with pytest.raises(Refused) as refused:
+        msgspec.convert(wrong, Changes).applied_to(app())
+    assert refused.value.http_status == 400
+
+
+def test_a_commit_that_cannot_be_written_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk: the app is as before, in memory too."""
+    store = Store(tmp_path / "apps.json")
+    store.apps["hello"] = app(name="hello")
+    pushes = Pushes(tmp_path, store)
+    for name in ("hello", "new"):
+        push = pushes.claim(name, Changes(memory_mb=64), 0)
+        pushes.droplet(push.id).write_bytes(b"droplet")
+        monkeypatch.setattr(
+            store, "save", lambda: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        )
+        with pytest.raises(OSError, match="No space"):
+            pushes.commit(push, droplet_sha1="s")
+        pushes.end(push)
+    assert store.apps == {"hello": app(name="hello")}
+    assert list((tmp_path / "droplets").iterdir()) == []
 
 
 def test_status_knows_who_serves() -> None:
