@@ -14,7 +14,7 @@ import contextlib
 import random
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -141,12 +141,16 @@ class Bus:
 
     def repeat_unregisters(self) -> None:
         """A router that was away has not received them; sent before the registers."""
+        self._sender.repeat(self._unregisters_again())
+
+    def _unregisters_again(self) -> Iterator[Entry | Word]:
+        """Those whose ports rest are followed by a barrier, from which the rest counts anew."""
         subject = OUTBOUND[m.RouterUnregister]
-        self._sender.repeat(
-            Entry(number, Kept(subject, m.encode(event)))
-            for number, event in self._unregistered.repeat()
-            if number in self._outbox.repeats
-        )
+        for number, event in self._unregistered.repeat():
+            if number in self._outbox.rested:
+                yield Word(subject, m.encode(event))
+            elif number in self._outbox.repeats:
+                yield Entry(number, Kept(subject, m.encode(event)))
 
     def heard_threshold(self, prune_s: float | None) -> None:
         """After so long without a register a router forgets a route."""

@@ -92,12 +92,15 @@ class Sender:
         self._put(entry)
         return entry.number
 
-    def repeat(self, entries: Iterable[Entry]) -> None:
-        """Once more what the server has already, in this form; what is queued already is not queued twice."""
-        queued = {one.number for one in self._queue if isinstance(one, Entry)}
-        for entry in entries:
-            if entry.number not in queued and self._connection is not None:
-                self._put(entry)
+    def repeat(self, ones: Iterable[Entry | Word]) -> None:
+        """Once more what the server has already, in this form; what is queued already is not queued twice. A word is not
+        waited for: a thousand of them must not hold up the registers behind them."""
+        numbers = {one.number for one in self._queue if isinstance(one, Entry)}
+        words = {one.payload for one in self._queue if isinstance(one, Word)}
+        for one in ones:
+            is_queued = one.number in numbers if isinstance(one, Entry) else one.payload in words
+            if not is_queued and self._connection is not None:
+                self._put(one)
 
     def say(self, word: Word) -> None:
         self._put(word)

@@ -210,3 +210,26 @@ async def test_a_route_that_an_older_agent_took_back_is_known_by_its_one_spellin
 
     assert kept_files(tmp_path) == []
     assert not host.bus.port_rests(61001)
+
+
+async def test_a_router_that_starts_again_and_again_is_answered_without_a_queue_that_grows(
+    make_host: MakeHost, listen: Listen, tmp_path: Path
+) -> None:
+    """Both kinds of repeats: what is still on its way is not queued again."""
+    old = Outbox(tmp_path / "outbox")
+    for number in range(4):
+        old.write(old.add(Kept("router.unregister", m.encode(route(m.RouterUnregister, 61001 + number)))))
+        old.keep(number + 1)
+    old.rest(1)
+    old.rest(2)
+    peer = await listen("router.unregister")
+    host = make_host(port_rest_s=60.0)
+    await host.run_until_connected()
+    await until(lambda: len(peer.heard) == 4, "repeated at the connect")
+
+    for _ in range(100):  # no turn of the loop between them
+        host.bus.repeat_unregisters()
+
+    await until(lambda: len(peer.heard) == 8, "repeated once more")
+    await peer.flush()
+    assert sorted(peer.on("router.unregister")[4:]) == sorted(set(peer.on("router.unregister")))
