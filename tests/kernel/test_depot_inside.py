@@ -17,7 +17,7 @@ from depot_kit import depot as depot
 from depot_kit import stack as stack
 from inside_attack import ATTACK
 
-from container import Access, BindMount, Container, Depot, User
+from container import Access, BindMount, Container, Depot, Limits, User
 
 pytestmark = [pytest.mark.kernel, BOTH_BUILDS]
 
@@ -39,7 +39,7 @@ BOUNDING = sum(1 << number for number in CAPABILITIES.values())
 MASKED = (
     *("/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats"),
     *("/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats"),
-    *("/sys/firmware", "/sys/devices/virtual/powercap"),
+    *("/sys/firmware", "/sys/devices/virtual/powercap", "/sys/devices/virtual/block"),
 )
 READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger", "/sys")
 
@@ -86,6 +86,19 @@ async def test_ids_are_the_ranges(scene: Scene) -> None:
     assert other[0] == "0"
     assert int(other[1]) >= 1_000_000_000
     assert other[2] == "65535"
+
+
+async def test_no_file_behind_a_loop_device_is_named(depot: Depot, stack: Path) -> None:
+    """It is a path of the host that ends in a container's handle, for every container of the host."""
+    box = await depot.create(app(stack, handle="secret-name", limits=Limits(disk_bytes=32 << 20)))
+    behind = [path.read_text() for path in Path("/sys/block").glob("loop*/loop/backing_file")]
+    assert [text for text in behind if "secret-name" in text], "this container has a loop device"
+
+    places = "/sys/block/* /sys/class/block/* /sys/dev/block/* /sys/devices/virtual/block/*"
+    script = f"for place in {places}; do cat $place/loop/backing_file; done 2>/dev/null; ls /sys/devices/virtual/block"
+    for user in User:
+        result = await box.run(sh(script + " 2>/dev/null; true", user=user))
+        assert (result.status.code, result.stdout) == (0, b"")
 
 
 @pytest.mark.parametrize(("user", "effective"), [(User.ROOT, BOUNDING), (User.VCAP, 0)])
