@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 from msgspec import UNSET
 
@@ -155,7 +155,8 @@ def _entry(instance: Instance) -> m.HeartbeatEntry:
 
 
 class Announcer:
-    """Adverts, heartbeats, routes. ``left``: what the host has to give now; ``is_low``: it has no disk to give."""
+    """Adverts, heartbeats, routes. ``left``: what the host has to give now; ``look``: before each advert, tries whether its disk
+    can be written; ``takes_nothing``: it has no disk to give."""
 
     def __init__(
         self,
@@ -164,14 +165,16 @@ class Announcer:
         bus: Bus,
         *,
         left: Callable[[], Capacity],
-        is_low: Callable[[], bool],
+        look: Callable[[], Awaitable[None]],
+        takes_nothing: Callable[[], bool],
         log: Log,
     ) -> None:
         self._settings = settings
         self._voice = voice
         self._bus = bus
         self._left = left
-        self._is_low = is_low
+        self._look = look
+        self._takes_nothing = takes_nothing
         self._log = log
         self._in_pool = True
         self._absent: dict[str, str] = {}
@@ -181,7 +184,7 @@ class Announcer:
 
     def begin(self, supervisor: Supervisor) -> None:
         advert_period_s = self._settings.intervals.advertise
-        supervisor.every("advertise", self._advertise, lambda: advert_period_s, self._advert_due)
+        supervisor.every("advertise", self._look_and_advertise, lambda: advert_period_s, self._advert_due)
         supervisor.every("heartbeat", self._beat, lambda: self._beat_period_s, self._beat_due)
         supervisor.every("routes", self._register, lambda: self._voice.register_interval_s, self._routes_due)
 
@@ -226,8 +229,12 @@ class Announcer:
         self._beat_period_s = min(self._beat_period_s, EVACUATION_PERIOD_S)
         self._beat_due.set()
 
+    async def _look_and_advertise(self) -> None:
+        await self._look()
+        self._advertise()
+
     def _advertise(self) -> None:
-        if not self._in_pool or self._is_low():
+        if not self._in_pool or self._takes_nothing():
             return
         dea, staging = self._voice.adverts(self._left(), self._stacks_there())
         self._bus.say(dea)

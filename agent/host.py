@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
+from agent import probe
 from agent.config import Settings
 from agent.droplets.transfer import Transfers
-from container import DepotSettings
+from container import DepotSettings, HostUnfit
 
 DIRECTORIES = (
     "db",
@@ -27,6 +30,22 @@ def make_directories(base_dir: Path) -> None:
         directory = base_dir / name
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         directory.chmod(0o700)  # droplets and packages hold what only their app should read
+
+
+@contextlib.contextmanager
+def told_as_unfit(base_dir: Path) -> Iterator[None]:
+    """Around the agent's set-up, with its directories made. HostUnfit: what the system objected to, and where; first of all
+    whether ``base_dir`` can be written."""
+    try:
+        base_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        probe.write(base_dir)
+    except OSError as e:
+        raise HostUnfit(f"base_dir {base_dir}: cannot be written: {e.strerror}") from e
+    try:
+        make_directories(base_dir)
+        yield
+    except OSError as e:
+        raise HostUnfit(f"{e.filename or base_dir}: {e.strerror or e}") from e
 
 
 def local_address(configured: str | None) -> str:

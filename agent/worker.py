@@ -29,16 +29,15 @@ from agent.bus.connection import Bus
 from agent.config import Settings
 from agent.droplets.layers import Layers
 from agent.droplets.unpacker import Unpacker
-from agent.host import depot_settings, local_address, make_directories, transfers_for
+from agent.host import depot_settings, local_address, told_as_unfit, transfers_for
 from agent.http.control import Control
-from agent.instances import crashes
-from agent.instances.instance import LIFE_BROKE, ROUTED, Event, Exit, Instance, State
+from agent.instances.instance import LIFE_BROKE, Event, Exit, Instance, State
 from agent.instances.keeper import Keeper
 from agent.instances.life import FAILED, Home, live
 from agent.instances.registry import Registry
-from agent.instances.stats import sample
 from agent.lag import LoopLag
 from agent.logs import Log, LogFile, reopen
+from agent.probe import WriteProbe
 from agent.resources import MIB, host_memory_mb
 from agent.signals import Signals, hold
 from agent.staging.admin import AdminBuildpacks
@@ -46,9 +45,9 @@ from agent.staging.buildpacks import own_buildpacks
 from agent.staging.registry import RESTARTED, StagingRegistry
 from agent.staging.task import Workshop
 from agent.supervisor import Supervisor
+from agent.upkeep import Upkeep
 from container import Depot
 
-REAPER_PERIOD_S = 10.0
 FAREWELL_S = 3.0
 STAGINGS_END_S = 2.0
 EMPTY_LOOK_S = 0.2
@@ -74,6 +73,7 @@ class Worker:
         self._signals = Signals()
         self._supervisor = Supervisor(log)
         self._lag = LoopLag(log)
+        self._probe = WriteProbe(settings.base_dir, log)
         self._registry = Registry()
         self._ending: asyncio.Event = asyncio.Event()
         self._end = End.SHUTDOWN
@@ -84,16 +84,16 @@ class Worker:
     # -- life --------------------------------------------------------------------------------------------------
 
     async def run(self) -> int:
-        """Until it is told to end. 0: as told; 1: something that the agent cannot do without broke.
+        """Until it is told to end. 0: as told; 1: something that the agent cannot do without broke. HostUnfit: it cannot begin.
 
         However it ends, it never takes an app along that it was not told to stop.
         """
         self._listen_to_signals()
-        make_directories(self._settings.base_dir)
         status = 0
         try:
             async with AsyncExitStack() as undo:
-                await self._build(undo)
+                with told_as_unfit(self._settings.base_dir):
+                    await self._build(undo)
                 try:
                     await self._serve()
                 except* Exception as group:
@@ -110,8 +110,7 @@ class Worker:
             supervisor.keep("bus", self._bus.run)
             self._announcer.begin(supervisor)
             supervisor.keep("saver", self._saver.run)
-            supervisor.every("stats", self._sample_all, lambda: self._settings.intervals.stats)
-            supervisor.every("reaper", self._reap, lambda: REAPER_PERIOD_S)
+            self._upkeep.begin()
             supervisor.keep("lag", self._lag.run)
             self._take_over()
             self._signals.on(self._announcer.leave_pool, signal.SIGUSR1)
@@ -175,9 +174,16 @@ class Worker:
             port_rest_s=settings.port.rest_s,
         )
         self._announcer = Announcer(
-            settings, self._voice, self._bus, left=self._keeper.left, is_low=self._keeper.is_low, log=log
+            settings,
+            self._voice,
+            self._bus,
+            left=self._keeper.left,
+            look=self._probe.look,
+            takes_nothing=self._keeper.takes_nothing,
+            log=log,
         )
         self._keeper.bus, self._keeper.voice = self._bus, self._voice
+        self._keeper.is_writable = lambda: self._probe.is_writable
         shop = Workshop(
             settings,
             self._depot,
@@ -210,11 +216,14 @@ class Worker:
             wait_room=self._keeper.room_of,
             deadline_s=self._left_s,
         )
+        self._upkeep = Upkeep(
+            settings, self._supervisor, self._registry, self._keeper, self._depot, self._layers, log
+        )
         self._control = Control(
             registry=self._registry,
             stagings=self._stagings,
             depot=self._depot,
-            crashes_dir=self._crashes_dir,
+            crashes_dir=self._upkeep.crashes_dir,
             local_ip=self._ip,
             post_setup_hook=settings.post_setup_hook,
             status=self._status,
@@ -226,10 +235,6 @@ class Worker:
     async def _close_depot(self) -> None:
         """The last one out takes the host's shared pieces along; containers that go on need them."""
         await self._depot.close(remove_tables=not self._depot.handles())
-
-    @property
-    def _crashes_dir(self) -> Path:
-        return self._settings.base_dir / "crashes"
 
     @property
     def _memory_path(self) -> Path:
@@ -247,7 +252,7 @@ class Worker:
             if handle not in owned:
                 self._log.info("container_without_owner_destroyed", handle=handle)
                 self._supervisor.start("destroy", self._depot.destroy(handle), handle=handle)
-        self._keeper.measure_crashes(self._crashes_dir)
+        self._keeper.measure_crashes(self._upkeep.crashes_dir)
         self._saver.changed()
 
     # -- commands ----------------------------------------------------------------------------------------------
@@ -297,22 +302,6 @@ class Worker:
         run = self._supervisor.start("staging", life, task_id=task_id)
         self._staging_runs.add(run)
         run.add_done_callback(self._staging_runs.discard)
-
-    # -- upkeep ------------------------------------------------------------------------------------------------
-
-    async def _sample_all(self) -> None:
-        for instance in self._registry.in_states(ROUTED):
-            with self._supervisor.guard("stats", app=instance.app, instance=instance.id):
-                if (container := recovery.container_of(instance, self._depot)) is not None:
-                    await sample(instance, container, self._log)
-            await asyncio.sleep(0)  # files of the kernel, read at once: the bus has its turn between
-
-    async def _reap(self) -> None:
-        with self._supervisor.guard("reaper"):
-            self._keeper.reap_crashes(time.time())
-            await crashes.sweep(self._crashes_dir, lambda name: self._registry.find(name) is not None)
-        if self._keeper.is_low():
-            await self._layers.sweep({one.message.sha1 for one in self._registry if one.message.sha1})
 
     # -- memory ------------------------------------------------------------------------------------------------
 

@@ -82,7 +82,10 @@ class Control:
         if self._runner is not None:
             await self._runner.cleanup()
         if self._path is not None:
-            self._path.unlink(missing_ok=True)
+            try:
+                self._path.unlink(missing_ok=True)
+            except OSError as e:  # a socket that nobody serves refuses; the next agent replaces it
+                self._log.warning("control_socket_not_removed", error=str(e))
 
     # -- questions ---------------------------------------------------------------------------------------------
 

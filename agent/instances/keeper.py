@@ -63,6 +63,7 @@ class Keeper:
         self._capacity: Capacity | None = None
         self.bus: Bus
         self.voice: Voice
+        self.is_writable: Callable[[], bool] = lambda: True
         self.evacuating = False
 
     # -- what the host has -------------------------------------------------------------------------------------
@@ -82,8 +83,12 @@ class Keeper:
         """The host's disk is at its low-water mark: nothing new is taken, what runs writes on."""
         return free_disk_mb(self._settings.base_dir) < self._settings.resources.low_water_mb
 
+    def takes_nothing(self) -> bool:
+        """Nothing that is new: its disk is low, or cannot be written."""
+        return not self.is_writable() or self.is_low()
+
     def lacks(self, claim: Claim) -> Short | None:
-        return Short.DISK if self.is_low() else self.left().lacks(claim)
+        return Short.DISK if self.takes_nothing() else self.left().lacks(claim)
 
     def room_of(self, instance: Instance) -> asyncio.Event:
         """Set: there is room."""
@@ -147,7 +152,7 @@ class Keeper:
     def _fits_after_its_own(self, instance: Instance, claim: Claim) -> bool:
         """Would it fit once what is stopping of its own app is gone? Then it waits instead of being refused."""
         going = [one for one in self._registry.of_app(instance.app) if one.state is State.STOPPING]
-        if not going or self.is_low():
+        if not going or self.takes_nothing():
             return False
         return self._left_without(going).lacks(claim) is None
 

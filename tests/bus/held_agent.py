@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import agent.worker as worker_module
+from agent import upkeep
 from agent.announce import Announcer
 from agent.bus.sender import Sender
 from agent.cli.app import main
@@ -65,7 +66,7 @@ async def break_down(worker: Worker) -> None:
 
 #: Kind of work, as the log and the status name it, to a step that all work of the kind goes through.
 FAULTS: Mapping[str, tuple[Any, str]] = {
-    "stats": (worker_module, "sample"),
+    "stats": (upkeep, "sample"),
     "reaper": (Keeper, "reap_crashes"),
     "advertise": (Announcer, "_advertise"),
     "heartbeat": (Announcer, "_beat"),

@@ -83,6 +83,59 @@ async def test_at_the_low_water_mark_nothing_new_starts_and_what_runs_writes_on(
             await host.run(late, 1, limits=SMALL)
 
 
+@contextlib.contextmanager
+def read_only(place: Path) -> Iterator[None]:
+    """While inside, nothing can be written below ``place``, a mount of its own."""
+    subprocess.run(["mount", "-o", "remount,bind,ro", place], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["mount", "-o", "remount,bind,rw", place], check=True)
+
+
+@contextlib.contextmanager
+def mounted(place: Path) -> Iterator[None]:
+    place.mkdir()
+    subprocess.run(["mount", "--bind", place, place], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+async def test_a_host_that_cannot_write_takes_nothing_and_says_so_at_a_start(
+    hosts: OpenHost, base_dir: Path
+) -> None:
+    """Adverts stop, heartbeats go on, a start is refused; writable again, all is as before. An agent that begins says what is
+    wrong in a line."""
+    with mounted(base_dir / "agent"):
+        async with hosts(intervals={"advertise": 0.2, "heartbeat": 0.5}) as host:
+            await host.start_agent()
+            app = host.make_app("shop")
+
+            with read_only(base_dir / "agent"):
+                line = await host.running.wait_log("base_dir_not_writable")
+                since = host.peer.mark
+                await host.start(app, limits=SMALL)
+                refused = await exit_of(host, app, since=since)
+                await host.peer.wait_for("dea.heartbeat", since=host.peer.mark)
+
+                assert line["error"] == "Read-only file system"
+                assert told(refused) == ("Not enough disk resource available.", -1)
+                assert not {"dea.advertise", "staging.advertise"} & set(host.peer.subjects(since))
+
+            await host.peer.wait_for("dea.advertise", since=host.peer.mark)
+            await host.run(app, limits=SMALL)
+            assert await host.stop_agent() == 0
+
+            with read_only(base_dir / "agent"):
+                agent = await host._spawn_agent(None)
+                assert await agent.wait_exited() == 1
+            words = (host.dir / "agent.out").read_text()
+            assert f"base_dir {base_dir / 'agent'}: cannot be written: Read-only file system" in words
+            assert "Traceback" not in words + agent.log_text()
+
+
 async def test_droplets_that_do_not_come_hold_up_no_other_start(hosts: OpenHost) -> None:
     """One app with more instances than there are starts at once, and one with many droplets; what waits is in the heartbeat."""
     async with hosts(

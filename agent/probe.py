@@ -1,0 +1,60 @@
+"""Can the agent's directory be written? A real write is tried: a full, broken or read-only file system all look alike from above."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Final
+
+from agent.logs import Log
+
+#: A disk that takes longer is as good as none.
+PATIENCE_S: Final = 5.0
+_BLOCK: Final = bytes(4096)
+
+
+def write(directory: Path) -> None:
+    """A block, a rename, a removal: what every start needs. OSError: it cannot be. Blocking."""
+    new, path = directory / ".probe.new", directory / ".probe"
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(fd, "wb", buffering=0) as file:
+        file.write(_BLOCK)
+    new.rename(path)
+    path.unlink()
+
+
+class WriteProbe:
+    """``is_writable``: as of the last look."""
+
+    def __init__(self, directory: Path, log: Log) -> None:
+        self._directory = directory
+        self._log = log
+        self._trying: asyncio.Task[None] | None = None
+        self.is_writable = True
+
+    async def look(self) -> None:
+        """Never more than one thread waits for a disk that does not answer."""
+        if self._trying is None:
+            self._trying = asyncio.create_task(asyncio.to_thread(write, self._directory), name="probe")
+        done, _ = await asyncio.wait({self._trying}, timeout=PATIENCE_S)
+        if not done:
+            self._note(f"no answer in {PATIENCE_S:g} s")
+            return
+        tried, self._trying = self._trying, None
+        error = tried.exception()
+        if error is not None and not isinstance(error, OSError):
+            raise error
+        self._note(None if error is None else error.strerror or str(error))
+
+    def _note(self, why_not: str | None) -> None:
+        was, self.is_writable = self.is_writable, why_not is None
+        if was and why_not is not None:
+            self._log.error(
+                "base_dir_not_writable",
+                base_dir=str(self._directory),
+                error=why_not,
+                consequence="nothing new is taken; what runs goes on",
+            )
+        elif not was and why_not is None:
+            self._log.info("base_dir_writable_again", base_dir=str(self._directory))

@@ -1,0 +1,63 @@
+"""What is done every now and then: each running app is measured, crashes and layers that have had their time go."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+from agent import recovery
+from agent.config import Settings
+from agent.droplets.layers import Layers
+from agent.instances import crashes
+from agent.instances.instance import ROUTED
+from agent.instances.keeper import Keeper
+from agent.instances.registry import Registry
+from agent.instances.stats import sample
+from agent.logs import Log
+from agent.supervisor import Supervisor
+from container import Depot
+
+REAPER_PERIOD_S = 10.0
+
+
+class Upkeep:
+    def __init__(
+        self,
+        settings: Settings,
+        supervisor: Supervisor,
+        registry: Registry,
+        keeper: Keeper,
+        depot: Depot,
+        layers: Layers,
+        log: Log,
+    ) -> None:
+        self._settings = settings
+        self._supervisor = supervisor
+        self._registry = registry
+        self._keeper = keeper
+        self._depot = depot
+        self._layers = layers
+        self._log = log
+
+    def begin(self) -> None:
+        self._supervisor.every("stats", self._sample_all, lambda: self._settings.intervals.stats)
+        self._supervisor.every("reaper", self._reap, lambda: REAPER_PERIOD_S)
+
+    @property
+    def crashes_dir(self) -> Path:
+        return self._settings.base_dir / "crashes"
+
+    async def _sample_all(self) -> None:
+        for instance in self._registry.in_states(ROUTED):
+            with self._supervisor.guard("stats", app=instance.app, instance=instance.id):
+                if (container := recovery.container_of(instance, self._depot)) is not None:
+                    await sample(instance, container, self._log)
+            await asyncio.sleep(0)  # files of the kernel, read at once: the bus has its turn between
+
+    async def _reap(self) -> None:
+        with self._supervisor.guard("reaper"):
+            self._keeper.reap_crashes(time.time())
+            await crashes.sweep(self.crashes_dir, lambda name: self._registry.find(name) is not None)
+        if self._keeper.is_low():
+            await self._layers.sweep({one.message.sha1 for one in self._registry if one.message.sha1})
