@@ -10,7 +10,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Mapping
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -27,6 +27,7 @@ from container.parts import MOVES, ContainerState, Info, Move, Parts, WrongState
 from container.plan import HOME
 from container.snapshot import Phase
 from container.spec import EgressRule, JobSpec, Limits, PortMapping, User
+from container.undo import UndoStack
 from container.wshd import Wshd, WshdGone, WshdSilent
 
 #: Of a tree that is copied out: an app's sparse file is terabytes of zeros to tar.
@@ -37,9 +38,7 @@ _DEATH_S: Final = 10.0
 
 
 class Container:
-    def __init__(
-        self, parts: Parts, *, watcher: FileWatcher, networks: Networks, release: AsyncExitStack
-    ) -> None:
+    def __init__(self, parts: Parts, *, watcher: FileWatcher, networks: Networks, release: UndoStack) -> None:
         self._parts = parts
         self._networks = networks
         self._release = release
@@ -191,8 +190,15 @@ class Container:
                 await self._died.wait()
         return self._died.is_set()
 
+    @property
+    def is_released(self) -> bool:
+        """Nothing is left of it."""
+        return self.state is ContainerState.DESTROYED and not len(self._release)
+
     async def release(self) -> None:
-        """Give back all that the container is made of. Idempotent; for `Depot.destroy`."""
+        """Give back all that the container is made of. What fails is left, and is tried again by the next call; for
+        `Depot.destroy`.
+        """
         self._enter(Move.DESTROY)
         try:
             await self._release.aclose()
@@ -201,7 +207,8 @@ class Container:
 
     def detach(self) -> None:
         """Let go of descriptors only: the container goes on without this manager."""
-        asyncio.get_running_loop().remove_reader(self._parts.pidfd)
+        if self._parts.pidfd >= 0:  # else destroy has come so far, and failed after it
+            asyncio.get_running_loop().remove_reader(self._parts.pidfd)
         self._stop_oom_watch()
         self._parts.close()
         self._release.pop_all()

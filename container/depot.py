@@ -31,12 +31,14 @@ from container.make import Abandoned, CreateError, Host, Ladder
 from container.network import Networks, NetworkSettings, Restored
 from container.network.firewall import FirewallError
 from container.network.ports import NoPorts
-from container.parts import Parts
+from container.parts import ContainerState, Parts
 from container.pools import IdSource, NoLease, Pool, address_leases, id_leases
 from container.resolver import resolver_for
+from container.retries import Retries
 from container.rotation import Rotation
 from container.snapshot import Phase, Snapshot, SnapshotError
 from container.spec import ContainerSpec, SpecError
+from container.undo import UndoStack
 from container.wshd import Launcher, WshdSilent
 
 _CLOSE_TIMEOUT_S: Final = 30.0
@@ -108,6 +110,10 @@ class Depot:
     _making: dict[str, _Making] = field(default_factory=dict)
     _ending: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _guarding: asyncio.Task[None] | None = None
+    _retries: Retries = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._retries = Retries(self._host.background, self._host.log)
 
     @classmethod
     async def open(
@@ -201,6 +207,7 @@ class Depot:
             raise UnknownHandle(handle) from None
 
     def handles(self) -> tuple[str, ...]:
+        """Also of containers whose destroy has failed: they are tried again until they are gone."""
         return tuple(self._containers)
 
     async def create(self, spec: ContainerSpec) -> Container:
@@ -209,10 +216,11 @@ class Depot:
         """
         link_id = self._host.link_ids.take()
         handle = spec.handle or link_id
-        if handle in self._containers or handle in self._making:
+        if handle in self._containers or handle in self._making or handle in self._retries:
             raise SpecError("handle", f"{handle!r} is in use")
         ladder = Ladder(self._host.fault)
-        work = make.build(self._host, spec, handle, link_id, ladder)
+        undo = UndoStack()
+        work = make.build(self._host, spec, handle, link_id, ladder, undo)
         task = self._host.background.start(work, name=f"create-{handle}", watched=True)
         self._making[handle] = _Making(task, ladder)
         try:
@@ -227,6 +235,8 @@ class Depot:
             raise CreateError(ladder.rung, str(e) or repr(e)) from e
         finally:
             del self._making[handle]
+            if len(undo):
+                self._retries.add(handle, undo.aclose)
         container = task.result()
         self._containers[handle] = container
         return container
@@ -241,7 +251,11 @@ class Depot:
                 if not isinstance(e, Abandoned):
                     self._host.log.warning("abandoned_create_failed", error=repr(e))
                 return
-            await container.release()
+            self._containers[container.handle] = container
+            try:
+                await self.destroy(container.handle)
+            except Exception as e:  # it is tried again like any other; the caller is gone
+                self._host.log.warning("abandoned_create_not_undone", error=repr(e))
 
         work = self._host.background.start(undo(), name="undo-abandoned-create")
         try:
@@ -250,7 +264,10 @@ class Depot:
             return
 
     async def destroy(self, handle: str, grace_s: float = 0) -> None:
-        """Remove a container and all that it is made of. Idempotent: an unknown handle is fine."""
+        """Remove a container and all that it is made of. Idempotent: an unknown handle is fine.
+
+        Raises what could not be removed. The container is then still there, and is tried again, also without being asked.
+        """
         task = self._ending.get(handle)
         if task is None:
             container = self._containers.get(handle)
@@ -265,16 +282,19 @@ class Depot:
     async def _destroy(self, container: Container, grace_s: float) -> None:
         try:
             try:
-                if grace_s > 0:
+                if grace_s > 0 and container.state is not ContainerState.DESTROYED:
                     await container.stop(grace_s)
             except WshdSilent as e:
                 self._host.log.warning("container_silent_killing", handle=container.handle, error=str(e))
             finally:
                 await container.release()
         finally:
-            # Its handle is free only when nothing of it is left.
-            del self._containers[container.handle]
             del self._ending[container.handle]
+            if container.is_released:  # its handle is free only when nothing of it is left
+                del self._containers[container.handle]
+                self._retries.drop(container.handle)
+            else:
+                self._retries.add(container.handle, lambda: self.destroy(container.handle))
 
     async def recover(self) -> Recovery:
         """After a start: take up what lives, remove the rest whole. Called once, before the first create."""
@@ -323,12 +343,15 @@ class Depot:
     async def close(self, *, remove_tables: bool = False) -> None:
         """Let go. Containers go on, and another `open` and `recover` finds them.
 
-        ``remove_tables``: the host's shared pieces go too (tables, empty cgroup parents); for the last one out.
+        ``remove_tables``: the host's shared pieces go too (tables, empty cgroup parents); for the last one out. They
+        stay where a container could not be removed.
         """
         host = self._host
         if self._guarding is not None:
             self._guarding.cancel()
             await asyncio.gather(self._guarding, return_exceptions=True)
+        remove_tables = remove_tables and not self._containers and not len(self._retries)
+        self._retries.stop()
         await host.background.close(_CLOSE_TIMEOUT_S)
         for container in self._containers.values():
             container.detach()

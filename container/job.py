@@ -149,6 +149,8 @@ class JobHost:
     is_dead: Callable[[], bool]
     tell_overran: Callable[[], None]
     on_death: set[Callable[[], None]] = field(default_factory=set)
+    #: Called with each job that is forgotten: its id is free.
+    forgotten: Callable[[Job], None] = lambda job: None
 
 
 class Job:
@@ -161,6 +163,7 @@ class Job:
         self.clamped: tuple[tuple[str, str], ...] = ()
         self._host = host
         self._status: ExitStatus | None = None
+        self._is_forgotten = False
 
     def __repr__(self) -> str:
         return f"<Job {self.id} {self._status or 'running'}>"
@@ -220,7 +223,9 @@ class Job:
             await self._host.wshd.trim(self.id, stream, offset)
 
     async def forget(self) -> None:
-        """Drop an ended job and its files. WshdError EBUSY: it still runs."""
+        """Drop an ended job and its files; its id is free. Idempotent. WshdError EBUSY: it still runs."""
+        if self._is_forgotten:  # the id may be another job's by now
+            return
         with suppress(WshdGone):
             try:
                 await self._host.wshd.forget(self.id)
@@ -229,6 +234,8 @@ class Job:
                     raise
         self.status  # noqa: B018  the record is about to go; who waits still gets the status
         self.remove_files()
+        self._is_forgotten = True
+        self._host.forgotten(self)
 
     def has_files(self) -> bool:
         return all(self._path(suffix).exists() for suffix in STREAMS.values())

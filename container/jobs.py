@@ -135,6 +135,7 @@ class Jobs:
 
     def __init__(self, host: JobHost, ids: IdLease, check: Callable[[], None]) -> None:
         self._host, self._ids, self._check = host, ids, check
+        host.forgotten = self._drop
         self.known: dict[str, Job] = {}
         self._next = 1
 
@@ -172,7 +173,10 @@ class Jobs:
 
     async def forget(self, job_id: str) -> None:
         await self.known[job_id].forget()
-        self.known.pop(job_id, None)
+
+    def _drop(self, job: Job) -> None:
+        if self.known.get(job.id) is job:
+            del self.known[job.id]
 
     async def piped(self, spec: JobSpec, names: Collection[str]) -> PipedJob:
         """``names``: of stdin, stdout, stderr."""

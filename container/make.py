@@ -14,7 +14,6 @@ import errno
 import os
 import signal
 from collections.abc import Callable
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -32,6 +31,7 @@ from container.pools import AddressLease, IdLease, IdSource, Pool
 from container.resolver import Resolver
 from container.snapshot import Phase, Snapshot
 from container.spec import ContainerSpec
+from container.undo import UndoStack
 from container.wshd import RECOVERY_TIMEOUT_S, Launch, Launcher, Wshd, WshdSilent
 
 #: Names of the rungs in order; the fault hook of tests is called with each.
@@ -88,18 +88,25 @@ class Ladder:
         self._fault(rung)
 
 
-async def build(host: Host, spec: ContainerSpec, handle: str, link_id: str, ladder: Ladder) -> Container:
-    """Climb the ladder. Raises what the rung raised, with all rungs below given back."""
-    undo = AsyncExitStack()
+async def build(
+    host: Host, spec: ContainerSpec, handle: str, link_id: str, ladder: Ladder, undo: UndoStack
+) -> Container:
+    """Climb the ladder. Raises what the rung raised, with all rungs below given back.
+
+    What cannot be given back is left in ``undo``, for the caller to try again.
+    """
     try:
         return await _climb(host, spec, handle, link_id, ladder, undo)
     except BaseException:
-        await undo.aclose()
+        try:
+            await undo.aclose()
+        except Exception as e:  # what broke the rung is told to the caller, this to the operator
+            host.log.warning("create_not_undone_whole", handle=handle, error=repr(e))
         raise
 
 
 async def _climb(
-    host: Host, spec: ContainerSpec, handle: str, link_id: str, ladder: Ladder, undo: AsyncExitStack
+    host: Host, spec: ContainerSpec, handle: str, link_id: str, ladder: Ladder, undo: UndoStack
 ) -> Container:
     ladder.step("leases")
     ids = host.ids.take()
@@ -240,7 +247,7 @@ def adopt(host: Host, parts: Parts) -> Container:
     host.ids.claim(parts.ids)
     if parts.lease is not None:
         host.addresses.claim(parts.lease)
-    undo = AsyncExitStack()
+    undo = UndoStack()
     undo.callback(host.ids.give_back, parts.ids)
     undo.push_async_callback(_give_back_address, host, parts)
     undo.push_async_callback(asyncio.to_thread, overlay.remove_tree, parts.directory)
@@ -277,7 +284,7 @@ def _rest_leases(host: Host, found: Snapshot) -> None:
     host.networks.rest_ports(found.ports)
 
 
-async def _make_disk(host: Host, parts: Parts, undo: AsyncExitStack) -> overlay.Uppers:
+async def _make_disk(host: Host, parts: Parts, undo: UndoStack) -> overlay.Uppers:
     mount_point = parts.directory / "disk"
     mount_point.mkdir(mode=0o755)
     if host.disks is not None:
