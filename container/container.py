@@ -235,6 +235,11 @@ class Container:
             disk_inodes=usage.inodes if usage is not None else 0,
         )
 
+    def oom_kills(self) -> int:
+        """How often the kernel has killed for memory, since the container was made."""
+        self._check(Move.LOOK)
+        return self._cgroup.oom_kills()
+
     async def limit_memory(self, limit_bytes: int | None) -> None:
         self._check(Move.CHANGE)
         self._cgroup.set_memory(limit_bytes)

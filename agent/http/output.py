@@ -81,10 +81,18 @@ async def tell(
 
 async def _tell_one(lines: Lines, one: Instance, crashes_dir: Path, *, follow: bool) -> None:
     facts: dict[str, Any] = {"index": one.index, "instance": one.id}
-    async for chunk, is_new in _chunks(one, crashes_dir, follow=follow):
-        gap = {"gap_bytes": chunk.gap_bytes} if chunk.gap_bytes else {}
-        at = time.time() if is_new else None
-        await lines.write(chunk.data, at=at, stream=chunk.stream, **facts, **gap)
+    remarks = _Remarks(lines, one, facts)
+    beside = asyncio.create_task(remarks.follow(), name=f"control-remarks-{one.id[:8]}") if follow else None
+    try:
+        async for chunk, is_new in _chunks(one, crashes_dir, follow=follow):
+            gap = {"gap_bytes": chunk.gap_bytes} if chunk.gap_bytes else {}
+            at = time.time() if is_new else None
+            await lines.write(chunk.data, at=at, stream=chunk.stream, **facts, **gap)
+    finally:
+        if beside is not None:
+            beside.cancel()
+            await asyncio.gather(beside, return_exceptions=True)
+    await remarks.write_new()
     if follow:
         await _settled(one)
     if one.state is State.CRASHED:
@@ -93,6 +101,28 @@ async def _tell_one(lines: Lines, one: Instance, crashes_dir: Path, *, follow: b
         await lines.write(said.encode(), at=one.crashed_at_s, stream="sys", **facts)
     elif follow:
         await lines.write(b"stopped on request\n", at=time.time(), stream="sys", **facts)
+
+
+class _Remarks:
+    """The agent's own lines about an instance: each once, also while the app says nothing."""
+
+    def __init__(self, lines: Lines, one: Instance, facts: dict[str, Any]) -> None:
+        self._lines, self._one, self._facts = lines, one, facts
+        self._last: tuple[float, str] | None = None
+
+    async def write_new(self) -> None:
+        kept = list(self._one.remarks)
+        # by identity: of two that say the same only one is the last that was written
+        at = next((n + 1 for n, remark in enumerate(kept) if remark is self._last), 0)
+        for remark in kept[at:]:
+            self._last = remark
+            at_s, text = remark
+            await self._lines.write(f"{text}\n".encode(), at=at_s, stream="sys", **self._facts)
+
+    async def follow(self) -> None:
+        while True:
+            await self.write_new()
+            await asyncio.sleep(LOOK_PERIOD_S)
 
 
 async def _chunks(one: Instance, crashes_dir: Path, *, follow: bool) -> AsyncIterator[tuple[Chunk, bool]]:

@@ -117,6 +117,9 @@ UPDATABLE: Final = frozenset({_S.BORN, _S.STARTING}) | ROUTED
 OUT_OF_MEMORY: Final = "out of memory"
 
 
+REMARKS_KEPT: Final = 100
+
+
 class Refused(RuntimeError):
     """The table has no such row."""
 
@@ -157,6 +160,7 @@ class Instance:
     disk_bytes: int = 0
     layer_bytes: int = 0
     cpu_seen: tuple[float, int] | None = None  # monotonic seconds, cumulative nanoseconds
+    remarks: list[tuple[float, str]] = field(default_factory=list)  # the agent's own lines in the app's log
 
     def __repr__(self) -> str:
         return f"<Instance {self.id[:8]} {self.app}/{self.index} {self.state}>"
@@ -176,6 +180,11 @@ class Instance:
     @property
     def disk_mb(self) -> int:
         return self.message.limits.disk
+
+    def remark(self, at_s: float, text: str) -> None:
+        """A line in the app's log, beside what it says itself. The newest hundred are kept."""
+        self.remarks.append((at_s, text))
+        del self.remarks[:-REMARKS_KEPT]
 
     def move(self, event: Event, now_s: float) -> tuple[Effect, ...]:
         """Change state as the table says; returns what is to be done. Refused: no such row, nothing changed."""

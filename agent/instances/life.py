@@ -7,6 +7,7 @@ a stop wins over a start at every point of it, and never waits behind one (bus.m
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -28,6 +29,7 @@ from agent.instances.crashes import keep_cause
 from agent.instances.environment import VARIABLE_BYTES, app_environment, too_long
 from agent.instances.instance import OUT_OF_MEMORY, Event, Exit, Instance, State
 from agent.instances.limits import MIB, bind_mounts, cpu_shares, egress_rules, ipv6_left_out, rootfs_of
+from agent.instances.memory_kills import MemoryKills
 from agent.instances.readiness import health_check
 from agent.instances.start import HOME, OLD_STARTUP, start_argv
 from agent.instances.stats import sample
@@ -49,7 +51,6 @@ from container import (
     PortMapping,
     SpecError,
     UnknownHandle,
-    WrongState,
     WshdError,
     WshdGone,
 )
@@ -196,6 +197,7 @@ async def _course(instance: Instance, home: Home, held: AsyncExitStack, log: Log
             layer = home.layers.known(sha1)
             instance.layer_bytes = layer.bytes if layer is not None else 0
         job = instance.job
+        kills = _follow_memory(instance, container, job, held)
     else:
         await home.wait_room(instance).wait()
         home.happen(instance, Event.START)
@@ -203,6 +205,7 @@ async def _course(instance: Instance, home: Home, held: AsyncExitStack, log: Log
         rootfs, layer = await _prepare(instance, home, held, log)
         async with home.starts:  # not longer: a droplet may trickle, an app may take minutes to open its port
             container, job = await _start(instance, home, held, log, rootfs, layer)
+        kills = _follow_memory(instance, container, job, held)
         await _until_healthy(instance, home, container, job, log)
         if instance.healthy:
             log.info(
@@ -211,24 +214,24 @@ async def _course(instance: Instance, home: Home, held: AsyncExitStack, log: Log
             await sample(instance, container, log)
             home.happen(instance, Event.HEALTHY)
     status = await job.wait()
-    return exit_of(status, out_of_memory=await _ran_out_of_memory(container))
+    return exit_of(status, out_of_memory=kills.came_with_the_end())
 
 
-async def _ran_out_of_memory(container: Container) -> bool:
-    """The kernel counts a kill before it kills; the event of it may come after the exit."""
-    if OUT_OF_MEMORY in container.events.kinds:
-        return True
-    try:
-        return (await container.info()).oom_kills > 0
-    except (OSError, WrongState):
-        return False
+def _follow_memory(instance: Instance, container: Container, job: Job, held: AsyncExitStack) -> MemoryKills:
+    kills = MemoryKills(instance, container, job)
+    watch = asyncio.create_task(kills.watch(), name=f"memory-{instance.id[:8]}")
+    held.callback(watch.cancel)
+    return kills
 
 
 def exit_of(status: ExitStatus, *, out_of_memory: bool) -> Exit:
-    """What the bus is told (dea-bus.md 2.5). A shell in between gives the KILL of its child as 137. Pure."""
+    """What the bus is told (dea-bus.md 2.5). A shell in between gives the KILL of its child as 137. Pure.
+
+    ``out_of_memory``: there was such a kill. It was the end only of what ended by one.
+    """
     if status.lost:
         return Exit(-1, "unknown")
-    if out_of_memory:
+    if out_of_memory and not status.overran and (status.signal == signal.SIGKILL or status.code == 137):
         return Exit(255 if status.code == 137 else status.bus_status, OUT_OF_MEMORY, status.signal)
     return Exit(status.bus_status, EXITED, status.signal)
 

@@ -1,0 +1,59 @@
+"""Which kill for memory ended an app, and which only one of its processes.
+
+The kernel counts kills and names nobody, and the count stays for as long as the container. So a kill belongs to the app's end
+only when it came with it: one that the app's first process has outlived for a while was another process's, and is an
+event in the app's log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+from agent.instances.instance import Instance
+from container import Container, Job, WrongState
+from container.events import OUT_OF_MEMORY
+
+#: How long a killed process may take to be gone, and a shell to end with its child.
+SETTLE_S: Final = 5.0
+REMARK: Final = "a process was killed: out of memory (the limit is {limit} MiB)"
+
+
+class MemoryKills:
+    """Follows one app from `watch` on. A failure to measure counts as no kill: an exit is told as what it was."""
+
+    def __init__(self, instance: Instance, container: Container, job: Job) -> None:
+        self._instance, self._container, self._job = instance, container, job
+        self._outlived = 0
+        self._timers: set[asyncio.TimerHandle] = set()
+
+    async def watch(self) -> None:
+        """Until the container is gone, or cancelled."""
+        try:
+            if before := self._count():  # of an app's first moment, or while a former agent looked
+                self._settle_later(before)
+            async for event in self._container.events.subscribe():
+                if event.kind == OUT_OF_MEMORY:
+                    self._instance.remark(time.time(), REMARK.format(limit=self._instance.memory_mb))
+                    self._settle_later(self._count())
+        finally:
+            for timer in self._timers:
+                timer.cancel()
+
+    def _settle_later(self, count: int) -> None:
+        self._timers.add(asyncio.get_running_loop().call_later(SETTLE_S, self._settle, count))
+
+    def _settle(self, count: int) -> None:
+        if self._job.status is None:
+            self._outlived = max(self._outlived, count)
+
+    def came_with_the_end(self) -> bool:
+        """Asked when the job has ended: has there been a kill that it did not outlive?"""
+        return self._count() > self._outlived
+
+    def _count(self) -> int:
+        try:
+            return self._container.oom_kills()
+        except (OSError, WrongState):
+            return 0
