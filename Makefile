@@ -45,6 +45,7 @@ test-e2e: setup ## all of it together
 	$(PYTEST) tests/e2e
 
 test-long: setup ## what takes minutes: the Python package; later big stacks, documents, a browser
+	@.ci/setup runtimes
 	$(PYTEST) tests/long
 
 vm-test: setup ## cgroup v2 on Debian's 6.1 kernel under QEMU (a few minutes)

@@ -304,7 +304,7 @@ async def test_a_fork_bomb_is_bounded_and_stopped(box: Container) -> None:
 
 async def test_a_full_disk_is_the_container_s_own(depot: Depot, stack: Path) -> None:
     """ENOSPC inside, usage told, output still flows, and a raised limit helps at once."""
-    box = await depot.create(app(stack, limits=Limits(disk_bytes=8 << 20)))
+    box = await depot.create(app(stack, limits=Limits(disk_bytes=8 << 20, disk_max_bytes=32 << 20)))
     full = await box.run(sh("dd if=/dev/zero of=/home/vcap/big bs=65536 count=400 2>&1; echo end"))
     assert b"No space left" in full.stdout
     assert full.stdout.endswith(b"end\n")

@@ -20,5 +20,5 @@ __all__ = ["base_dir", "no_leaks", "test_host"]
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Few tests are long so far; whoever reads a green run should know how little it covered."""
     terminalreporter.write_line(
-        "test-long: the Python package; big stacks, documents and a browser come with what they test"
+        "test-long: the Python package, a JVM; big stacks, documents and a browser come with what they test"
     )
