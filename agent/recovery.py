@@ -1,17 +1,34 @@
-"""A new agent takes up what the former one left."""
+"""A new agent takes up what the former one left: what is remembered, joined with what the depot found.
+
+An instance's record lies twice: in the memory, and as a copy beside its container's snapshot. The memory's own is the newer one;
+where it is lost the copy takes its place, so that a damaged memory ends no app.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import partial
 
+import msgspec
+
+from agent.bus import messages as m
+from agent.bus.connection import Bus
 from agent.instances.instance import Event, Exit, Instance, State
 from agent.instances.keeper import Keeper
-from agent.instances.life import JOB_ID
+from agent.instances.life import FAILED, JOB_ID
 from agent.instances.registry import Registry
 from agent.logs import Log
-from agent.snapshot import SavedInstance, load_instance
-from container import Container, Depot, UnknownHandle
+from agent.memory import records
+from agent.memory.agent import AgentMemory
+from agent.memory.records import Later, SavedInstance, SavedStaging, Unreadable, load_instance
+from agent.staging.registry import RESTARTED
+from container import Container, Depot, Recovery, UnknownHandle
+
+#: A start that has been waiting longer, with nothing made of it yet, is told as failed: its controller asks again, here or elsewhere.
+START_KEPT_S = 300.0
 
 
 def container_of(instance: Instance, depot: Depot) -> Container | None:
@@ -21,52 +38,171 @@ def container_of(instance: Instance, depot: Depot) -> Container | None:
         return None
 
 
-def take_over(
-    saved: Iterable[SavedInstance],
+# ---- what there is -------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Left:
+    """``instances`` by record; ``not_ours``: containers whose instances a later release remembers."""
+
+    instances: dict[str, SavedInstance] = field(default_factory=dict)
+    not_ours: set[str] = field(default_factory=set)
+
+
+def gather(remembered: Mapping[str, SavedInstance], depot: Depot, recovered: Recovery, log: Log) -> Left:
+    """What the memory knows, and what it has lost and a copy in the depot knows."""
+    left = Left(dict(remembered))
+    for handle in depot.handles():
+        container = depot.find(handle)
+        if (data := container.record) is not None:
+            _join(left, handle, data, log)
+        else:
+            _join_without_copy(left, container)
+    for handle, data in recovered.records.items():
+        _join(left, handle, data, log)
+    return left
+
+
+def _join(left: Left, handle: str, data: bytes, log: Log) -> None:
+    try:
+        copy = records.decode_instance(data)
+    except Later as e:
+        left.not_ours.add(handle)
+        log.error("instance_of_a_later_version_left_alone", handle=handle, error=str(e))
+        return
+    except Unreadable as e:
+        log.warning("instance_copy_damaged", handle=handle, error=str(e))
+        return
+    known = left.instances.get(copy.record)
+    if known is None:
+        log.warning("instance_rebuilt_from_its_container", instance=copy.id, handle=handle)
+    # the container may be there before the memory has its handle
+    left.instances[copy.record] = msgspec.structs.replace(known or copy, handle=handle)
+
+
+def _join_without_copy(left: Left, container: Container) -> None:
+    """Of a release that kept no copies: its memory may lack the handle of a start that was under way."""
+    private_id = container.properties.get("instance")
+    if private_id is None or any(one.handle == container.handle for one in left.instances.values()):
+        return
+    waiting = [
+        name
+        for name, one in left.instances.items()
+        if one.handle is None and one.state is State.STARTING and one.private_id == private_id
+    ]
+    if len(waiting) == 1:
+        found = msgspec.structs.replace(left.instances[waiting[0]], handle=container.handle)
+        left.instances[waiting[0]] = found
+
+
+# ---- what becomes of each ------------------------------------------------------------------------------------------
+
+
+class Course(Enum):
+    RUN = "it runs"
+    START = "its job is there, and has not been found healthy yet"
+    BEGIN = "it waits, or has a container without a job: the start goes on from there"
+    LOST = "what it had is gone"
+    STOP = "it was being stopped"
+    CRASHED = "it has crashed"
+
+
+_STARTING = frozenset({State.BORN, State.STARTING})
+
+
+def course_of(saved: SavedInstance, *, has_container: bool, has_job: bool, now_s: float) -> Course:
+    """Pure."""
+    if saved.state in (State.CRASHED, State.STOPPED):
+        return Course.CRASHED
+    if saved.state is State.STOPPING:
+        return Course.STOP
+    is_starting = saved.state in _STARTING or (saved.state is State.EVACUATING and not saved.healthy)
+    if has_job:
+        return Course.START if is_starting else Course.RUN
+    if not is_starting or not saved.whole:
+        return Course.LOST
+    if has_container:
+        return Course.BEGIN
+    return Course.BEGIN if abs(now_s - saved.state_since_s) <= START_KEPT_S else Course.LOST
+
+
+def answer_stagings(left: Mapping[str, SavedStaging], memory: AgentMemory, bus: Bus) -> None:
+    """Nobody will finish them; who waits is told so, and they are remembered until the outbox has that."""
+    for name, one in left.items():
+        memory.take_up_staging(name, one)
+        bus.tell(
+            m.StagingRefused(one.task_id, RESTARTED),
+            reply_to=one.reply_to,
+            on_kept=partial(memory.forget_staging, name),
+        )
+
+
+async def take_over(
+    left: Left,
     depot: Depot,
     registry: Registry,
     keeper: Keeper,
     begin: Callable[[Instance], None],
+    sample: Callable[[Instance, Container], Awaitable[None]],
     log: Log,
-) -> None:
-    """Each instance goes on where it was: what ran runs, what ended meanwhile is told once, an old crash is not told again."""
-    for one in saved:
+) -> set[str]:
+    """Each instance goes on where it was; what ended meanwhile is told once, an old crash not again. Answers with the handles of the
+    containers that have an owner now.
+    """
+    owned = set[str]()
+    for one in left.instances.values():
         instance = load_instance(one)
         registry.add(instance)
         container = container_of(instance, depot)
-        log.info(
-            "instance_resumed", instance=instance.id, was=one.state.value, container=container is not None
+        job = container.jobs.get(JOB_ID) if container is not None else None
+        course = course_of(
+            one, has_container=container is not None, has_job=job is not None, now_s=time.time()
         )
-        if one.state is State.CRASHED:
-            keeper.happen(instance, Event.RESUME_CRASHED)
-            instance.state_since_s = one.state_since_s
-        elif one.state is State.STOPPING:
-            keeper.happen(instance, Event.STOP)
-            keeper.happen(instance, Event.GONE)  # its container, if any, has no owner now and is destroyed
-        elif container is None or (job := container.jobs.get(JOB_ID)) is None or one.state in _UNFINISHED:
-            _lost(instance, one, keeper)
-        else:
+        log.info("instance_resumed", instance=instance.id, was=one.state.value, course=course.name.lower())
+        if container is None and course is Course.BEGIN:
+            instance.handle = instance.port = None
+        elif container is not None and course in (Course.RUN, Course.START, Course.BEGIN):
+            owned.add(container.handle)
             instance.job = job
             instance.port = container.ports[0] if container.ports else None
-            instance.healthy = instance.healthy and job.status is None
-            keeper.happen(instance, Event.RESUME)
-            instance.state_since_s = one.state_since_s
-            if one.state is State.EVACUATING:
-                keeper.happen(instance, Event.EVACUATE)
+            instance.healthy = course is Course.RUN and job is not None and job.status is None
+            await sample(instance, container)
+        _go_on(instance, one, course, keeper)
+        if course in (Course.RUN, Course.START, Course.BEGIN):
             begin(instance)
+    return owned
 
 
-#: A start that was under way is not gone on with: it is told as failed, and the health manager asks again.
-_UNFINISHED = frozenset({State.BORN, State.STARTING})
+def _go_on(instance: Instance, saved: SavedInstance, course: Course, keeper: Keeper) -> None:
+    match course:
+        case Course.RUN:
+            keeper.happen(instance, Event.RESUME, at_s=saved.state_since_s)
+        case Course.START:
+            keeper.happen(instance, Event.RESUME_START, at_s=saved.state_since_s)
+        case Course.BEGIN:
+            keeper.resume_waiting(instance)
+        case Course.LOST:
+            _lost(instance, saved, keeper)
+        case Course.STOP:
+            keeper.happen(instance, Event.STOP)
+            keeper.happen(instance, Event.GONE)  # its container, if any, has no owner now and is destroyed
+            return
+        case Course.CRASHED:
+            keeper.happen(instance, Event.RESUME_CRASHED, at_s=saved.state_since_s)
+            keeper.announce_what_is_pending(instance)
+            return
+    if saved.state is State.EVACUATING and course is not Course.LOST:
+        keeper.happen(instance, Event.EVACUATE, at_s=saved.state_since_s)
+    keeper.unregister_what_left(instance)
 
 
 def _lost(instance: Instance, saved: SavedInstance, keeper: Keeper) -> None:
     instance.healthy = False
+    instance.routed = bool(instance.uris)  # a former release published a route before it remembered that
     instance.crashed_at_s = int(time.time())
-    if saved.state in _UNFINISHED:
-        instance.handle = instance.port = None
-        instance.exit = Exit(-1, "failed to start")
+    if saved.state in _STARTING:
+        instance.handle = None
+        instance.exit = Exit(-1, FAILED)
     else:
         instance.exit = Exit(-1, "unknown")
-    keeper.happen(instance, Event.START)
-    keeper.happen(instance, Event.FAILED)
+    keeper.happen(instance, Event.LOST)

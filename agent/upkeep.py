@@ -10,13 +10,13 @@ from agent import recovery
 from agent.config import Settings
 from agent.droplets.layers import Layers
 from agent.instances import crashes
-from agent.instances.instance import ROUTED
+from agent.instances.instance import ROUTED, Instance
 from agent.instances.keeper import Keeper
 from agent.instances.registry import Registry
 from agent.instances.stats import sample
 from agent.logs import Log
 from agent.supervisor import Supervisor
-from container import Depot
+from container import Container, Depot
 
 REAPER_PERIOD_S = 10.0
 
@@ -52,8 +52,14 @@ class Upkeep:
         for instance in self._registry.in_states(ROUTED):
             with self._supervisor.guard("stats", app=instance.app, instance=instance.id):
                 if (container := recovery.container_of(instance, self._depot)) is not None:
-                    await sample(instance, container, self._log)
-            await asyncio.sleep(0)  # files of the kernel, read at once: the bus has its turn between
+                    await self.sample(instance, container)
+
+    async def sample(self, instance: Instance, container: Container) -> None:
+        if not instance.layer_bytes:
+            layer = self._layers.known(instance.message.sha1 or "")
+            instance.layer_bytes = layer.bytes if layer is not None else 0
+        await sample(instance, container, self._log)
+        await asyncio.sleep(0)  # files of the kernel, read at once: the bus has its turn between
 
     async def _reap(self) -> None:
         with self._supervisor.guard("reaper"):

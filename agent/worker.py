@@ -10,21 +10,17 @@ detach            (control socket) end, and leave the apps running for the next 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 import time
-import uuid
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 import buildpacks
-from agent import recovery, snapshot
+from agent import recovery
 from agent.announce import Announcer, Voice
 from agent.bus import commands as c
-from agent.bus import messages as m
 from agent.bus.connection import Bus
 from agent.config import Settings
 from agent.droplets.layers import Layers
@@ -36,13 +32,16 @@ from agent.instances.keeper import Keeper
 from agent.instances.life import FAILED, Home, live
 from agent.instances.registry import Registry
 from agent.lag import LoopLag
+from agent.leaving import Leaving
 from agent.logs import Log, LogFile, reopen
+from agent.memory import Phase
+from agent.memory.agent import AgentMemory
 from agent.probe import WriteProbe
 from agent.resources import MIB, host_memory_mb
 from agent.signals import Signals, hold
 from agent.staging.admin import AdminBuildpacks
 from agent.staging.buildpacks import own_buildpacks
-from agent.staging.registry import RESTARTED, StagingRegistry
+from agent.staging.registry import StagingRegistry
 from agent.staging.task import Workshop
 from agent.supervisor import Supervisor
 from agent.upkeep import Upkeep
@@ -50,7 +49,6 @@ from container import Depot
 
 FAREWELL_S = 3.0
 STAGINGS_END_S = 2.0
-EMPTY_LOOK_S = 0.2
 
 
 class End(Enum):
@@ -107,22 +105,23 @@ class Worker:
 
     async def _serve(self) -> None:
         async with self._supervisor as supervisor:
+            await self._take_over()  # before the bus: who asks gets an answer that is true
             supervisor.keep("bus", self._bus.run)
             self._announcer.begin(supervisor)
-            supervisor.keep("saver", self._saver.run)
+            supervisor.keep("memory", self._memory.written.run)
             self._upkeep.begin()
             supervisor.keep("lag", self._lag.run)
-            self._take_over()
-            self._signals.on(self._announcer.leave_pool, signal.SIGUSR1)
+            self._signals.on(self._leaving.leave_pool, signal.SIGUSR1)
             self._signals.on(self._evacuate, signal.SIGUSR2)
+            self._resume_phase()
             await self._control.open(self._settings.control_socket)
             self._log.info(
                 "agent_started", id=self._id, ip=self._ip, stacks=[s.name for s in self._settings.stacks]
             )
             await self._ending_asked()
             await (self._let_go() if self._end is End.DETACH else self._shut_down())
-            with supervisor.guard("saver"):
-                await self._saver.save()
+            with supervisor.guard("memory"):
+                await self._memory.written.save()
             for task in (*self._lives.values(), *self._staging_runs):
                 task.cancel()
 
@@ -130,21 +129,22 @@ class Worker:
         """Whatever has to be closed is pushed on ``undo`` as soon as it is there."""
         settings, log = self._settings, self._log
         self._ip = local_address(settings.local_ip)
-        try:
-            memory = snapshot.read(self._memory_path)
-        except snapshot.SnapshotDamaged as e:
-            log.error("snapshot_damaged_starting_empty", error=str(e))
-            memory = None
-        self._memory = memory or snapshot.Memory(str(uuid.uuid4()))
+        self._memory = AgentMemory(settings.base_dir, self._registry, log)
+        undo.callback(self._memory.written.close)
         self._id = self._memory.agent_id
         base = settings.base_dir
-        self._saver = snapshot.Saver(self._memory_path, self._remembered, log)
         self._depot = await Depot.open(
             depot_settings(settings), log=log, port_rests=lambda port: self._bus.port_rests(port)
         )
+        self._memory.depot = self._depot
         undo.push_async_callback(self._close_depot)
-        recovered = await self._depot.recover()
-        log.info("depot_recovered", found=len(recovered.found), removed=len(recovered.removed))
+        self._recovered = await self._depot.recover()
+        log.info(
+            "depot_recovered",
+            found=len(self._recovered.found),
+            removed=len(self._recovered.removed),
+            left_alone=len(self._recovered.left_alone),
+        )
         self._transfers = transfers_for(settings)
         undo.push_async_callback(self._transfers.close)
         unpacker = Unpacker(low_water_bytes=settings.resources.low_water_mb * MIB)
@@ -160,7 +160,7 @@ class Worker:
             host_memory_mb=host_memory_mb(),
             staging_claims=lambda: self._stagings.claims(),
             begin=self._begin_life,
-            save=self._saver.changed,
+            save=self._memory.save,
         )
         self._voice = Voice(settings, self._id, self._ip, self._registry)
         self._bus = Bus(
@@ -172,6 +172,7 @@ class Worker:
             staging=settings.staging.enabled,
             log=log,
             port_rest_s=settings.port.rest_s,
+            ahead=self._memory.written,
         )
         self._announcer = Announcer(
             settings,
@@ -202,7 +203,17 @@ class Worker:
             start=self._keeper.start,
             starts_here=lambda: self._announcer.in_pool,
             lacks=self._keeper.lacks,
-            changed=self._saver.changed,
+            changed=self._memory.save_staging,
+        )
+        self._leaving = Leaving(
+            self._memory,
+            self._keeper,
+            self._announcer,
+            self._stagings,
+            bail_out_s=settings.evacuation_bail_out_time_in_seconds,
+            ending=self._ending,
+            end=lambda: self._ask_end(End.SHUTDOWN),
+            log=log,
         )
         self._home = Home(
             settings=settings,
@@ -213,6 +224,9 @@ class Worker:
             log=log,
             happen=self._keeper.happen,
             wait_passed=self._bus.wait_passed,
+            save=self._memory.save,
+            record=self._memory.record,
+            written=self._memory.wait_written,
             wait_room=self._keeper.room_of,
             deadline_s=self._left_s,
         )
@@ -236,24 +250,28 @@ class Worker:
         """The last one out takes the host's shared pieces along; containers that go on need them."""
         await self._depot.close(remove_tables=not self._depot.handles())
 
-    @property
-    def _memory_path(self) -> Path:
-        return self._settings.base_dir / "db" / "agent.json"
-
-    def _take_over(self) -> None:
+    async def _take_over(self) -> None:
         """What a former agent left: instances with their containers, stagings that nobody will finish."""
-        for saved in self._memory.stagings:
-            self._bus.tell(m.StagingRefused(saved.task_id, RESTARTED), reply_to=saved.reply_to)
-        recovery.take_over(
-            self._memory.instances, self._depot, self._registry, self._keeper, self._begin_life, self._log
+        found = self._memory.found
+        recovery.answer_stagings(found.stagings, self._memory, self._bus)
+        left = recovery.gather(found.instances, self._depot, self._recovered, self._log)
+        owned = await recovery.take_over(
+            left, self._depot, self._registry, self._keeper, self._begin_life, self._upkeep.sample, self._log
         )
-        owned = {one.handle for one in self._registry}
+        not_ours = left.not_ours | {one.handle for one in found.damage if one.later}
         for handle in self._depot.handles():
-            if handle not in owned:
+            if handle not in owned and handle not in not_ours:
                 self._log.info("container_without_owner_destroyed", handle=handle)
                 self._supervisor.start("destroy", self._depot.destroy(handle), handle=handle)
         self._keeper.measure_crashes(self._upkeep.crashes_dir)
-        self._saver.changed()
+        await self._memory.take_possession()
+
+    def _resume_phase(self) -> None:
+        """A former agent was leaving: so is this one."""
+        if self._memory.head.phase is Phase.OUT_OF_POOL:
+            self._leaving.leave_pool()
+        elif self._memory.head.phase is Phase.EVACUATING:
+            self._evacuate()
 
     # -- commands ----------------------------------------------------------------------------------------------
 
@@ -303,12 +321,6 @@ class Worker:
         self._staging_runs.add(run)
         run.add_done_callback(self._staging_runs.discard)
 
-    # -- memory ------------------------------------------------------------------------------------------------
-
-    def _remembered(self) -> snapshot.Memory:
-        instances = tuple(snapshot.save_instance(one) for one in self._registry)
-        return snapshot.Memory(self._id, instances, self._stagings.saved())
-
     # -- the end -----------------------------------------------------------------------------------------------
 
     def _listen_to_signals(self) -> None:
@@ -330,22 +342,8 @@ class Worker:
         self._ask_end(End.DETACH)
 
     def _evacuate(self) -> None:
-        if not self._keeper.evacuating:
-            self._log.info("evacuation_begun")
-            self._keeper.evacuate()
-            self._announcer.evacuate()
-            self._supervisor.start("evacuation", self._end_when_empty())
-
-    async def _end_when_empty(self) -> None:
-        """When everything has been stopped by its controller, or the time is over (dea-bus.md 5.4)."""
-        bail_out = time.monotonic() + self._settings.evacuation_bail_out_time_in_seconds
-        while (self._keeper.busy() or len(self._stagings)) and time.monotonic() < bail_out:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(EMPTY_LOOK_S):
-                    await self._ending.wait()
-            if self._ending.is_set():
-                return
-        self._ask_end(End.SHUTDOWN)
+        if self._leaving.begin_evacuation():
+            self._supervisor.start("evacuation", self._leaving.end_when_empty())
 
     def _left_s(self) -> float:
         """Of the time until the deadline; endless while nothing ends."""
@@ -372,6 +370,7 @@ class Worker:
             for task in killing:
                 task.cancel()
         await self._bus.farewell(min(FAREWELL_S, max(0.5, self._left_s())))
+        self._memory.enter(Phase.SERVING)  # what was drained is empty: the next agent begins anew
 
     async def _let_go(self) -> None:
         """The lives end, the containers do not."""

@@ -103,6 +103,16 @@ class Container:
     def limits(self) -> Limits:
         return self._parts.limits
 
+    @property
+    def record(self) -> bytes | None:
+        """What the caller keeps beside the snapshot; None: nothing."""
+        return snapshot.read_record(self._parts.directory)
+
+    def keep_record(self, record: bytes) -> None:
+        """Replace it. 0.1 ms. WrongState: the container is being destroyed, and its record with it."""
+        self._check(Move.LOOK)
+        snapshot.write_record(self._parts.directory, record)
+
     # Jobs.
 
     @property

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,14 +32,14 @@ from container.network import Networks, NetworkSettings, Restored
 from container.network.firewall import FirewallError
 from container.network.ports import NoPorts
 from container.parts import ContainerState, Parts
-from container.pools import IdSource, NoLease, Pool, address_leases, id_leases
+from container.pools import IdLease, IdSource, NoLease, Pool, address_leases, id_leases
 from container.resolver import resolver_for
 from container.retries import Retries
 from container.rotation import Rotation
-from container.snapshot import Phase, Snapshot, SnapshotError
+from container.snapshot import Holdings, LaterSnapshot, Phase, Snapshot, SnapshotError
 from container.spec import ContainerSpec, SpecError
 from container.undo import UndoStack
-from container.wshd import Launcher, WshdSilent
+from container.wshd import LaterWshd, Launcher, WshdSilent
 
 _CLOSE_TIMEOUT_S: Final = 30.0
 
@@ -83,10 +83,14 @@ class DepotSettings:
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """Handles: taken up again, and removed whole."""
+    """Handles: taken up again, removed whole, and left alone because a later version made them. ``records``: what the caller kept
+    beside those that were removed.
+    """
 
     found: tuple[str, ...]
     removed: tuple[str, ...]
+    left_alone: tuple[str, ...] = ()
+    records: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def no_fault(rung: str) -> None:
@@ -110,6 +114,7 @@ class Depot:
     _making: dict[str, _Making] = field(default_factory=dict)
     _ending: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _guarding: asyncio.Task[None] | None = None
+    _left_alone: tuple[str, ...] = ()
     _retries: Retries = field(init=False)
 
     def __post_init__(self) -> None:
@@ -210,9 +215,9 @@ class Depot:
         """Also of containers whose destroy has failed: they are tried again until they are gone."""
         return tuple(self._containers)
 
-    async def create(self, spec: ContainerSpec) -> Container:
+    async def create(self, spec: ContainerSpec, *, record: bytes | None = None) -> Container:
         """Make a container. NoLease: a pool is empty. SpecError: the handle is in use. CreateError: a rung
-        broke.
+        broke. ``record``: the caller's own bytes, kept beside the snapshot (`Container.keep_record`).
         """
         link_id = self._host.link_ids.take()
         handle = spec.handle or link_id
@@ -220,7 +225,7 @@ class Depot:
             raise SpecError("handle", f"{handle!r} is in use")
         ladder = Ladder(self._host.fault)
         undo = UndoStack()
-        work = make.build(self._host, spec, handle, link_id, ladder, undo)
+        work = make.build(self._host, spec, handle, link_id, ladder, undo, record)
         task = self._host.background.start(work, name=f"create-{handle}", watched=True)
         self._making[handle] = _Making(task, ladder)
         try:
@@ -297,17 +302,27 @@ class Depot:
                 self._retries.add(container.handle, lambda: self.destroy(container.handle))
 
     async def recover(self) -> Recovery:
-        """After a start: take up what lives, remove the rest whole. Called once, before the first create."""
-        host, found, removed = self._host, dict[str, Parts](), list[str]()
+        """After a start: take up what lives, leave alone what a later version made, remove the rest whole. Called once, before the
+        first create.
+        """
+        host, found, later = self._host, dict[str, Parts](), dict[str, Holdings]()
+        removed, records = list[str](), dict[str, bytes]()
         for directory in sorted(host.depot_dir.iterdir()):
-            known, why = _snapshot_of(directory)
-            if known is not None and known.phase is Phase.MADE and known.boot_id == host.boot_id:
-                try:
+            known, why = None, "was being made"
+            try:
+                known = _snapshot_of(directory)
+                if known.phase is Phase.MADE and known.boot_id == host.boot_id:
                     found[known.handle] = await make.rebuild(host, known)
                     continue
-                except (OSError, LookupError) as e:
-                    why = str(e) or repr(e)
-            host.log.info("container_removed", handle=directory.name, why=why or "was being made")
+            except (LaterSnapshot, LaterWshd) as e:
+                later[directory.name] = snapshot.read_holdings(directory)
+                host.log.warning("container_of_a_later_version_left_alone", handle=directory.name, why=str(e))
+                continue
+            except (OSError, LookupError, SnapshotError) as e:
+                why = str(e) or repr(e)
+            host.log.info("container_removed", handle=directory.name, why=why)
+            if (record := snapshot.read_record(directory)) is not None:
+                records[directory.name] = record
             try:
                 await make.remove_remains(host, directory, known)
             except OSError as e:
@@ -315,28 +330,47 @@ class Depot:
                 host.log.warning("container_not_removed", handle=directory.name, error=str(e))
                 continue
             removed.append(directory.name)
-        await self._sweep_cgroups({parts.link_id for parts in found.values()})
-        await self._restore_links(list(found.values()))
+        self._left_alone = tuple(later)
+        kept = [self._hold(one) for one in later.values()]
+        await self._sweep_cgroups({parts.link_id for parts in found.values()}, list(later.values()))
+        await self._restore_links(list(found.values()), [one for one in kept if one is not None])
         for handle, parts in found.items():
             container = make.adopt(host, parts)
             self._containers[handle] = container
         # Together: one that does not answer holds up no other.
         await asyncio.gather(*(container.recover_jobs() for container in self._containers.values()))
-        return Recovery(tuple(found), tuple(removed))
+        return Recovery(tuple(found), tuple(removed), tuple(later), records)
 
-    async def _sweep_cgroups(self, owned: set[str]) -> None:
+    def _hold(self, held: Holdings) -> Restored | None:
+        """What a container that is left alone has of the host is nobody else's; its rules stand on."""
+        host = self._host
+        if held.ids_first is not None:
+            host.ids.claim(IdLease(held.ids_first))
+        lease = next((one for one in host.addresses.entries if one.network == held.network), None)
+        if lease is None or held.link_id is None:
+            return None
+        host.addresses.claim(lease)
+        return Restored(held.link_id, lease, held.egress, held.ports)
+
+    async def _sweep_cgroups(self, owned: set[str], later: list[Holdings]) -> None:
+        if any(one.link_id is None for one in later):
+            self._host.log.warning(
+                "cgroups_not_swept", why="one of them is a later version's, and not known by name"
+            )
+            return
+        owned |= {one.link_id for one in later if one.link_id is not None}
         for name in self._host.cgroups.list():
             if name not in owned:
                 await make.remove_cgroup(self._host, name)
 
-    async def _restore_links(self, found: list[Parts]) -> None:
+    async def _restore_links(self, found: list[Parts], kept: list[Restored]) -> None:
         """All at once, also when there are none: rules of containers that are gone go with it."""
         wanted = [
             Restored(parts.link_id, parts.lease, parts.egress, parts.ports)
             for parts in found
             if parts.lease is not None
         ]
-        links = await self._host.networks.restore(wanted)
+        links = await self._host.networks.restore([*wanted, *kept])
         for parts in found:
             parts.link = links.get(parts.link_id)
 
@@ -344,13 +378,15 @@ class Depot:
         """Let go. Containers go on, and another `open` and `recover` finds them.
 
         ``remove_tables``: the host's shared pieces go too (tables, empty cgroup parents); for the last one out. They
-        stay where a container could not be removed.
+        stay where a container could not be removed, or was left alone.
         """
         host = self._host
         if self._guarding is not None:
             self._guarding.cancel()
             await asyncio.gather(self._guarding, return_exceptions=True)
-        remove_tables = remove_tables and not self._containers and not len(self._retries)
+        remove_tables = (
+            remove_tables and not self._left_alone and not self._containers and not len(self._retries)
+        )
         self._retries.stop()
         await host.background.close(_CLOSE_TIMEOUT_S)
         for container in self._containers.values():
@@ -393,14 +429,12 @@ async def _open_networks(
         raise HostUnfit(f"network: {e}") from e
 
 
-def _snapshot_of(directory: Path) -> tuple[Snapshot | None, str]:
-    try:
-        found = snapshot.read(directory)
-    except SnapshotError as e:
-        return None, str(e)
+def _snapshot_of(directory: Path) -> Snapshot:
+    """SnapshotError, LaterSnapshot."""
+    found = snapshot.read(directory)
     if found.handle != directory.name:
-        return None, f"the snapshot is of {found.handle!r}"
-    return found, ""
+        raise SnapshotError(f"the snapshot is of {found.handle!r}")
+    return found
 
 
 def _read(path: str) -> str:

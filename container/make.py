@@ -89,14 +89,20 @@ class Ladder:
 
 
 async def build(
-    host: Host, spec: ContainerSpec, handle: str, link_id: str, ladder: Ladder, undo: UndoStack
+    host: Host,
+    spec: ContainerSpec,
+    handle: str,
+    link_id: str,
+    ladder: Ladder,
+    undo: UndoStack,
+    record: bytes | None,
 ) -> Container:
     """Climb the ladder. Raises what the rung raised, with all rungs below given back.
 
     What cannot be given back is left in ``undo``, for the caller to try again.
     """
     try:
-        return await _climb(host, spec, handle, link_id, ladder, undo)
+        return await _climb(host, spec, handle, link_id, ladder, undo, record)
     except BaseException:
         try:
             await undo.aclose()
@@ -106,7 +112,13 @@ async def build(
 
 
 async def _climb(
-    host: Host, spec: ContainerSpec, handle: str, link_id: str, ladder: Ladder, undo: UndoStack
+    host: Host,
+    spec: ContainerSpec,
+    handle: str,
+    link_id: str,
+    ladder: Ladder,
+    undo: UndoStack,
+    record: bytes | None,
 ) -> Container:
     ladder.step("leases")
     ids = host.ids.take()
@@ -133,6 +145,8 @@ async def _climb(
     parts.dir_fd = os.open(parts.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     undo.callback(parts.close)
     snapshot.write(parts.directory, parts.snapshot(Phase.MAKING))
+    if record is not None:
+        snapshot.write_record(parts.directory, record)
     parts.spool.mkdir(mode=0o700)
 
     ladder.step("disk")

@@ -1,17 +1,24 @@
-"""What must survive a restart of the manager: one file per container, replaced whole, decoded strictly.
+"""What must survive a restart of the manager: one file per container, replaced whole.
+
+A snapshot of an older manager is taken with defaults for what it lacks, and what a newer one has added is ignored. VERSION grows
+only when an older manager would misunderstand the file: such a container is `LaterSnapshot`, is left alone, and only what it holds
+of the host is read (`decode_holdings`), so that nobody else is given the same.
 
 It is first written before anything is made that the kernel would not take back (phase ``making``), so that a
 manager killed half-way leaves a name behind for each of these. Jobs are not in here: their files in the
 spool are. No fsync: after a crash of the host there is nothing left that a snapshot could describe, and the
 boot id says so.
+
+Beside it lies, where the caller gave one, the caller's own record: bytes that are kept and given back (mode 0600).
 """
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -19,11 +26,17 @@ from container.spec import EgressRule, Limits, PortMapping
 
 VERSION: Final = 1
 FILE_NAME: Final = "snapshot.json"
+RECORD_NAME: Final = "record"
 _LIMIT_BYTES: Final = 4 << 20
+_RECORD_LIMIT_BYTES: Final = 16 << 20
 
 
 class SnapshotError(ValueError):
-    """The file is absent, damaged, or of another version. The container cannot be taken up again."""
+    """The file is absent or damaged. The container cannot be taken up again."""
+
+
+class LaterSnapshot(SnapshotError):
+    """The file is of a later version: its container is another manager's to take up."""
 
 
 class Phase(StrEnum):
@@ -31,7 +44,7 @@ class Phase(StrEnum):
     MADE = "made"
 
 
-class Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     version: int = VERSION
     phase: Phase
     boot_id: str
@@ -59,37 +72,89 @@ class _Head(msgspec.Struct):
     version: int
 
 
+class Holdings(msgspec.Struct, frozen=True):
+    """What a container of a later version holds of the host, as far as it can be read."""
+
+    link_id: str | None = None
+    ids_first: int | None = None
+    network: str | None = None
+    ports: tuple[PortMapping, ...] = ()
+    egress: tuple[EgressRule, ...] = ()
+
+
 def decode(data: bytes) -> Snapshot:
-    """Raises SnapshotError. The version is looked at first: it says whether the rest can be judged."""
+    """Raises SnapshotError, LaterSnapshot. The version is looked at first: it says whether the rest can be judged."""
     try:
         version = msgspec.json.decode(data, type=_Head).version
+        if version > VERSION:
+            raise LaterSnapshot(f"version: expected at most {VERSION}, got {version}")
         if version != VERSION:
             raise SnapshotError(f"version: expected {VERSION}, got {version}")
         return msgspec.json.decode(data, type=Snapshot)
-    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as e:
-        if isinstance(e, SnapshotError):
-            raise
+    except SnapshotError:
+        raise
+    except (msgspec.MsgspecError, ValueError, RecursionError) as e:
         raise SnapshotError(str(e)) from e
+
+
+def decode_holdings(data: bytes) -> Holdings:
+    """Field by field: one that has become another kind of thing hides no other."""
+    try:
+        fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return Holdings()
+    found: dict[str, Any] = {}
+    for field in msgspec.structs.fields(Holdings):
+        if field.name in fields:
+            with suppress(msgspec.MsgspecError, ValueError, RecursionError):
+                found[field.name] = msgspec.json.decode(fields[field.name], type=field.type)
+    return Holdings(**found)
 
 
 def write(directory: Path, snapshot: Snapshot) -> None:
     """Replace the file in one step. 0.1 ms."""
-    new = directory / (FILE_NAME + ".new")
+    _replace(directory / FILE_NAME, encode(snapshot))
+
+
+def write_record(directory: Path, record: bytes) -> None:
+    """The caller's, beside the snapshot; replaced in one step."""
+    _replace(directory / RECORD_NAME, record)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    new = path.with_name(path.name + ".new")
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     with os.fdopen(fd, "wb") as file:
-        file.write(encode(snapshot))
-    new.rename(directory / FILE_NAME)
+        file.write(data)
+    new.rename(path)
 
 
 def read(directory: Path) -> Snapshot:
+    """Raises SnapshotError, LaterSnapshot."""
+    return decode(_read(directory / FILE_NAME, _LIMIT_BYTES))
+
+
+def read_holdings(directory: Path) -> Holdings:
+    return decode_holdings(_read(directory / FILE_NAME, _LIMIT_BYTES))
+
+
+def read_record(directory: Path) -> bytes | None:
+    """None: the caller gave none, or it cannot be read."""
     try:
-        with (directory / FILE_NAME).open("rb") as file:
-            data = file.read(_LIMIT_BYTES + 1)
+        return _read(directory / RECORD_NAME, _RECORD_LIMIT_BYTES)
+    except SnapshotError:
+        return None
+
+
+def _read(path: Path, limit_bytes: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit_bytes + 1)
     except OSError as e:
         raise SnapshotError(str(e)) from e
-    if len(data) > _LIMIT_BYTES:
-        raise SnapshotError(f"larger than {_LIMIT_BYTES} bytes")
-    return decode(data)
+    if len(data) > limit_bytes:
+        raise SnapshotError(f"larger than {limit_bytes} bytes")
+    return data
 
 
 def boot_id() -> str:

@@ -27,6 +27,8 @@ REQUEST_TIMEOUT_S: Final = 10.0
 RECOVERY_TIMEOUT_S: Final = 2.0
 #: What a `stop` may take beyond its grace: the kernel reaps, and wshd answers.
 STOP_MARGIN_S: Final = 5.0
+VERSION: Final = 1
+"""Of the protocol (PROTOCOL.md)."""
 _LAUNCH_TIMEOUT_S: Final = 20.0
 _REPLY_BYTES: Final = 65536
 _REQUEST_BYTES: Final = 1 << 20
@@ -39,7 +41,11 @@ class LaunchError(RuntimeError):
 
 
 class WshdGone(ConnectionError):
-    """Nobody answers: pid 1 is dead (or so new or old that it speaks another version)."""
+    """Nobody answers: pid 1 is dead."""
+
+
+class LaterWshd(WshdGone):
+    """Somebody answers, in a later version of the protocol: alive, and not ours to speak to."""
 
 
 class WshdSilent(WshdGone):
@@ -300,12 +306,16 @@ class Wshd:
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK) as sock:
                 await _connect(sock, self._address)
                 greeting, _ = await _receive(sock)
-                if greeting[:2] != ["wshd", "1"] or greeting[2:3] != [self._handle]:
+                if greeting[:1] == ["wshd"] and _is_later(greeting[1:2]):
+                    raise LaterWshd(f"wshd speaks version {greeting[1]}, this manager up to {VERSION}")
+                if greeting[:2] != ["wshd", str(VERSION)] or greeting[2:3] != [self._handle]:
                     raise WshdGone(f"expected the wshd of {self._handle}, was greeted by {greeting}")
                 if len(packet) > _BIG_REQUEST_BYTES:
                     sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 2 * len(packet))
                 await _send(sock, packet, fds)
                 reply, received = await _receive(sock)
+        except LaterWshd:
+            raise
         except (ConnectionError, FileNotFoundError) as e:
             raise WshdGone(f"{self._handle}: {e}") from e
         if reply[0] == "error":
@@ -313,6 +323,10 @@ class Wshd:
         if reply[0] != "ok":
             raise WshdGone(f"{self._handle}: expected 'ok' or 'error', got {reply[0]!r}")
         return reply[1:], received
+
+
+def _is_later(version: Sequence[str]) -> bool:
+    return len(version) == 1 and version[0].isdigit() and int(version[0]) > VERSION
 
 
 async def _connect(sock: socket.socket, address: str) -> None:

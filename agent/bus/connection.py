@@ -25,7 +25,7 @@ from agent.bus import messages as m
 from agent.bus.heartbeats import HeartbeatParts
 from agent.bus.outbox import Entry, Kept, Outbox
 from agent.bus.routes import routes_of
-from agent.bus.sender import LISTENER_PATIENCE_S, Sender, Word
+from agent.bus.sender import LISTENER_PATIENCE_S, Sender, Word, WriteAhead
 from agent.bus.subjects import GREET, OUTBOUND, inbound
 from agent.bus.unregistered import REST_S, Unregistered
 from agent.bus.wire import Arrived, BusError, Connection
@@ -40,7 +40,8 @@ SLICE_S = 0.01
 
 
 class Bus:
-    """``apply`` carries a command out, at once; ``on_connected`` says what is true now."""
+    """``apply`` carries a command out, at once; ``on_connected`` says what is true now; ``ahead`` is written before anything is
+    published that follows from it."""
 
     def __init__(
         self,
@@ -52,6 +53,7 @@ class Bus:
         on_connected: Callable[[], None],
         staging: bool,
         log: Log,
+        ahead: WriteAhead | None = None,
         listener_patience_s: float = LISTENER_PATIENCE_S,
         port_rest_s: float = REST_S,
     ) -> None:
@@ -65,7 +67,11 @@ class Bus:
         for damaged in self._outbox.damaged:
             log.warning("outbox_entry_damaged", entry=damaged)
         self._sender = Sender(
-            self._outbox, log, on_passed=self._note_passed, listener_patience_s=listener_patience_s
+            self._outbox,
+            log,
+            on_passed=self._note_passed,
+            ahead=ahead,
+            listener_patience_s=listener_patience_s,
         )
         self._heartbeats = HeartbeatParts()
         self._unregistered = Unregistered(port_rest_s)
@@ -96,10 +102,20 @@ class Bus:
         """Events that are still to be told."""
         return self._sender.untold
 
-    def tell(self, event: m.Event, *, reply_to: str = "", passed: Callable[[], None] | None = None) -> None:
-        """``reply_to``: the inbox of a staging request. ``passed``: called when the server has it."""
+    def tell(
+        self,
+        event: m.Event,
+        *,
+        reply_to: str = "",
+        passed: Callable[[], None] | None = None,
+        on_kept: Callable[[], None] | None = None,
+    ) -> None:
+        """``reply_to``: the inbox of a staging request. ``passed``: called when the server has it; ``on_kept``: when the outbox
+        has it."""
         subject = OUTBOUND.get(type(event), reply_to)
         if not subject:  # a request without an inbox wants no answer
+            if on_kept is not None:
+                on_kept()
             return
         payload = m.encode(event)
         kept = Kept(
@@ -109,9 +125,13 @@ class Bus:
             once=isinstance(event, m.StagingReply1),
             instead=_instead(event, len(payload)),
         )
-        number = self._sender.tell(kept, passed)
+        number = self._sender.tell(kept, passed, on_kept=on_kept)
         if isinstance(event, m.RouterUnregister):
             self._unregistered.add(number, event)
+
+    def is_kept(self, event: m.Event) -> bool:
+        """Does the outbox have it, to be sent?"""
+        return m.encode(event) in self._sender.waiting
 
     def say(self, word: m.Word) -> None:
         if isinstance(word, m.RouterRegister):
@@ -219,6 +239,7 @@ class Bus:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._dispatch(), name="bus-dispatch")
             group.create_task(self._connect_for_ever(), name="bus-connect")
+            group.create_task(self._sender.write(), name="bus-write")
             group.create_task(self._sender.run(), name="bus-send")
             group.create_task(self._sender.sync(), name="bus-sync")
 

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from agent.bus.bounds import ID_BYTES, LABEL_BYTES, check_ids, cut
+from agent.bus.depth import check_depth
 from agent.bus.replies import ErrorInfo as ErrorInfo
 from agent.bus.replies import FindReply as FindReply
 from agent.bus.replies import StagingRefused as StagingRefused
@@ -78,6 +79,10 @@ class Service(Struct, frozen=True):
     plan_option: str | None = None
     syslog_drain_url: str | None = None
 
+    def __post_init__(self) -> None:
+        check_depth("credentials", self.credentials)
+        check_depth("tags", self.tags)
+
 
 class StartMessage(Struct, frozen=True):
     """`dea.<id>.start`."""
@@ -105,6 +110,7 @@ class StartMessage(Struct, frozen=True):
         if not isinstance(self.droplet, str):
             msgspec.structs.force_setattr(self, "droplet", str(self.droplet))
         check_ids(self, "droplet", "version", "cc_partition")
+        check_depth("vcap_application", self.vcap_application)
         _normalise_uris(self)
 
     @property
@@ -347,7 +353,7 @@ def convert(kind: type[T], value: object) -> T:
     """As :func:`decode`, from what has been parsed already (a start message inside a staging message)."""
     try:
         return msgspec.convert(value, kind)
-    except (msgspec.ValidationError, ValueError) as e:
+    except (msgspec.ValidationError, ValueError, RecursionError) as e:
         raise MessageError(str(e)) from e
 
 

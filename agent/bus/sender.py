@@ -9,6 +9,11 @@ The receiver of staging replies counts them: the first message in its inbox is t
 a first reply whose arrival is unknown (its barrier did not pass, or the agent ended before it did) is not sent again, and
 the second one is sent twice: if the first had arrived, the second counts; if not, one copy passes for a first reply, which
 does no harm, and the other one counts. What comes after the second is ignored.
+
+What is published must be known to the next agent, should this one be killed the moment after. So each message waits at its
+place in the queue until the memory has written what was marked before the message was made (`WriteAhead`); then an event is
+written to the outbox; then it leaves. Whoever is told of an event's writing (`on_kept`) need no longer remember that it is to
+be published.
 """
 
 from __future__ import annotations
@@ -18,7 +23,8 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
 
 from agent.bus.outbox import Entry, Kept, Outbox
 from agent.bus.wire import BusError, Connection, Unsendable
@@ -33,9 +39,36 @@ SYNC_PAUSE_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Word:
+    """``generation``: of the memory, as it was when the word was made."""
+
     subject: str
     payload: bytes
     reply: str = ""
+    generation: int = 0
+
+
+class WriteAhead(Protocol):
+    """The memory, as a publisher needs it (agent/memory/ahead.py)."""
+
+    @property
+    def generation(self) -> int: ...
+
+    async def wait_written(self, generation: int) -> None: ...
+
+
+class NothingAhead:
+    """Where nothing is remembered there is nothing to wait for."""
+
+    generation = 0
+
+    async def wait_written(self, generation: int) -> None:
+        return None
+
+
+class _Unwritten(NamedTuple):
+    entry: Entry
+    generation: int
+    on_kept: Callable[[], None] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +86,17 @@ class Sender:
         log: Log,
         *,
         on_passed: Callable[[int], bool],
+        ahead: WriteAhead | None = None,
         listener_patience_s: float = LISTENER_PATIENCE_S,
     ) -> None:
         self._outbox = outbox
         self._on_passed = on_passed
         self._log = log
+        self._ahead = ahead or NothingAhead()
+        self._durable = 0
+        """The memory's generation that is known to be written."""
+        self._unwritten: dict[int, _Unwritten] = {}
+        self._to_write = asyncio.Event()
         self._patience_s = listener_patience_s
         self._connection: Connection | None = None
         self._inbox_prefix = ""
@@ -74,17 +113,20 @@ class Sender:
 
     # -- said --------------------------------------------------------------------------------------------------
 
-    def tell(self, kept: Kept, passed: Callable[[], None] | None = None) -> int:
-        """The event's number. ``passed``: called when the barrier behind it has passed, by this agent or never."""
+    def tell(
+        self,
+        kept: Kept,
+        passed: Callable[[], None] | None = None,
+        *,
+        on_kept: Callable[[], None] | None = None,
+    ) -> int:
+        """The event's number. ``passed``: called when the barrier behind it has passed, by this agent or never. ``on_kept``:
+        called when the outbox has it on disk, or could not have it."""
         entry = self._outbox.add(kept)
         if passed is not None:
             self._waits[entry.number] = passed
-        try:
-            self._outbox.write(entry)
-        except OSError as e:
-            self._log.error(
-                "outbox_not_written", subject=kept.subject, error=str(e), consequence="lost if the agent ends"
-            )
+        self._unwritten[entry.number] = _Unwritten(entry, self._ahead.generation, on_kept)
+        self._to_write.set()
         if len(self._outbox) > LIMIT:  # a bus that is away for days: the oldest are of no use to anybody
             oldest = next(iter(self._outbox))
             self._log.error("outbox_full_oldest_dropped", subject=oldest.kept.subject, limit=LIMIT)
@@ -103,13 +145,60 @@ class Sender:
                 self._put(one)
 
     def say(self, word: Word) -> None:
-        self._put(word)
+        generation = self._ahead.generation
+        if generation > self._durable:
+            self._to_write.set()
+        self._put(replace(word, generation=generation))
 
     def _put(self, one: Entry | Word) -> None:
         self._settled.clear()
         if self._connection is not None:  # without one, an event waits in the outbox and a word is over
             self._queue.append(one)
             self._wake.set()
+
+    # -- written before it is sent -----------------------------------------------------------------------------
+
+    async def write(self) -> None:
+        """For a TaskGroup: for ever. Lets go what waits at the head of the queue."""
+        self._to_write.set()  # an error may have ended this before
+        while True:
+            await self._to_write.wait()
+            self._to_write.clear()
+            generation = self._ahead.generation
+            await self._ahead.wait_written(generation)
+            self._durable = max(self._durable, generation)
+            due = [one for one in self._unwritten.values() if one.generation <= generation]
+            for count, one in enumerate(due, 1):
+                self._write(one)
+                if count % BATCH == 0:
+                    self._wake.set()
+                    await asyncio.sleep(0)  # 0.1 ms each: others have their turn between
+            self._wake.set()
+
+    def _write(self, one: _Unwritten) -> None:
+        entry = one.entry
+        if entry.number in self._outbox:  # else it was dropped meanwhile
+            try:
+                self._outbox.write(entry)
+            except OSError as e:
+                self._log.error(
+                    "outbox_not_written",
+                    subject=entry.kept.subject,
+                    error=str(e),
+                    consequence="lost if the agent ends",
+                )
+        del self._unwritten[entry.number]
+        if one.on_kept is None:
+            return
+        try:
+            one.on_kept()
+        except Exception as e:  # it costs its own event only
+            self._log.exception("outbox_note_failed", subject=one.entry.kept.subject, error=repr(e))
+
+    def _is_ready(self, one: Entry | Word) -> bool:
+        if isinstance(one, Word):
+            return one.generation <= self._durable
+        return one.number not in self._unwritten
 
     @property
     def untold(self) -> int:
@@ -200,7 +289,9 @@ class Sender:
 
     def _take_batch(self) -> list[Entry | Word]:
         """The unheard are older than what is queued: they go first when it is their time, or when another exit leaves."""
-        batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
+        batch: list[Entry | Word] = []
+        while self._queue and len(batch) < BATCH and self._is_ready(self._queue[0]):
+            batch.append(self._queue.popleft())
         now_s = time.monotonic()
         if self._unheard and (now_s >= self._retry_at_s or any(_wants_listener(one) for one in batch)):
             batch[:0] = [unheard.entry for unheard in self._unheard.values()]

@@ -38,7 +38,9 @@ class Event(Enum):
     GONE = "gone"  # a stop is done: nothing of it is left
     EVACUATE = "evacuate"
     RESUME = "resume"  # found running after a restart of the agent
+    RESUME_START = "resume start"  # found on its way after a restart
     RESUME_CRASHED = "resume crashed"
+    LOST = "lost"  # gone while no agent looked
     REAP = "reap"  # its remains have been kept long enough
 
 
@@ -58,19 +60,22 @@ class Move:
 
 
 _S, _E, _F = State, Event, Effect
-_CRASH = Move(_S.CRASHED, (_F.UNREGISTER, _F.ANNOUNCE_EXIT, _F.SAVE))
-_GOING = Move(_S.STOPPING, (_F.UNREGISTER, _F.SAVE))
+#: SAVE stands first everywhere: what is published waits for what was marked before it (agent/memory/ahead.py).
+_CRASH = Move(_S.CRASHED, (_F.SAVE, _F.UNREGISTER, _F.ANNOUNCE_EXIT))
+_GOING = Move(_S.STOPPING, (_F.SAVE, _F.UNREGISTER))
 _STILL_GOING = Move(_S.STOPPING)
 
 #: A stop wins over whatever ends meanwhile: such an end is no crash (peers-on-the-bus.md 4).
 MOVES: Final[Mapping[tuple[State, Event], Move]] = {
     (_S.BORN, _E.START): Move(_S.STARTING, (_F.SAVE,)),
-    (_S.BORN, _E.REFUSED): Move(_S.CRASHED, (_F.ANNOUNCE_EXIT, _F.SAVE)),
+    (_S.BORN, _E.REFUSED): Move(_S.CRASHED, (_F.SAVE, _F.ANNOUNCE_EXIT)),
     (_S.BORN, _E.STOP): _GOING,
-    (_S.BORN, _E.EVACUATE): Move(_S.EVACUATING),
-    (_S.BORN, _E.RESUME): Move(_S.RUNNING, (_F.HEARTBEAT, _F.REGISTER, _F.SAVE)),
-    (_S.BORN, _E.RESUME_CRASHED): Move(_S.CRASHED),
-    (_S.STARTING, _E.HEALTHY): Move(_S.RUNNING, (_F.HEARTBEAT, _F.REGISTER, _F.SAVE)),
+    (_S.BORN, _E.EVACUATE): Move(_S.EVACUATING, (_F.SAVE,)),
+    (_S.BORN, _E.RESUME): Move(_S.RUNNING, (_F.SAVE, _F.HEARTBEAT, _F.REGISTER)),
+    (_S.BORN, _E.RESUME_START): Move(_S.STARTING, (_F.SAVE,)),
+    (_S.BORN, _E.RESUME_CRASHED): Move(_S.CRASHED, (_F.SAVE,)),
+    (_S.BORN, _E.LOST): _CRASH,
+    (_S.STARTING, _E.HEALTHY): Move(_S.RUNNING, (_F.SAVE, _F.HEARTBEAT, _F.REGISTER)),
     (_S.STARTING, _E.FAILED): _CRASH,
     (_S.STARTING, _E.EXITED): _CRASH,
     (_S.STARTING, _E.STOP): _GOING,
@@ -78,7 +83,7 @@ MOVES: Final[Mapping[tuple[State, Event], Move]] = {
     (_S.RUNNING, _E.EXITED): _CRASH,
     (_S.RUNNING, _E.STOP): _GOING,
     (_S.RUNNING, _E.EVACUATE): Move(_S.EVACUATING, (_F.SAVE,)),
-    (_S.EVACUATING, _E.HEALTHY): Move(_S.EVACUATING, (_F.HEARTBEAT, _F.REGISTER, _F.SAVE)),
+    (_S.EVACUATING, _E.HEALTHY): Move(_S.EVACUATING, (_F.SAVE, _F.HEARTBEAT, _F.REGISTER)),
     (_S.EVACUATING, _E.START): Move(_S.EVACUATING),
     (_S.EVACUATING, _E.FAILED): _CRASH,
     (_S.EVACUATING, _E.EXITED): _CRASH,
@@ -88,8 +93,8 @@ MOVES: Final[Mapping[tuple[State, Event], Move]] = {
     (_S.STOPPING, _E.FAILED): _STILL_GOING,
     (_S.STOPPING, _E.EXITED): _STILL_GOING,
     (_S.STOPPING, _E.STOP): _STILL_GOING,
-    (_S.STOPPING, _E.GONE): Move(_S.STOPPED, (_F.FORGET, _F.SAVE)),
-    (_S.CRASHED, _E.REAP): Move(_S.STOPPED, (_F.FORGET, _F.SAVE)),
+    (_S.STOPPING, _E.GONE): Move(_S.STOPPED, (_F.SAVE, _F.FORGET)),
+    (_S.CRASHED, _E.REAP): Move(_S.STOPPED, (_F.SAVE, _F.FORGET)),
 }
 
 #: What becomes of an instance whose life ended by an error of the agent's own.
@@ -135,13 +140,19 @@ class Exit:
 
 @dataclass(slots=True, eq=False)
 class Instance:
-    """One instance. ``version``, ``uris`` and ``id`` may change by `dea.update`; the rest of the message does not."""
+    """One instance. ``version``, ``uris`` and ``id`` may change by `dea.update`; the rest of the message does not.
+
+    ``record`` names what is remembered of it; ``exit_pending``: its exit is not in the outbox yet; ``leaving``: routes that were
+    taken from it, and the unregister is not in the outbox yet; ``whole``: its start message is known whole, so that it could be
+    started from it (agent/memory/records.py).
+    """
 
     id: str
     private_id: str
     message: StartMessage
     version: str
     uris: tuple[str, ...]
+    record: str = ""
     state: State = State.BORN
     state_since_s: float = 0.0
     started_at_s: float = 0.0
@@ -151,6 +162,9 @@ class Instance:
     exit: Exit = field(default=Exit(-1, ""))
     crashed_at_s: int = 0
     kept_bytes: int = 0  # of its output, once it has crashed
+    exit_pending: bool = False
+    leaving: tuple[str, ...] = ()
+    whole: bool = True
     healthy: bool = False
     routed: bool = False  # routers have, or may have, routes to it
     stop_requested: asyncio.Event = field(default_factory=asyncio.Event)

@@ -39,7 +39,8 @@ def new_id() -> str:
 
 
 class Keeper:
-    """``begin`` starts the life task of an instance; ``staging_claims`` is what stagings hold."""
+    """``begin`` starts the life task of an instance; ``staging_claims`` is what stagings hold; ``save`` marks an instance as
+    changed, before anything is published that follows from the change."""
 
     def __init__(
         self,
@@ -50,7 +51,7 @@ class Keeper:
         host_memory_mb: int,
         staging_claims: Callable[[], tuple[Claim, ...]],
         begin: Callable[[Instance], None],
-        save: Callable[[], None],
+        save: Callable[[Instance], None],
     ) -> None:
         self._settings = settings
         self._registry = registry
@@ -133,6 +134,7 @@ class Keeper:
             message=message,
             version=message.version,
             uris=tuple(message.uris or ()),
+            record=new_id(),
             state_since_s=time.time(),
         )
         claim = Claim(instance.memory_mb, instance.disk_mb)
@@ -144,6 +146,7 @@ class Keeper:
             self._refuse(instance, short)
             return
         self._registry.add(instance)
+        self._save(instance)
         if not room.is_set():
             self._log.info("start_waits_for_predecessor", app=instance.app, index=instance.index)
             self._rooms[instance] = room
@@ -189,13 +192,13 @@ class Keeper:
             return
         all_changed = True
         for instance in touched:
+            self._save(instance)
             changed = self._update_routes(instance, message) if message.uris is not None else False
             if message.version is not None and message.version != instance.version:
                 instance.version = message.version
                 self._registry.rename(instance, new_id())
                 changed = True
             all_changed &= changed
-        self._save()
         if all_changed:
             self.bus.say(self.voice.heartbeat())
 
@@ -209,8 +212,8 @@ class Keeper:
         if new and (registered := self.voice.register(instance, new)) is not None:
             instance.routed = True
             self.bus.say(registered)
-        if old and (unregistered := self.voice.unregister(instance, old)) is not None:
-            self.bus.tell(unregistered)
+        if old:
+            self._unregister(instance, tuple(old))
         return bool(new or old)
 
     def find(self, message: m.FindMessage, reply_to: str) -> None:
@@ -219,10 +222,11 @@ class Keeper:
 
     # -- what the table says -----------------------------------------------------------------------------------
 
-    def happen(self, instance: Instance, event: Event) -> None:
+    def happen(self, instance: Instance, event: Event, *, at_s: float | None = None) -> None:
+        """``at_s``: when it was, by the host's clock; None: now."""
         before = instance.state
         try:
-            effects = instance.move(event, time.time())
+            effects = instance.move(event, time.time() if at_s is None else at_s)
         except Refused as e:
             self._log.error(
                 "move_refused", instance=instance.id, state=before.value, move=event.value, error=str(e)
@@ -249,9 +253,9 @@ class Keeper:
             case Effect.UNREGISTER:
                 self._withdraw(instance)
             case Effect.ANNOUNCE_EXIT:
-                self.bus.tell(self.voice.exited(instance))
+                self.announce_exit(instance)
             case Effect.SAVE:
-                self._save()
+                self._save(instance)
             case Effect.FORGET:
                 self._registry.remove(instance)
                 self._rooms.pop(instance, None)
@@ -264,6 +268,52 @@ class Keeper:
             instance.routed = False
             instance.withdrawn = asyncio.Event()
             self.bus.tell(unregistered, passed=instance.withdrawn.set)
+
+    def announce_exit(self, instance: Instance) -> None:
+        """Pending until the outbox has it: an agent that is killed before leaves it to the next one, with the same bytes."""
+
+        def kept() -> None:
+            instance.exit_pending = False
+            self._save(instance)
+
+        instance.exit_pending = True
+        self.bus.tell(self.voice.exited(instance), on_kept=kept)
+
+    # -- after a restart ---------------------------------------------------------------------------------------
+
+    def resume_waiting(self, instance: Instance) -> None:
+        """A start that a former agent had accepted: its room is given, it need not wait for it."""
+        self._save(instance)
+
+    def announce_what_is_pending(self, instance: Instance) -> None:
+        """The exit of a crash that a former agent remembered and did not come to publish: the same bytes."""
+        if not instance.exit_pending:
+            return
+        if self.bus.is_kept(self.voice.exited(instance)):
+            instance.exit_pending = False
+            return
+        self._withdraw(instance)
+        self.announce_exit(instance)
+
+    def unregister_what_left(self, instance: Instance) -> None:
+        """Routes that an update took away, and a former agent did not come to publish it."""
+        left = tuple(uri for uri in instance.leaving if uri not in instance.uris)
+        instance.leaving = ()
+        if left:
+            self._unregister(instance, left)
+
+    def _unregister(self, instance: Instance, uris: tuple[str, ...]) -> None:
+        """Pending until the outbox has it, as an exit."""
+        unregistered = self.voice.unregister(instance, uris)
+        if unregistered is None:
+            return
+
+        def kept() -> None:
+            instance.leaving = tuple(uri for uri in instance.leaving if uri not in uris)
+            self._save(instance)
+
+        instance.leaving = (*instance.leaving, *uris)
+        self.bus.tell(unregistered, on_kept=kept)
 
     # -- crashes -----------------------------------------------------------------------------------------------
 

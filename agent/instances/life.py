@@ -85,6 +85,12 @@ class Home:
     log: Log
     happen: Callable[[Instance, Event], None]
     wait_passed: Callable[[asyncio.Event, float], Awaitable[None]]
+    save: Callable[[Instance], None]
+    """Marks an instance as changed."""
+    record: Callable[[Instance], bytes]
+    """What is remembered of it, as it is now."""
+    written: Callable[[], Awaitable[None]]
+    """Until all that was marked is on disk."""
     wait_room: Callable[[Instance], asyncio.Event]
     deadline_s: Callable[[], float]
 
@@ -108,6 +114,7 @@ async def live(instance: Instance, home: Home) -> None:
         for task in (course, stop):
             task.cancel()
         await asyncio.gather(course, stop, return_exceptions=True)
+    await home.written()  # before its container goes: the next agent must not take this end for another
     await _give_back(held, log)
     if instance.state is State.STOPPING:
         home.happen(instance, Event.GONE)
@@ -123,6 +130,7 @@ async def _give_back(held: AsyncExitStack, log: Log) -> None:
 
 async def _stop(instance: Instance, home: Home, log: Log) -> None:
     """TERM first where something runs, KILL when the grace is over; a start that is under way is given up."""
+    await home.written()  # else an agent that is killed now leaves an end that looks like a crash
     started = time.monotonic()
     container = _container_of(instance, home)
     if container is not None and instance.job is not None and instance.job.status is None:
@@ -189,23 +197,17 @@ def _container_of(instance: Instance, home: Home) -> Container | None:
 
 
 async def _course(instance: Instance, home: Home, held: AsyncExitStack, log: Log) -> Exit:
-    if instance.job is not None:  # taken over from a former agent
-        container = home.depot.find(instance.handle or "")
-        held.push_async_callback(home.depot.destroy, container.handle)
-        if sha1 := instance.message.sha1:
-            held.enter_context(home.layers.use(sha1))
-            layer = home.layers.known(sha1)
-            instance.layer_bytes = layer.bytes if layer is not None else 0
-        job = instance.job
-        kills = _follow_memory(instance, container, job, held)
+    """From wherever the instance stands, which a former agent may have left: with a job, with a container only, or with nothing."""
+    began = time.monotonic()
+    if instance.job is not None:
+        container, job = _take_up(instance, home, held), instance.job
     else:
         await home.wait_room(instance).wait()
         home.happen(instance, Event.START)
         began = time.monotonic()
-        rootfs, layer = await _prepare(instance, home, held, log)
-        async with home.starts:  # not longer: a droplet may trickle, an app may take minutes to open its port
-            container, job = await _start(instance, home, held, log, rootfs, layer)
-        kills = _follow_memory(instance, container, job, held)
+        container, job = await _start(instance, home, held, log)
+    kills = _follow_memory(instance, container, job, held)
+    if not instance.healthy and job.status is None:
         await _until_healthy(instance, home, container, job, log)
         if instance.healthy:
             log.info(
@@ -224,6 +226,17 @@ def _follow_memory(instance: Instance, container: Container, job: Job, held: Asy
     return kills
 
 
+def _take_up(instance: Instance, home: Home, held: AsyncExitStack) -> Container:
+    """The container of a former agent; given back as one that was made here."""
+    container = home.depot.find(instance.handle or "")
+    held.push_async_callback(home.depot.destroy, container.handle)
+    if sha1 := instance.message.sha1:
+        held.enter_context(home.layers.use(sha1))
+        layer = home.layers.known(sha1)
+        instance.layer_bytes = layer.bytes if layer is not None else 0
+    return container
+
+
 def exit_of(status: ExitStatus, *, out_of_memory: bool) -> Exit:
     """What the bus is told (dea-bus.md 2.5). A shell in between gives the KILL of its child as 137. Pure.
 
@@ -240,6 +253,18 @@ def _host_port(instance: Instance) -> int | None:
     return instance.port.host_port if instance.port is not None else None
 
 
+async def _start(instance: Instance, home: Home, held: AsyncExitStack, log: Log) -> tuple[Container, Job]:
+    """The slots of starts are not held for longer than needed: a droplet may trickle, an app may take minutes to open its port."""
+    if (container := _container_of(instance, home)) is not None:  # a former agent had made it
+        _take_up(instance, home, held)
+        async with home.starts:
+            return container, await _spawn(instance, container, home, log)
+    rootfs, layer = await _prepare(instance, home, held, log)
+    async with home.starts:
+        container = await _create(instance, home, held, rootfs, layer)
+        return container, await _spawn(instance, container, home, log)
+
+
 async def _prepare(instance: Instance, home: Home, held: AsyncExitStack, log: Log) -> tuple[Path, Layer]:
     """What the container is made of: the root file system, and the droplet's layer. StartFailed."""
     message, settings = instance.message, home.settings
@@ -253,29 +278,33 @@ async def _prepare(instance: Instance, home: Home, held: AsyncExitStack, log: Lo
     return rootfs_of(stack.package_path), await _fetch(instance, home, held, log)
 
 
-async def _start(
-    instance: Instance, home: Home, held: AsyncExitStack, log: Log, rootfs: Path, layer: Layer
-) -> tuple[Container, Job]:
-    settings = home.settings
+async def _create(
+    instance: Instance, home: Home, held: AsyncExitStack, rootfs: Path, layer: Layer
+) -> Container:
     try:
-        spec = make_spec(instance, settings, rootfs, layer)
-        container = await home.depot.create(spec)
+        spec = make_spec(instance, home.settings, rootfs, layer)
+        container = await home.depot.create(spec, record=home.record(instance))
     except (SpecError, CreateError, NoLease) as e:
         raise StartFailed(NO_PORT if isinstance(e.__cause__, NoPorts) else FAILED, str(e)) from e
     held.push_async_callback(home.depot.destroy, container.handle)
     instance.handle = container.handle
     instance.port = container.ports[0] if container.ports else None
+    return container
+
+
+async def _spawn(instance: Instance, container: Container, home: Home, log: Log) -> Job:
     instance.started_at_s = time.time()
+    home.save(instance)
     try:
         command = await start_command(instance, container)
-        job = make_job(instance, settings, home.local_ip, command)
+        job = make_job(instance, home.settings, home.local_ip, command)
         if (why := too_long(job.env, VARIABLE_BYTES)) is not None:
             raise StartFailed(FAILED, why)
         instance.job = await container.spawn(job)
     except (WshdError, WshdGone, FilesError, SpecError) as e:
         raise StartFailed(FAILED, str(e)) from e
     log.info("instance_spawned", handle=container.handle, port=_host_port(instance))
-    return container, instance.job
+    return instance.job
 
 
 async def _fetch(instance: Instance, home: Home, held: AsyncExitStack, log: Log) -> Layer:

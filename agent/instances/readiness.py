@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Coroutine
 from typing import Any, Final
 
@@ -75,10 +76,20 @@ async def wait_state_file(container: Container, path: str, timeout_s: float) -> 
         await asyncio.sleep(PERIOD_S)
 
 
+def health_time_left_s(timeout_s: float, started_at_s: float, now_s: float) -> float:
+    """Of an instance's time to open its port; it may have been started by a former agent. A clock that was set gives neither more
+    than all of it nor less than none, and with none left the port is still looked at once. Pure."""
+    return min(timeout_s, max(0.0, timeout_s - (now_s - started_at_s)))
+
+
 async def health_check(
     instance: Instance, container: Container, settings: Settings, local_ip: str, log: Log
 ) -> tuple[Coroutine[Any, Any, bool], str] | None:
     """What to wait for, and what to say when it does not come; None: healthy at once."""
+
+    def left_s(timeout_s: float) -> float:
+        return health_time_left_s(timeout_s, instance.started_at_s, time.time())
+
     try:
         path = await state_file(container)
     except (plain_yaml.YamlError, OSError) as e:
@@ -86,9 +97,13 @@ async def health_check(
         path = None
     if path is not None:
         timeout_s = STATE_FILE_TIMEOUT_S
-        return wait_state_file(container, path, timeout_s), f"{path} did not say RUNNING within {timeout_s} s"
+        return wait_state_file(
+            container, path, left_s(timeout_s)
+        ), f"{path} did not say RUNNING within {timeout_s} s"
     if not instance.uris or instance.port is None or instance.port.host_port is None:
         return None
     given, port = instance.message.health_check_timeout, instance.port.host_port
     timeout_s = settings.default_health_check_timeout if given is None else float(given)
-    return wait_accepting(local_ip, port, timeout_s), f"port {port} did not accept within {timeout_s} s"
+    return wait_accepting(
+        local_ip, port, left_s(timeout_s)
+    ), f"port {port} did not accept within {timeout_s} s"

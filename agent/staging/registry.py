@@ -14,8 +14,8 @@ from msgspec import structs
 from agent.bus import messages as m
 from agent.bus.connection import Bus
 from agent.cause import host_paths, public
+from agent.memory import SavedStaging
 from agent.resources import Claim, Short
-from agent.snapshot import SavedStaging
 from agent.staging.buildpacks import StagingFailed
 from agent.staging.log import Piece
 from agent.staging.task import Staged, StagingTask, Workshop
@@ -28,15 +28,22 @@ ENDED_KEPT = 4  # so that who asks for the output of a quick staging still gets 
 
 @dataclass(eq=False)
 class _Run:
-    """``over``: its last reply is told, so nothing more is said and its room is free."""
+    """``over``: its last reply is told, so nothing more is said and its room is free; ``kept``: the outbox has that reply."""
 
     task: StagingTask
     work: asyncio.Task[None] | None = None
     over: bool = False
+    kept: bool = False
+
+    def saved(self) -> SavedStaging | None:
+        """What the next agent must know of it; None: nothing any more."""
+        message = self.task.message
+        return None if self.kept else SavedStaging(message.task_id, message.app_id, self.task.reply_to)
 
 
 class StagingRegistry:
-    """``begin`` owns background tasks; ``start`` starts the staged app, where ``starts_here``; ``lacks`` asks for room."""
+    """``begin`` owns background tasks; ``start`` starts the staged app, where ``starts_here``; ``lacks`` asks for room; ``changed``
+    marks what is remembered of a staging, named by its task and its inbox, as changed."""
 
     def __init__(
         self,
@@ -47,7 +54,7 @@ class StagingRegistry:
         start: Callable[[m.StartMessage], None],
         starts_here: Callable[[], bool],
         lacks: Callable[[Claim], Short | None],
-        changed: Callable[[], None],
+        changed: Callable[[str, str, Callable[[], SavedStaging | None]], None],
     ) -> None:
         self._shop = shop
         self._bus = bus
@@ -66,9 +73,8 @@ class StagingRegistry:
     def claims(self) -> tuple[Claim, ...]:
         return tuple(Claim(run.task.memory_mb, run.task.disk_mb) for run in self._under_way())
 
-    def saved(self) -> tuple[SavedStaging, ...]:
-        tasks = (run.task for run in self._under_way())
-        return tuple(SavedStaging(t.message.task_id, t.message.app_id, t.reply_to) for t in tasks)
+    def _save(self, run: _Run) -> None:
+        self._changed(run.task.message.task_id, run.task.reply_to, run.saved)
 
     def find(self, task_id: str) -> StagingTask | None:
         """The newest of that id: under way, or ended just now."""
@@ -101,7 +107,7 @@ class StagingRegistry:
         run = _Run(task)
         self._runs.append(run)
         task.log.info("staging_begun", stack=message.stack, memory_mb=task.memory_mb)
-        self._changed()
+        self._save(run)
         self._begin(task.message.task_id, self._live(run))
 
     def refuse(self, task_id: str, error: str, reply_to: str) -> None:
@@ -140,7 +146,6 @@ class StagingRegistry:
         finally:
             self._runs.remove(run)
             self._ended.append(task)
-            self._changed()
 
     async def _work(self, run: _Run) -> None:
         task = run.task
@@ -170,8 +175,12 @@ class StagingRegistry:
             return
         run.over = True
         run.task.output.close()
-        self._bus.tell(reply, reply_to=run.task.reply_to)
-        self._changed()
+
+        def kept() -> None:
+            run.kept = True
+            self._save(run)
+
+        self._bus.tell(reply, reply_to=run.task.reply_to, on_kept=kept)
 
     def _tell_failure(self, run: _Run, failed: StagingFailed) -> None:
         """To the controller, and into the app's own log (the staging's, and the one that its instances write to)."""

@@ -123,16 +123,17 @@ class Host:
         assert self.agent is not None, "the agent has not been started"
         return self.agent
 
-    async def start_agent(self, *, hold: str | None = None) -> AgentProcess:
-        """Until it has advertised itself; its id is then known. ``hold``: a phase of held_agent.py."""
+    async def start_agent(self, *, hold: str | None = None, tree: Path | None = None) -> AgentProcess:
+        """Until it has advertised itself; its id is then known. ``hold``: a phase of held_agent.py; ``tree``: the sources of
+        another release."""
         since = self.peer.mark
-        agent = await self._spawn_agent(hold)
+        agent = await self._spawn_agent(hold, tree)
         advert = await self._first_advert(since)
         self.dea = advert.body["id"]
         await agent.wait_log("agent_started")
         return agent
 
-    async def _spawn_agent(self, hold: str | None) -> AgentProcess:
+    async def _spawn_agent(self, hold: str | None, tree: Path | None = None) -> AgentProcess:
         config = self.dir / "config.yml"
         config.write_text(json.dumps(self.settings))
         program = ["-m", "agent"]
@@ -140,7 +141,7 @@ class Host:
             program = [str(Path(__file__).with_name("held_agent.py")), hold, str(self.hold_flag)]
         with (self.dir / "agent.out").open("ab") as out:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, *program, "run", "--config", str(config), stdout=out, stderr=out
+                sys.executable, *program, "run", "--config", str(config), stdout=out, stderr=out, cwd=tree
             )
         self.agent = AgentProcess(process, Path(self.settings["logging"]["file"]))
         return self.agent
@@ -313,8 +314,16 @@ class Host:
 
     async def wait_remembered(self, text: str, within_s: float = 20.0) -> None:
         """Until a next agent would know it."""
-        await poll(lambda: text in self.memory_path.read_text(), within_s)
-        assert text in self.memory_path.read_text(), self.memory_path.read_text()
+        await poll(lambda: text in self.memory(), within_s)
+        assert text in self.memory(), self.memory()
+
+    def memory(self) -> str:
+        """What the agent remembers, as it is on disk."""
+        text = ""
+        for path in (self.base_dir / "db").rglob("*.json"):
+            with contextlib.suppress(FileNotFoundError):
+                text += path.read_text() + "\n"
+        return text
 
     # -- what is left ------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from agent.bus.sender import Sender
 from agent.cli.app import main
 from agent.droplets.unpacker import Feeding
 from agent.instances.keeper import Keeper
-from agent.snapshot import Saver
+from agent.memory.ahead import Memory
 from agent.staging.registry import StagingRegistry
 from agent.worker import Worker
 from container import Container, Depot
@@ -71,7 +71,7 @@ FAULTS: Mapping[str, tuple[Any, str]] = {
     "advertise": (Announcer, "_advertise"),
     "heartbeat": (Announcer, "_beat"),
     "routes": (Announcer, "_register"),
-    "saver": (Saver, "save"),
+    "memory": (Memory, "save"),
     "bus": (Sender, "_take_batch"),
     "life": (worker_module, "live"),
     "staging": (StagingRegistry, "_live"),

@@ -38,7 +38,7 @@ async def fails(host: Host, kind: str) -> None:
     assert (await host.status())["failures"][kind] >= 1
 
 
-PERIODIC = ("stats", "reaper", "advertise", "heartbeat", "routes", "saver", "bus")
+PERIODIC = ("stats", "reaper", "advertise", "heartbeat", "routes", "memory", "bus")
 
 
 async def test_each_kind_of_background_work_may_raise_and_goes_on_afterwards(hosts: OpenHost) -> None:
@@ -51,7 +51,7 @@ async def test_each_kind_of_background_work_may_raise_and_goes_on_afterwards(hos
 
         with broken(host, *PERIODIC):
             await host.control("GET", "/v1/status")
-            # the saver and the sender have work only when something changes
+            # the memory and the sender have work only when something changes
             await host.peer.say("dea.update", {"droplet": app.id, "uris": ["new.example.com"]})
             for kind in PERIODIC:
                 await fails(host, kind)
@@ -94,9 +94,9 @@ async def test_a_container_that_cannot_be_destroyed_costs_nobody_else(hosts: Ope
         await host.run(lost)
         await host.wait_remembered(lost.id)
         await host.stop_agent(signal.SIGKILL)
-        memory = json.loads(host.memory_path.read_text())
-        memory["instances"] = [one for one in memory["instances"] if one["message"]["droplet"] == kept.id]
-        host.memory_path.write_text(json.dumps(memory))
+        for path in (*host.base_dir.glob("db/instances/*.json"), *host.base_dir.glob("depot/*/record")):
+            if json.loads(path.read_text())["message"]["droplet"] == lost.id:
+                path.unlink()
 
         with broken(host, "destroy"):
             await host.start_agent(hold="faulty")

@@ -7,11 +7,12 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 
 import pytest
-from driver import Host
+from driver import Host, poll
 from driver_apps import make_buildpack, make_package
 
 pytestmark = pytest.mark.bus
@@ -98,12 +99,75 @@ async def test_an_app_that_ended_while_nobody_looked_is_told_once(host: Host, le
     await host.start_agent()
 
 
-async def test_a_start_that_an_agent_did_not_finish_is_told_as_failed(host: Host) -> None:
-    """It is not gone on with: the health manager asks again, here or elsewhere."""
+@WAYS
+async def test_a_start_is_gone_on_with_where_it_stood(host: Host, leave: Leave) -> None:
+    """Its job runs and has not opened its port: the same process becomes healthy under the next agent."""
     app = host.make_app("slow")
-    await host.start(app, start_command="sleep 60")
+    await host.start(app, start_command="sleep 4; exec ./listener")
     await host.running.wait_log("instance_spawned", app=app.id)
+    (handle,) = host.containers()
+    pid = host.pid_of_container(handle)
+    await leave(host)
+
+    await host.start_agent()
+
+    running = await host.wait_state(app, "RUNNING")
+    assert host.containers() == [handle]
+    assert host.pid_of_container(handle) == pid
+    routes = [one.body["port"] for one in host.peer.on("router.register")]
+    assert routes == [running["stats"]["port"]]
+    assert host.peer.on("droplet.exited") == []
+
+
+async def test_a_start_that_was_resumed_has_the_time_that_is_left(host: Host) -> None:
+    """A restart of the agent gives an app that opens no port no second chance."""
+    app = host.make_app("deaf")
+    await host.start(app, start_command="sleep 60", health_check_timeout=8)
+    await host.running.wait_log("instance_spawned", app=app.id)
+    began = time.time()
+    await asyncio.sleep(3)
     await kill(host)
+
+    await host.start_agent()
+
+    exited = await host.peer.wait_for("droplet.exited")
+    assert exited.body["exit_description"] == "failed to accept connections within health check timeout"
+    assert 7.5 < exited.at_s - began < 10.5
+    await host.wait_depot_empty()
+
+
+@pytest.mark.parametrize(
+    ("leave", "phase"),
+    [(detach, "unpacking"), (kill, "unpacking"), (kill, "creating"), (kill, "spawned")],
+)
+async def test_a_start_is_finished_by_the_next_agent(hosts: OpenHost, leave: Leave, phase: str) -> None:
+    """Wherever it stood: one instance, under its first id, and no word of a failure."""
+    async with hosts() as host:
+        await host.start_agent(hold=phase)
+        app = host.make_app("shop")
+        await host.start(app, instance_id="the-first")
+        assert await poll(host.hold_flag.exists, 20)
+        await leave(host)
+        host.hold_flag.unlink(missing_ok=True)
+
+        await host.start_agent()
+
+        running = await host.wait_state(app, "RUNNING")
+        assert (running["instance"], len(await host.find(app))) == ("the-first", 1)
+        assert len(host.containers()) == 1
+        assert host.peer.on("droplet.exited") == []
+
+
+async def test_a_start_from_long_ago_is_told_as_failed(host: Host) -> None:
+    """An agent that was away for hours does not start what its controller has long placed elsewhere."""
+    app = host.make_app("late")
+    with host.files.stalled(app.path) as reached:
+        await host.start(app)
+        await asyncio.wait_for(reached.wait(), 20)
+        await kill(host)
+    (record,) = (host.base_dir / "db" / "instances").glob("*.json")
+    saved = json.loads(record.read_text())
+    record.write_text(json.dumps(saved | {"state_since_s": saved["state_since_s"] - 3600}))
 
     await host.start_agent()
 
@@ -126,22 +190,6 @@ async def test_a_stop_that_an_agent_did_not_finish_is_finished_by_the_next(host:
     await host.wait_gone(app)
     await host.wait_depot_empty()
     assert host.peer.on("droplet.exited") == []
-
-
-async def test_a_damaged_memory_is_put_aside_and_the_apps_without_owner_go(host: Host) -> None:
-    """The health manager fills the gap; an app that no agent knows would run for ever."""
-    app = host.make_app("shop")
-    await host.run(app)
-    await kill(host)
-    memory = host.memory_path
-    memory.write_bytes(memory.read_bytes()[:-20])
-
-    await host.start_agent()
-
-    await host.running.wait_log("snapshot_damaged_starting_empty")
-    assert memory.with_suffix(".damaged").exists()
-    assert await host.find(app) == []
-    await host.wait_depot_empty()
 
 
 async def test_an_agent_that_breaks_takes_no_app_along(hosts: OpenHost) -> None:

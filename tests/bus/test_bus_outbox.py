@@ -114,8 +114,8 @@ async def test_events_survive_the_agent(
     first.run()
     for number in range(30):
         first.bus.tell(staged(number), reply_to="box")
+    await until(lambda: len(kept_files(tmp_path)) == 30, "they are kept")
     await first.stop()
-    assert len(kept_files(tmp_path)) == 30
     await server.start()
     peer = await listen("box")
 
@@ -234,11 +234,11 @@ async def test_a_full_disk_costs_an_event_its_safety_only(
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # as a full disk: 100 bytes go in, then an error
     try:
         host.bus.tell(staged(1), reply_to="box")
+        await until(lambda: peer.on("box") == [m.encode(staged(1))], "it arrives")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)
 
-    await until(lambda: peer.on("box") == [m.encode(staged(1))], "it arrives")
     assert [line["subject"] for line in host.logged("outbox_not_written")] == ["box"]
     assert kept_files(tmp_path) == []
 
@@ -408,6 +408,9 @@ async def test_the_oldest_of_too_many_is_dropped(tmp_path: Path, monkeypatch: py
     host = Host(["nats://127.0.0.1:1"], tmp_path / "outbox")
     for number in range(5):
         host.bus.tell(staged(number), reply_to=f"box.{number}")
+    host.run()
+    await until(lambda: len(kept_files(tmp_path)) == 3, "three are kept")
+    await host.stop()
     kept = [entry.kept.subject for entry in Outbox(tmp_path / "outbox")]
     assert kept == ["box.2", "box.3", "box.4"]
     assert [line["subject"] for line in host.logged("outbox_full_oldest_dropped")] == ["box.0", "box.1"]

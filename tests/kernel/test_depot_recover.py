@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -13,10 +14,22 @@ from pathlib import Path
 import msgspec
 import pytest
 import pytest_asyncio
-from depot_kit import app, close_empty, leases_in_use, nothing_left, settings_for, sh, until
+from depot_kit import app, close_empty, leases_in_use, links, nothing_left, settings_for, sh, until
 from depot_kit import stack as stack
 
-from container import Container, ContainerState, Depot, DepotBusy, Limits, Output, Past, WshdError, snapshot
+from container import (
+    Container,
+    ContainerState,
+    Depot,
+    DepotBusy,
+    Limits,
+    Output,
+    Past,
+    WshdError,
+    snapshot,
+    wshd,
+)
+from container.network.rules import interface_of
 from container.snapshot import Phase, Snapshot
 
 pytestmark = pytest.mark.kernel
@@ -65,8 +78,8 @@ async def removes_it_whole(base: Path, pid: int) -> None:
     [
         b"",
         b"{",
+        b'{"version": 0}',
         b'{"version": 1}',
-        b'{"version": 2}',
         b"\xff" * 100,
         b"[" * 100_000,
     ],
@@ -77,6 +90,67 @@ async def test_a_damaged_snapshot_removes_the_container(left: Path, damage: byte
     pid = snapshot.read(directory).pid
     (directory / snapshot.FILE_NAME).write_bytes(damage)
     await removes_it_whole(left, pid)
+
+
+async def test_a_container_of_a_later_version_is_left_alone(left: Path) -> None:
+    """It lives, has its network and its leases, and nobody else gets any of it; its own version finds it again."""
+    directory = settings_for(left).depot_dir / "left"
+    known = snapshot.read(directory)
+    ours = (directory / snapshot.FILE_NAME).read_bytes()
+    later = json.dumps(json.loads(ours) | {"version": 2, "phase": "asleep"}).encode()
+    (directory / snapshot.FILE_NAME).write_bytes(later)
+    depot = await Depot.open(settings_for(left))
+
+    recovery = await depot.recover()
+
+    assert (recovery.found, recovery.removed, recovery.left_alone) == ((), (), ("left",))
+    assert depot.handles() == ()
+    assert is_alive(known.pid)
+    assert leases_in_use(depot) == 2
+    assert links() == [interface_of(known.link_id)]
+    assert known.link_id in depot._host.cgroups.list()
+    assert (directory / snapshot.FILE_NAME).read_bytes() == later
+    await depot.close(remove_tables=True)
+    (directory / snapshot.FILE_NAME).write_bytes(ours)
+    again = await Depot.open(settings_for(left))
+    assert (await again.recover()).found == ("left",)
+    assert (await again.find("left").run(sh("echo on"))).stdout == b"on\n"
+    await again.close()
+
+
+async def test_a_wshd_of_a_later_version_is_left_alone(left: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody answers, in words that are not ours: alive, so it is not ended."""
+    directory = settings_for(left).depot_dir / "left"
+    pid = snapshot.read(directory).pid
+    monkeypatch.setattr(wshd, "VERSION", 0)  # then the one that runs is later
+    depot = await Depot.open(settings_for(left))
+
+    recovery = await depot.recover()
+
+    assert (recovery.found, recovery.left_alone) == ((), ("left",))
+    assert is_alive(pid)
+    await depot.close()
+
+
+async def test_a_callers_record_comes_back(tmp_path: Path, stack: Path) -> None:
+    """With the container that was taken up, and from one that had to be removed."""
+    depot = await Depot.open(settings_for(tmp_path))
+    box = await depot.create(app(stack, handle="kept"), record=b"first")
+    assert box.record == b"first"
+    box.keep_record(b"second")
+    await depot.create(app(stack, handle="lost"), record=b"of the lost one")
+    await depot.create(app(stack, handle="none"))
+    await depot.close()
+    (settings_for(tmp_path).depot_dir / "lost" / snapshot.FILE_NAME).write_bytes(b"{")
+
+    again = await Depot.open(settings_for(tmp_path))
+    recovery = await again.recover()
+
+    assert (recovery.found, recovery.removed) == (("kept", "none"), ("lost",))
+    assert (again.find("kept").record, again.find("none").record) == (b"second", None)
+    assert recovery.records == {"lost": b"of the lost one"}
+    assert (again.find("kept").directory / "record").stat().st_mode & 0o777 == 0o600
+    await close_empty(again)
 
 
 async def test_a_container_half_made_is_removed(left: Path) -> None:

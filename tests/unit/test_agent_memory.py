@@ -1,20 +1,25 @@
-"""The agent's memory: what is remembered comes back, a damaged one is put aside, and writing it never gets in anybody's way."""
+"""The agent's memory: what is remembered comes back, what is damaged costs itself only, and writing never holds anybody up."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import old_release
 import pytest
 import structlog
 
-from agent import snapshot
 from agent.bus.messages import AppLimits, StartMessage
 from agent.instances.instance import Exit, Instance, State
-from agent.snapshot import Memory, SavedStaging, Saver, SnapshotDamaged
+from agent.memory import ahead, records
+from agent.memory.ahead import Memory
+from agent.memory.records import FORMAT, Head, OneFile, Phase, SavedInstance, SavedStaging
+from agent.memory.store import HEAD, INSTANCES, STAGINGS, Store
 from container import PortMapping
 
 pytestmark = pytest.mark.unit
@@ -32,6 +37,7 @@ def crashed() -> Instance:
         message=message,
         version="v2",
         uris=("b.example.com",),
+        record="r",
         state=State.CRASHED,
         state_since_s=5.5,
         started_at_s=4.5,
@@ -39,102 +45,322 @@ def crashed() -> Instance:
         port=PortMapping(host_port=61001, container_port=8080),
         exit=Exit(255, "app instance exited", 9),
         crashed_at_s=5,
+        exit_pending=True,
+        leaving=("c.example.com",),
         healthy=True,
     )
 
 
-def test_what_is_remembered_of_an_instance_comes_back(tmp_path: Path) -> None:
+def saved(**changes: Any) -> SavedInstance:
+    return msgspec.structs.replace(records.save_instance(crashed(), "me"), **changes)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "db", tmp_path / "agent.id")
+
+
+def db(tmp_path: Path) -> set[str]:
+    return {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+
+
+# ---- records -------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_remembered_of_an_instance_comes_back() -> None:
     """All but its state, which depends on what is found of its container."""
-    path = tmp_path / "agent.json"
-    instance = crashed()
-    memory = Memory("me", (snapshot.save_instance(instance),), (SavedStaging("t", "app", "inbox"),))
+    one = saved()
 
-    snapshot.write(path, memory)
-
-    assert snapshot.read(path) == memory
-    (saved,) = memory.instances
-    back = snapshot.load_instance(saved)
+    assert records.decode_instance(records.encode(one)) == one
+    back = records.load_instance(one)
     assert back.state is State.BORN
-    assert snapshot.save_instance(back) == msgspec.structs.replace(saved, state=State.BORN)
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+    assert records.save_instance(back, "me") == msgspec.structs.replace(one, state=State.BORN)
+
+
+def test_a_record_of_another_release_is_taken_as_far_as_it_is_known() -> None:
+    """What it lacks has a default, what it has beyond is ignored."""
+    fields = json.loads(records.encode(saved()))
+    for added in ("record", "agent_id", "exit_pending", "leaving", "whole", "format", "ports"):
+        del fields[added]
+
+    found = records.decode_instance(json.dumps(fields | {"hue": [1], "format": FORMAT}).encode())
+
+    assert found == saved(record="", agent_id="", exit_pending=False, leaving=(), ports=None)
+
+
+def test_a_record_of_a_later_format_is_no_damage() -> None:
+    """It is the business of the release that wrote it; its container is known all the same."""
+    data = json.dumps({"format": FORMAT + 1, "handle": "h", "state": 7}).encode()
+
+    with pytest.raises(records.Later, match="format 3"):
+        records.decode_instance(data)
+    assert records.handle_of(data) == "h"
+
+
+def deep(levels: int) -> bytes:
+    return b"[" * levels + b"]" * levels
+
+
+@pytest.mark.parametrize("levels", [65, 400, 975])
+def test_a_message_that_is_too_deep_by_now_ends_no_running_app(levels: int) -> None:
+    """A former release took it; the part is kept that an instance needs which runs already."""
+    data = records.encode(saved()).replace(b'"services":[]', b'"services":[%s]' % deep(levels))
+
+    found = records.decode_instance(data)
+
+    assert (found.whole, found.message.services) == (False, ())
+    assert (found.id, found.uris, found.ports) == ("i", ("b.example.com",), (61001, 8080))
+    assert (found.message.app, found.message.index, found.message.limits.mem) == ("app", 2, 16)
+    assert records.decode_instance(records.encode(found)) == found
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"{", b"[]", b"\xff", b'{"agent_id": 1}', b'{"agent_id": "me", "format": 2}']
+    "data", [b"", b"{", b"[]", b"\xff", b"{}", deep(100_000), b'{"format": "x"}', b"null"]
 )
-def test_a_damaged_memory_is_put_aside(tmp_path: Path, data: bytes) -> None:
-    """The agent starts without it; somebody may still want to look."""
-    path = tmp_path / "agent.json"
-    path.write_bytes(data)
-
-    with pytest.raises(SnapshotDamaged, match=r"agent\.damaged"):
-        snapshot.read(path)
-
-    assert snapshot.read(path) is None
-    assert (tmp_path / "agent.damaged").read_bytes() == data
+def test_what_is_no_record_is_one_error(data: bytes) -> None:
+    """Whatever the decoder says to it."""
+    with pytest.raises(records.Unreadable):
+        records.decode_instance(data)
 
 
-def test_a_write_that_fails_leaves_the_old_memory(tmp_path: Path) -> None:
-    """Half a memory would be none."""
-    path = tmp_path / "agent.json"
-    snapshot.write(path, Memory("me"))
-    (tmp_path / "agent.new").symlink_to("/dev/full")
+# ---- files ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_written_is_read(store: Store, tmp_path: Path) -> None:
+    """Each record in a file of its own, which only root reads; a removed one is gone."""
+    head, staging = (
+        Head(agent_id="me", phase=Phase.EVACUATING, since_s=7.5),
+        SavedStaging("t", "app", "inbox"),
+    )
+    store.write(HEAD, "agent", records.encode(head))
+    store.write(INSTANCES, "r", records.encode(saved()))
+    store.write(INSTANCES, "gone", records.encode(saved()))
+    store.write(INSTANCES, "gone", None)
+    store.write(INSTANCES, "gone", None)
+    store.write(STAGINGS, "s", records.encode(staging))
+
+    found = store.read()
+
+    assert (found.head, found.instances, found.stagings) == (head, {"r": saved()}, {"s": staging})
+    assert found.damage == []
+    files = {"db/agent.json", "db/instances/r.json", "db/stagings/s.json"}
+    assert db(tmp_path) == files
+    assert {(tmp_path / name).stat().st_mode & 0o777 for name in files} == {0o600}
+
+
+def test_nothing_is_remembered_at_first(store: Store) -> None:
+    """An agent that has never run is new, which is no damage."""
+    found = store.read()
+    assert (found.head, found.instances, found.damage) == (None, {}, [])
+
+
+@pytest.mark.parametrize("data", [b"", b"\0" * 90, b'{"id": "i"}', deep(100_000)])
+def test_a_damaged_record_costs_itself_only(store: Store, tmp_path: Path, data: bytes) -> None:
+    """It is set aside for somebody to look at; the others and the head are read."""
+    store.write(HEAD, "agent", records.encode(Head(agent_id="me")))
+    store.write(INSTANCES, "good", records.encode(saved(record="good")))
+    store.write(INSTANCES, "bad", data)
+
+    found = store.read()
+
+    assert found.head == Head(agent_id="me")
+    assert list(found.instances) == ["good"]
+    assert [(one.path.name, one.later) for one in found.damage] == [("bad.damaged", False)]
+    assert (tmp_path / "db/instances/bad.damaged").read_bytes() == data
+    assert store.read().damage == []
+
+
+def test_the_id_outlives_the_head(store: Store, tmp_path: Path) -> None:
+    """By its own file, and without that by any record; a name that is no id is none."""
+    store.write(HEAD, "agent", b"{")
+    store.write(INSTANCES, "r", records.encode(saved(agent_id="of-a-record")))
+    store.write_id("of-the-file")
+
+    assert store.read().head == Head(agent_id="of-the-file")
+    (tmp_path / "agent.id").write_bytes(b"\0" * 20)
+    assert store.read().head == Head(agent_id="of-a-record")
+
+
+def test_what_a_later_release_wrote_is_left_to_it(store: Store, tmp_path: Path) -> None:
+    """Its records stay in place, with the containers that are theirs; its head makes room for ours."""
+    later = json.dumps({"agent_id": "me", "format": FORMAT + 1, "handle": "h"}).encode()
+    store.write(HEAD, "agent", later)
+    store.write(INSTANCES, "r", later)
+    store.write_id("me")
+
+    found = store.read()
+
+    assert found.head == Head(agent_id="me")
+    assert sorted((one.path.name, one.later, one.handle) for one in found.damage) == [
+        ("agent.json", True, "h"),
+        ("r.json", True, "h"),
+    ]
+    assert (tmp_path / "db/instances/r.json").read_bytes() == later
+    assert (tmp_path / "db/agent.later").read_bytes() == later
+
+
+def test_a_write_that_fails_leaves_the_old_record(store: Store, tmp_path: Path) -> None:
+    """Half a record would be none; what it left is no hindrance later."""
+    store.write(INSTANCES, "r", records.encode(saved()))
+    (tmp_path / "db/instances/r.json.new").symlink_to("/dev/full")
 
     with pytest.raises(OSError, match="No space"):
-        snapshot.write(path, Memory("me", stagings=(SavedStaging("t", "app", ""),)))
+        store.write(INSTANCES, "r", records.encode(saved(version="v3")))
 
-    assert snapshot.read(path) == Memory("me")
+    assert store.read().instances == {"r": saved()}
+    store.write(INSTANCES, "r", records.encode(saved(version="v3")))
+    assert store.read().instances == {"r": saved(version="v3")}
+
+
+# ---- the release before --------------------------------------------------------------------------------------------
+
+
+def test_the_one_file_of_the_first_release_is_taken_over(store: Store, tmp_path: Path) -> None:
+    """What that release wrote, byte for byte: every instance in its state, and the stagings."""
+    (tmp_path / "db").mkdir()
+    (tmp_path / "db/agent.json").write_bytes((old_release.FIXTURES / "agent.json").read_bytes())
+
+    found = store.read()
+
+    assert found.head == Head(agent_id="c5f2f407-16d5-4ca9-b598-f85f676f9429")
+    states = {one.message.name: one.state for one in found.instances.values()}
+    assert states == {
+        "running": State.RUNNING,
+        "crashed": State.CRASHED,
+        "stubborn": State.STOPPING,
+        "slow": State.STARTING,
+    }
+    assert all(one.record == name == one.id and one.whole for name, one in found.instances.items())
+    assert [one.app_id for one in found.stagings.values()] == [one.app_id for one in old_stagings()]
+    assert found.damage == []
+
+
+def old_file() -> OneFile:
+    head = records.decode_head((old_release.FIXTURES / "agent.json").read_bytes())
+    assert isinstance(head, OneFile)
+    return head
+
+
+def old_stagings() -> tuple[SavedStaging, ...]:
+    return old_file().stagings
+
+
+def test_a_bad_instance_in_the_one_file_costs_itself_only(store: Store, tmp_path: Path) -> None:
+    """Its bytes are set aside."""
+    old = msgspec.structs.replace(old_file(), instances=(msgspec.Raw(b'{"id": 3}'), *old_file().instances))
+    (tmp_path / "db").mkdir()
+    (tmp_path / "db/agent.json").write_bytes(msgspec.json.encode(old))
+
+    found = store.read()
+
+    assert len(found.instances) == len(old_file().instances)
+    assert [one.path.name for one in found.damage] == ["instance-0.damaged"]
+
+
+def test_a_take_over_that_was_broken_off_is_begun_again(store: Store, tmp_path: Path) -> None:
+    """Records are written before the head: what is there of them already is the newer."""
+    (tmp_path / "db").mkdir()
+    (tmp_path / "db/agent.json").write_bytes((old_release.FIXTURES / "agent.json").read_bytes())
+    name, one = next(iter(store.read().instances.items()))
+    store.write(INSTANCES, name, records.encode(msgspec.structs.replace(one, version="newer")))
+
+    found = store.read()
+
+    assert len(found.instances) == len(old_file().instances)
+    assert found.instances[name].version == "newer"
+
+
+# ---- ahead of what is published ------------------------------------------------------------------------------------
 
 
 @contextlib.asynccontextmanager
-async def saving(saver: Saver) -> AsyncIterator[None]:
-    task = asyncio.create_task(saver.run(), name="saver")
+async def running(memory: Memory) -> AsyncIterator[None]:
+    task = asyncio.create_task(memory.run(), name="memory")
     try:
         yield
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+        memory.close()
 
 
-async def test_the_last_of_many_changes_is_what_is_on_disk(tmp_path: Path) -> None:
-    """A change during a write is not lost, and changes in one turn are one write."""
-    path, composed = tmp_path / "agent.json", list[Memory]()
+async def test_a_generation_is_written_when_it_is_said_to_be(store: Store, tmp_path: Path) -> None:
+    """And changes of one turn are one write, of what is true then."""
+    memory, composed = Memory(store, LOG), list[int]()
 
-    def compose() -> Memory:
-        composed.append(Memory(f"{len(composed)}"))
-        return composed[-1]
+    def compose() -> bytes:
+        composed.append(len(composed))
+        return b"%d" % composed[-1]
 
-    saver = Saver(path, compose, LOG)
-    async with saving(saver):
+    async with running(memory):
         for _ in range(100):
-            saver.changed()
-        assert await saver.save()
-        saver.changed()
-        assert await saver.save()
+            memory.keep("s", "n", compose)
+        assert not (tmp_path / "db/s/n.json").exists()
+        await memory.wait_written(memory.generation)
+        assert (tmp_path / "db/s/n.json").read_bytes() == b"0"
+        memory.keep("s", "n", lambda: None)
+        await memory.wait_written(memory.generation)
 
-    assert snapshot.read(path) == composed[-1]
-    assert len(composed) <= 4
+    assert not (tmp_path / "db/s/n.json").exists()
+    assert composed == [0]
 
 
-async def test_a_memory_that_could_not_be_written_is_written_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_the_copy_is_made_of_what_was_written(store: Store) -> None:
+    """And one that fails costs the record nothing."""
+    memory, copies = Memory(store, LOG), list[bytes]()
+
+    def fails(data: bytes) -> None:
+        raise OSError("no copy")
+
+    async with running(memory):
+        memory.keep("s", "one", lambda: b"1", after=copies.append)
+        memory.keep("s", "two", lambda: b"2", after=fails)
+        await memory.wait_written(memory.generation)
+
+    assert copies == [b"1"]
+
+
+async def test_a_record_that_cannot_be_made_costs_itself_only(store: Store, tmp_path: Path) -> None:
+    """An error of ours in one instance must not silence the agent."""
+    memory = Memory(store, LOG)
+
+    def broken() -> bytes:
+        raise RecursionError
+
+    async with running(memory):
+        memory.keep("s", "bad", broken)
+        memory.keep("s", "good", lambda: b"1")
+        await memory.wait_written(memory.generation)
+
+    assert db(tmp_path) == {"db/s/good.json"}
+
+
+async def test_a_record_that_cannot_be_written_holds_nobody_up_and_is_written_later(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full disk is a state, not an end."""
-    monkeypatch.setattr(snapshot, "RETRY_S", 0.01)
-    path, asked = tmp_path / "missing" / "agent.json", asyncio.Event()
-
-    def compose() -> Memory:
-        asked.set()
-        return Memory("me")
-
-    saver = Saver(path, compose, LOG)
-    async with saving(saver):
-        saver.changed()
-        await asked.wait()
-        path.parent.mkdir()
+    """A full disk is a state, not an end: one try, then what was waiting goes on; new records are tried at once."""
+    monkeypatch.setattr(ahead, "RETRY_S", 0.05)
+    (tmp_path / "db").write_text("in the way")
+    memory = Memory(store, LOG)
+    async with running(memory):
+        memory.keep("s", "one", lambda: b"1")
+        await asyncio.wait_for(memory.wait_written(memory.generation), 10)
+        memory.keep("s", "two", lambda: b"2")
+        await asyncio.wait_for(memory.wait_written(memory.generation), 10)
+        (tmp_path / "db").unlink()
         async with asyncio.timeout(10):
-            while not path.exists():
+            while db(tmp_path) != {"db/s/one.json", "db/s/two.json"}:
                 await asyncio.sleep(0.01)
 
-    assert snapshot.read(path) == Memory("me")
+
+async def test_a_disk_that_does_not_answer_holds_nobody_up(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Peers take a silent agent for dead, whatever its disk does."""
+    monkeypatch.setattr(ahead, "PATIENCE_S", 0.05)
+    memory = Memory(store, LOG)  # nobody writes
+    memory.keep("s", "one", lambda: b"1")
+
+    await asyncio.wait_for(memory.wait_written(memory.generation), 10)
+
+    memory.close()

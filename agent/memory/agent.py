@@ -1,0 +1,106 @@
+"""What this agent remembers: its id and phase, its instances with a copy beside each container, its stagings."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from agent.instances.instance import Instance
+from agent.instances.registry import Registry
+from agent.logs import Log
+from agent.memory import records
+from agent.memory.ahead import Memory
+from agent.memory.records import Head, Phase, SavedStaging
+from agent.memory.store import HEAD, INSTANCES, STAGINGS, Store, staging_name
+from container import ContainerState, Depot, UnknownHandle
+
+
+class AgentMemory:
+    """Reads what a former agent left (``found``) and keeps up to date what the next one needs."""
+
+    def __init__(self, base_dir: Path, registry: Registry, log: Log) -> None:
+        self._registry = registry
+        self._log = log
+        self._store = Store(base_dir / "db", base_dir / "agent.id")
+        self.written = Memory(self._store, log)
+        self.found = self._store.read()
+        for one in self.found.damage:
+            event = "memory_of_a_later_version_left_alone" if one.later else "memory_record_damaged"
+            log.error(event, path=str(one.path), error=one.why)
+        if self.found.head is None:
+            log.info("agent_new")
+            self.found.head = Head(agent_id=str(uuid.uuid4()))
+        self._head = self.found.head
+        self.depot: Depot
+
+    @property
+    def agent_id(self) -> str:
+        return self._head.agent_id
+
+    @property
+    def head(self) -> Head:
+        return self._head
+
+    async def take_possession(self) -> None:
+        """Everything that was found is written in this release's way, and last the head, which says so. What cannot be written now is
+        written later; until then the former files stand.
+        """
+        if await self.written.save():
+            self._keep_head()
+            await self.written.save()
+        try:
+            self._store.write_id(self.agent_id)
+        except OSError as e:
+            self._log.warning("agent_id_not_written", error=str(e))
+
+    # -- the agent itself --------------------------------------------------------------------------------------
+
+    def enter(self, phase: Phase) -> None:
+        """Idempotent: a phase begins once."""
+        if phase is not self._head.phase:
+            self._head = Head(agent_id=self.agent_id, phase=phase, since_s=time.time())
+            self._keep_head()
+
+    def _keep_head(self) -> None:
+        self.written.keep(HEAD, "agent", lambda: records.encode(self._head))
+
+    # -- instances ---------------------------------------------------------------------------------------------
+
+    def save(self, instance: Instance) -> None:
+        """It has changed."""
+
+        def compose() -> bytes | None:
+            return self.record(instance) if self._registry.find(instance.id) is instance else None
+
+        self.written.keep(INSTANCES, instance.record, compose, after=lambda data: self._copy(instance, data))
+
+    def record(self, instance: Instance) -> bytes:
+        return records.encode(records.save_instance(instance, self.agent_id))
+
+    def _copy(self, instance: Instance, data: bytes) -> None:
+        """Beside its container, from which the record can be made again."""
+        try:
+            container = self.depot.find(instance.handle or "")
+        except UnknownHandle:
+            return
+        if container.state is not ContainerState.DESTROYED:
+            container.keep_record(data)
+
+    async def wait_written(self) -> None:
+        await self.written.wait_written(self.written.generation)
+
+    # -- stagings ----------------------------------------------------------------------------------------------
+
+    def save_staging(self, task_id: str, reply_to: str, saved: Callable[[], SavedStaging | None]) -> None:
+        def compose() -> bytes | None:
+            return records.encode(one) if (one := saved()) is not None else None
+
+        self.written.keep(STAGINGS, staging_name(task_id, reply_to), compose)
+
+    def take_up_staging(self, name: str, saved: SavedStaging) -> None:
+        self.written.keep(STAGINGS, name, lambda: records.encode(saved))
+
+    def forget_staging(self, name: str) -> None:
+        self.written.keep(STAGINGS, name, lambda: None)
