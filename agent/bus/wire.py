@@ -165,6 +165,7 @@ class Connection:
         except Exception as e:  # nats-py raises a dozen kinds; each means: not this server, not now
             refusal = _refusal(self._transport.left_behind()) if isinstance(e, OSError) else ""
             await self.close()
+            honour_cancellation()  # connect swallows it too, where the server is gone
             raise BusError(refusal or self._why_not or _said(e)) from e
         except BaseException:
             await self.close()
