@@ -132,10 +132,17 @@ def test_a_heartbeat_has_the_original_entries_also_when_empty(name: str) -> None
 
 @pytest.mark.parametrize("state", [State.BORN, State.STOPPING, State.STOPPED])
 def test_a_heartbeat_leaves_out_what_the_health_manager_does_not_know(state: State) -> None:
-    """One unknown state name would cost the whole heartbeat."""
+    """One unknown state name would cost the whole heartbeat. What is born at this moment may be gone in the next."""
     one = instance()
-    one.state = state
+    one.state, one.state_since_s = state, time.time()
     assert voice(one).heartbeat().droplets == ()
+
+
+def test_what_is_born_and_waits_is_starting_in_the_heartbeat() -> None:
+    """Longer than a second: the health manager knows no other name for it, and would start another in its place."""
+    one = instance()
+    one.state, one.state_since_s = State.BORN, time.time() - 5
+    assert [entry.state for entry in voice(one).heartbeat().droplets] == ["STARTING"]
 
 
 @pytest.mark.parametrize("name", ["dea.advertise", "dea.advertise.nossl"])
