@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from collections.abc import AsyncIterator
 
 import pytest
@@ -108,3 +110,17 @@ async def test_what_a_buildpack_leaves_running_is_ended_before_packing(host: Hos
     compiles = f"setsid bash -c '{stops.replace(chr(39), chr(34))}' >/dev/null 2>&1 </dev/null &"
     staging = await desk.stage(desk.pack("haunts", buildpack(compile=compiles)))
     assert (await staging.reply(2))["droplet_sha1"] is not None
+
+
+async def test_what_is_left_running_has_ended_when_the_droplet_is_packed(host: Host) -> None:
+    """It is told with TERM and has a moment: what it writes then is in the droplet."""
+    desk = Desk(host)
+    app = desk.app()
+    leaves = 'trap "echo > /home/vcap/app/ended; exit" TERM; touch /tmp/ready; sleep 600 & wait'
+    compiles = (
+        f"setsid bash -c '{leaves}' >/dev/null 2>&1 </dev/null & until [ -e /tmp/ready ]; do sleep 0.1; done"
+    )
+    staging = await desk.stage(desk.pack("leaves", buildpack(compile=compiles)), app=app)
+    assert (await staging.reply(2))["droplet_sha1"] is not None
+    with tarfile.open(fileobj=io.BytesIO(host.files.uploads[f"{app.path}/upload"])) as droplet:
+        assert "./app/ended" in droplet.getnames()
