@@ -142,3 +142,10 @@ def test_what_has_outgrown_its_part_moves() -> None:
     small = parts.split(beat(*"0123"), 1_200)
     assert [len(part.droplets) for part in small] == [2, 2]
     assert [part.dea for part in small] == ["me", "me-2"]
+    parts = HeartbeatParts()
+    parts.split(beat(*"0123456"), LIMIT)
+    moved = {
+        part.dea: "".join(one.instance for one in part.droplets)
+        for part in parts.split(beat(*"0123456"), 1_200)
+    }
+    assert moved == {"me": "01", "me-2": "45", "me-3": "23", "me-4": "6"}
