@@ -3,7 +3,9 @@
 app.py      the frame: finds commands, hints at the nearest name, turns errors into words and exit statuses
 ui.py       how things look: colour, tables, sizes, ages, the one moving line
 reach.py    how commands reach `garrison up`, or an agent: plain HTTP without asyncio, so that they start fast
-package.py  a directory as the zip that staging takes
+package.py  a directory as the zip that staging takes; ignore.py knows what is left out of it
+staging.py  the staging of a push, its output live
+wait.py     until an app runs or is stopped; trouble.py knows why it does not, and the hint that fits
 
 What the commands ask of an agent's control socket (HTTP over `base_dir/agent.sock`):
 

@@ -5,8 +5,10 @@ only, in the shapes of spec/peers-on-the-bus.md, and nothing of the agent import
 
 placement.py   which host gets an instance or a staging: pure
 records.py     apps and what is known of their instances; what to start and stop: pure but for one file
+pushes.py      a push: settings, package and droplet that become the app together or not at all
+stagings.py    one staging over the bus: a host, a request, two replies
 messages.py    what the controller says on the bus: pure
-controller.py  hears adverts, heartbeats and exits; stages; keeps desired state true
+controller.py  receives adverts, heartbeats and exits; stages pushes; keeps desired state true
 api.py         the controller's HTTP: for the CLI, and for the agent (packages, droplets, caches)
 gateway.py     HTTP by host name to what router.register named
 up.py          starts and stops the lot

@@ -192,12 +192,9 @@ def test_a_stop_ends_an_open_shell(platform: Platform, talker: Callable[[str], N
     """It does not wait for it until the grace is over, and who sits in it reads why."""
     shell = Terminal("shell", "--state", platform.state, "talker/1")
     shell.see("vcap@")
-    began = time.monotonic()
     platform.ok("stop", "talker")
-    took_s = time.monotonic() - began
-    assert shell.end() == 129, shell.text
+    assert shell.end() == 129, f"hung up, not killed when the grace was over: {shell.text}"
     assert "the container is being stopped" in shell.text
-    assert took_s < 9, "the grace is 10 s"
     platform.ok("start", "talker")
 
 
