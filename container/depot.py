@@ -377,12 +377,14 @@ class Depot:
     async def close(self, *, remove_tables: bool = False) -> None:
         """Let go. Containers go on, and another `open` and `recover` finds them.
 
-        remove_tables = remove_tables and not self._left_alone
+        ``remove_tables``: the host's shared pieces go too (tables, empty cgroup parents); for the last one out, which
+        is who has no `handles` left. They stay where a container of a later version was left alone.
         """
         host = self._host
         if self._guarding is not None:
             self._guarding.cancel()
             await asyncio.gather(self._guarding, return_exceptions=True)
+        remove_tables = remove_tables and not self._left_alone
         self._retries.stop()
         await host.background.close(_CLOSE_TIMEOUT_S)
         for container in self._containers.values():
