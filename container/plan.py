@@ -33,8 +33,9 @@ _CAPABILITIES: Final = {
 }
 BOUNDING_SET: Final = sum(1 << number for number in _CAPABILITIES.values())
 
-#: volatile: an upper is thrown away after a host crash. redirect_dir: else rename of a directory gives EXDEV.
-OVERLAY_OPTIONS: Final = "volatile,redirect_dir=on"
+#: volatile: an upper is thrown away after a host crash. redirect_dir: else rename of a directory gives EXDEV. index: else the
+#: names of a hard link part at the first write (overlayfs.rst, "Index"); where a lower has no file handles the kernel goes without.
+OVERLAY_OPTIONS: Final = "volatile,redirect_dir=on,index=on"
 
 
 @dataclass(frozen=True, slots=True)

@@ -318,7 +318,10 @@ class Keeper:
     # -- crashes -----------------------------------------------------------------------------------------------
 
     def _drop_older_crashes(self, app: str) -> None:
-        crashed = [one for one in self._registry.of_app(app) if one.state is State.CRASHED]
+        """Not one whose exit is still to be published: with its record a killed agent would lose that."""
+        crashed = [
+            one for one in self._registry.of_app(app) if one.state is State.CRASHED and not one.exit_pending
+        ]
         for instance in set(crashed) - to_keep(crashed):
             self.happen(instance, Event.REAP)
 

@@ -223,7 +223,14 @@ class Box:
     def plan(self, *extra: str | int, net: Sequence[str | int] = ("net", "none")) -> bytes:
         return words(
             *("version", 1, "handle", "box", "hostname", "boxhost", "ids", ID_BASE, ID_COUNT),
-            *("layer", self.stack, "upper", self.folder / "disk", "overlay", "volatile,redirect_dir=on"),
+            *(
+                "layer",
+                self.stack,
+                "upper",
+                self.folder / "disk",
+                "overlay",
+                "volatile,redirect_dir=on,index=on",
+            ),
             *("bounding", f"{bounding_mask():x}", "socket", self.socket),
             *net,
             *extra,

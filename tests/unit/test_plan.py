@@ -59,7 +59,7 @@ def test_the_whole_plan_of_an_app() -> None:
         ("home-layer", "/layers/abc"),
         ("home-layer", "/stacks/s/home/vcap"),
         ("home-upper", "/depot/h1/disk/home"),
-        ("overlay", "volatile,redirect_dir=on"),
+        ("overlay", "volatile,redirect_dir=on,index=on"),
         ("bind", "/srv/shared", "/mnt/shared", "rw"),
         ("bind", "/srv/pack", "/mnt/pack", "ro-mapped"),
         ("file", "/etc/hosts", "0644", "127.0.0.1 localhost\n10.254.0.2 web-0\n"),
