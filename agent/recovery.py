@@ -18,7 +18,8 @@ from agent.bus import messages as m
 from agent.bus.connection import Bus
 from agent.instances.instance import Event, Exit, Instance, State
 from agent.instances.keeper import Keeper
-from agent.instances.life import FAILED, JOB_ID
+from agent.instances.launch import JOB_ID
+from agent.instances.life import FAILED
 from agent.instances.registry import Registry
 from agent.logs import Log
 from agent.memory import records

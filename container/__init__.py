@@ -4,7 +4,7 @@ Knows nothing of NATS, apps or droplets. `Depot` is the entry; what stands here 
 """
 
 from container.container import Container
-from container.depot import Depot, DepotSettings, Recovery, UnknownHandle
+from container.depot import Depot, Recovery, UnknownHandle
 from container.events import Event
 from container.files import FileEntry, FilesError, NotAFile
 from container.host import HostUnfit, check_kernel, kernel_version
@@ -16,6 +16,7 @@ from container.network import NoPorts
 from container.parts import ContainerState, Info, WrongState
 from container.pipes import TooMuch
 from container.pools import NoLease
+from container.settings import DepotSettings
 from container.spec import (
     Access,
     BindMount,

@@ -28,7 +28,7 @@ from container.disk import Disks
 from container.guard import Guard
 from container.host import HostUnfit, check_kernel
 from container.make import Abandoned, CreateError, Host, Ladder
-from container.network import Networks, NetworkSettings, Restored
+from container.network import Networks, Restored
 from container.network.firewall import FirewallError
 from container.network.ports import NoPorts
 from container.parts import ContainerState, Parts
@@ -36,6 +36,7 @@ from container.pools import IdLease, IdSource, NoLease, Pool, address_leases, id
 from container.resolver import resolver_for
 from container.retries import Retries
 from container.rotation import Rotation
+from container.settings import DepotSettings, beside, network_settings
 from container.snapshot import Holdings, LaterSnapshot, Phase, Snapshot, SnapshotError
 from container.spec import ContainerSpec, SpecError
 from container.undo import UndoStack
@@ -48,37 +49,6 @@ class UnknownHandle(LookupError):
     def __init__(self, handle: str) -> None:
         super().__init__(f"no container {handle!r}")
         self.handle = handle
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DepotSettings:
-    """How a host is to be used. ``ports``: first and count of the host's ports to publish on; 0: above the
-    ephemeral. ``uplinks``: the interfaces to its peers; none: where routes lead, and that of ``reached_at``.
-    """
-
-    depot_dir: Path
-    templates_dir: Path
-    cgroup_parent: str = "garrison"
-    pool_network: str = "10.254.0.0/16"
-    release_delay_s: float = 5.0
-    mtu: int = 1500
-    dns_servers: tuple[str, ...] = ()
-    dns_search: tuple[str, ...] | None = None
-    dns_options: tuple[str, ...] | None = None
-    allow_networks: tuple[str, ...] = ()
-    allow_host_access: bool = False
-    publish_to_host_only: bool = False
-    uplinks: tuple[str, ...] = ()
-    reached_at: str | None = None
-    port_first: int = 0
-    port_count: int = 0
-    uid_first: int = 1_000_000_000
-    uid_count: int = 16_384
-    disk_limits: bool = True
-    wshd_binary: Path | None = None
-    #: How often each pid 1 is asked whether it answers; and how long it may be silent until its container is killed.
-    guard_period_s: float = 10.0
-    silence_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +146,7 @@ class Depot:
             if left_out:
                 log.warning("nameservers_left_out", servers=left_out, used=resolver.servers)
             networks = await _open_networks(settings, resolver.servers, port_rests, log)
-            rotation = Rotation(_beside(settings.depot_dir, "rotation"), log)
+            rotation = Rotation(beside(settings.depot_dir, "rotation"), log)
             rotation.attach(addresses, lambda lease: str(lease.network))
             rotation.attach(networks.port_pool, str)
             undo.push_async_callback(networks.close)
@@ -398,29 +368,10 @@ class Depot:
         self._locks.close()
 
 
-def _beside(depot_dir: Path, suffix: str) -> Path:
-    """A file of the depot's own: what lies in the depot is taken for a container."""
-    return depot_dir.with_name(f"{depot_dir.name}.{suffix}")
-
-
 async def _open_networks(
     settings: DepotSettings, dns_servers: tuple[str, ...], port_rests: Callable[[int], bool], log: Log
 ) -> Networks:
-    chosen = NetworkSettings(
-        pool_network=settings.pool_network,
-        mtu=settings.mtu,
-        dns_servers=dns_servers,
-        allow_networks=settings.allow_networks,
-        allow_host_access=settings.allow_host_access,
-        publish_to_host_only=settings.publish_to_host_only,
-        port_first=settings.port_first,
-        port_count=settings.port_count,
-        port_rest_s=settings.release_delay_s,
-        port_rests=port_rests,
-        uplinks=settings.uplinks,
-        reached_at=settings.reached_at,
-        forwarding_file=_beside(settings.depot_dir, "forwarding"),
-    )
+    chosen = network_settings(settings, dns_servers, port_rests)
     try:
         return await Networks.open(chosen, log)
     except (FirewallError, NoPorts) as e:

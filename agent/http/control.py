@@ -19,7 +19,7 @@ from agent.http import output
 from agent.http.output import Lines
 from agent.instances import listening
 from agent.instances.instance import Instance, State
-from agent.instances.life import instance_environment
+from agent.instances.launch import instance_environment
 from agent.instances.registry import Registry
 from agent.instances.start import shell_argv
 from agent.logs import Log

@@ -26,29 +26,24 @@ from agent.droplets.transfer import TransferError
 from agent.droplets.unpacker import JailError
 from agent.instances import crashes
 from agent.instances.crashes import keep_cause
-from agent.instances.environment import VARIABLE_BYTES, app_environment, too_long
+from agent.instances.environment import VARIABLE_BYTES, too_long
 from agent.instances.instance import OUT_OF_MEMORY, Event, Exit, Instance, State
-from agent.instances.limits import MIB, bind_mounts, cpu_shares, egress_rules, ipv6_left_out, rootfs_of
+from agent.instances.launch import make_job, make_spec
+from agent.instances.limits import MIB, ipv6_left_out, rootfs_of
 from agent.instances.memory_kills import MemoryKills
 from agent.instances.readiness import health_check
-from agent.instances.start import HOME, OLD_STARTUP, start_argv
+from agent.instances.start import HOME, OLD_STARTUP
 from agent.instances.stats import sample
 from agent.logs import Log
 from container import (
     Container,
-    ContainerSpec,
     CreateError,
     Depot,
     ExitStatus,
     FilesError,
     Job,
-    JobSpec,
-    Limits,
     NoLease,
     NoPorts,
-    Output,
-    Past,
-    PortMapping,
     SpecError,
     UnknownHandle,
     WshdError,
@@ -61,7 +56,6 @@ FAILED = "failed to start"
 NO_PORT = "Not enough port resource available."
 EXITED = "app instance exited"
 STAGING_INFO = f"{HOME}/staging_info.yml"
-JOB_ID = "app"
 
 
 class StartFailed(RuntimeError):
@@ -345,51 +339,6 @@ async def _until_healthy(instance: Instance, home: Home, container: Container, j
         for task in (check, exited):
             task.cancel()
         await asyncio.gather(check, exited, return_exceptions=True)
-
-
-def make_spec(instance: Instance, settings: Settings, rootfs: Path, layer: Layer) -> ContainerSpec:
-    """The container of an instance. Pure. The droplet's bytes count against its disk limit, as they always did."""
-    message = instance.message
-    return ContainerSpec(
-        layers=(rootfs,),
-        home_layers=(layer.path,),
-        binds=bind_mounts(settings.bind_mounts),
-        limits=Limits(
-            memory_bytes=max(1, message.limits.mem) * MIB,
-            cpu_shares=cpu_shares(message.limits.mem, settings.instance),
-            pids=settings.instance.nproc_limit,
-            disk_bytes=max(MIB, message.limits.disk * MIB - layer.bytes),
-            disk_inodes=settings.instance.disk_inode_limit,
-        ),
-        ports=(PortMapping(),),
-        egress=egress_rules(message.egress_network_rules or ()),
-        properties={"kind": "instance", "instance": instance.private_id},
-    )
-
-
-def make_job(instance: Instance, settings: Settings, local_ip: str, command: str) -> JobSpec:
-    message = instance.message
-    return JobSpec(
-        argv=start_argv(command, settings.post_setup_hook),
-        env=instance_environment(instance, local_ip),
-        rlimits={"nofile": message.limits.fds} if message.limits.fds else {},
-        output=Output(settings.instance.output_limit_bytes, Past.DROP_OLDEST),
-        job_id=JOB_ID,
-    )
-
-
-def instance_environment(instance: Instance, local_ip: str) -> tuple[str, ...]:
-    """Of the app, and of a shell beside it. SpecError: a variable grows too long. Pure."""
-    port = instance.port
-    return app_environment(
-        instance.message,
-        instance_id=instance.id,
-        version=instance.version,
-        started_at_s=instance.started_at_s,
-        local_ip=local_ip,
-        host_port=port.host_port if port is not None else None,
-        container_port=port.container_port if port is not None else None,
-    )
 
 
 class StagingInfo(msgspec.Struct, frozen=True):
