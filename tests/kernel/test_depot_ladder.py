@@ -169,7 +169,7 @@ async def test_a_container_that_died_meanwhile_is_removed_whole(tmp_path: Path, 
     settings = settings_for(tmp_path)
     (settings.depot_dir / "empty").mkdir()
     (settings.depot_dir / "strange").mkdir()
-    (settings.depot_dir / "strange" / "snapshot.json").write_text('{"version": 99}')
+    (settings.depot_dir / "strange" / "snapshot.json").write_text('{"version": "none"}')
     from container import snapshot
 
     os.kill(snapshot.read(settings.depot_dir / "two").pid, signal.SIGKILL)
