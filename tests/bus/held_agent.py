@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
+import os
+import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -18,11 +21,14 @@ from typing import Any
 import agent.worker as worker_module
 from agent import upkeep
 from agent.announce import Announcer
+from agent.bus.outbox import Entry, Outbox
 from agent.bus.sender import Sender
+from agent.bus.wire import Connection
 from agent.cli.app import main
 from agent.droplets.unpacker import Feeding
 from agent.instances.keeper import Keeper
 from agent.memory.ahead import Memory
+from agent.memory.store import INSTANCES, Store
 from agent.staging.registry import StagingRegistry
 from agent.worker import Worker
 from container import Container, Depot
@@ -101,7 +107,51 @@ def faulty(step: Callable[..., Any], name: str, flag: Path) -> Callable[..., Any
     return faulty_async_step
 
 
+def killed_at(point: str, flag: Path) -> None:
+    """The agent kills itself, once, at a point of its own work, as soon as FLAG is there.
+
+    record=STATE        the record of an instance in STATE is on disk, and nothing else has followed
+    outbox=SUBJECT      the outbox has an event, and it has not been published
+    published=SUBJECT   the server has a message, and the agent has not noticed
+    """
+    where, _, what = point.partition("=")
+
+    def die() -> None:
+        if flag.exists():
+            flag.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    write_record, write_event, publish = Store.write, Outbox.write, Connection.publish
+
+    def record(self: Store, section: str, name: str, data: bytes | None) -> None:
+        write_record(self, section, name, data)
+        if section == INSTANCES and data is not None and json.loads(data)["state"] == what:
+            die()
+
+    def event(self: Outbox, entry: Entry) -> None:
+        write_event(self, entry)
+        if entry.kept.subject == what:
+            die()
+
+    async def message(self: Connection, subject: str, payload: bytes, reply: str = "") -> None:
+        await publish(self, subject, payload, reply)
+        if subject == what:
+            await self.barrier()
+            die()
+
+    points: Mapping[str, tuple[type, str, Any]] = {
+        "record": (Store, "write", record),
+        "outbox": (Outbox, "write", event),
+        "published": (Connection, "publish", message),
+    }
+    owner, step, changed = points[where]
+    setattr(owner, step, changed)
+
+
 def hold(phase: str, flag: Path) -> None:
+    if "=" in phase:
+        killed_at(phase, flag)
+        return
     if phase == "broken":  # something that the agent cannot do without, when FLAG is gone
         setattr(Worker, "_ending_asked", held(break_down, flag))  # noqa: B010  (mypy: not to be assigned)
         return
