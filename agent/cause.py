@@ -23,6 +23,7 @@ _KERNEL_PATHS: Final = r"/proc/(?:self|\d+)(?=/)|/sys/fs/cgroup"
 _END: Final = r"(?=[/\s'\":,;)\]]|$)[^\s'\":,;)\]]*"
 _MARKS: Final = ".,:;)]"  # of the sentence around an address
 HIDDEN: Final = "(a file of the host)"
+HIDDEN_ADDRESS: Final = "(an address)"
 
 
 def host_paths(settings: Settings) -> tuple[str, ...]:
@@ -45,7 +46,17 @@ def public(text: str, paths: Iterable[str]) -> str:
     return shortened(re.sub(rf"(?<![\w./-])(?:{prefixes}){_END}", HIDDEN, text), LIMIT_BYTES)
 
 
+def public_address(url: str) -> str:
+    """`public` for a text that is nothing but an address: a password in it may hold blanks and quotes."""
+    scheme, mark, rest = url.partition("://")
+    return f"{scheme}{mark}{_without_secrets(rest)}" if mark else HIDDEN_ADDRESS
+
+
 def _without_secrets(rest: str) -> str:
-    """Up to the last @: a password may hold one, or a slash or a question mark that nobody has encoded."""
+    """Up to the last @: a password may hold one, or a slash that nobody has encoded. An @ behind a question mark or a hash may
+    belong to such a password or to a query, and a secret stands on one side of it or on the other: then neither is shown.
+    """
     address = rest.rstrip(_MARKS)
-    return re.split(r"[?#]", address.rpartition("@")[2], maxsplit=1)[0] + rest[len(address) :]
+    shown, *query = re.split(r"[?#]", address, maxsplit=1)
+    told = HIDDEN_ADDRESS if query and "@" in query[0] else shown.rpartition("@")[2]
+    return told + rest[len(address) :]

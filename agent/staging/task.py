@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from agent.bus import messages as m
-from agent.cause import public
+from agent.cause import public_address
 from agent.config import Settings
 from agent.config_host import no_stack
 from agent.droplets.archive import ArchiveError, Bounds
@@ -144,7 +144,7 @@ class StagingTask:
             await self._shop.layers.import_zip(archive, home / "app", Bounds(total_bytes=limit_bytes))
         except TransferError as e:
             self.output.say(
-                f"The app package cannot be had from {public(self.message.download_uri, ())}: {e}"
+                f"The app package cannot be had from {public_address(self.message.download_uri)}: {e}"
             )
             raise StagingFailed(f"Error staging: {e}") from e
         except (ArchiveError, JailError, OSError) as e:

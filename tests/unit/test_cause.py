@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.cause import HIDDEN, LIMIT_BYTES, public
+from agent.cause import HIDDEN, HIDDEN_ADDRESS, LIMIT_BYTES, public, public_address
 from agent.instances.environment import too_long
 
 pytestmark = pytest.mark.unit
@@ -17,7 +17,10 @@ PATHS = ("/var/lib/garrison", "/opt/stacks/jammy")
     [
         ("HTTP status: 404", "HTTP status: 404"),
         ("from https://cc:pa55@cc.example/v2/droplet: 404", "from https://cc.example/v2/droplet: 404"),
-        ("https://u:p@ss/w?rd#x@cc.example/a", "https://cc.example/a"),
+        ("https://u:p@ss/w@cc.example/a", "https://cc.example/a"),
+        ("https://u:p@ss/w?rd#x@cc.example/a", f"https://{HIDDEN_ADDRESS}"),
+        ("https://blob/d?user=me@x.org&Signature=s3cret: 403", f"https://{HIDDEN_ADDRESS}: 403"),
+        ("https://blob/d?token=abc@s3cret, gone", f"https://{HIDDEN_ADDRESS}, gone"),
         ("http://blob/d?Signature=abc&Expires=1 gone", "http://blob/d gone"),
         ("http://blob/d#token", "http://blob/d"),
         ("two: nats://a:b@h:4222, 'mysql://u:p@db/x?s=1'", "two: nats://h:4222, 'mysql://db/x'"),
@@ -35,6 +38,12 @@ PATHS = ("/var/lib/garrison", "/opt/stacks/jammy")
 def test_secrets_and_the_hosts_paths_stay_here(text: str, told: str) -> None:
     """User part and query of any URL, whatever a password holds; paths inside the container are the developer's own."""
     assert public(text, PATHS) == told
+
+
+def test_an_address_by_itself() -> None:
+    """Blanks and quotes in a password do not end it; what is no address is not shown."""
+    assert public_address("http://u:p a'ss\"wd@cc.example/a?sig=1") == "http://cc.example/a"
+    assert public_address("u:s3cret@cc.example") == HIDDEN_ADDRESS
 
 
 def test_a_cause_has_an_end() -> None:
