@@ -20,19 +20,30 @@ class Piece:
 class StagingLog:
     def __init__(self) -> None:
         self._pieces: list[Piece] = []
-        self._bytes = 0
+        self._bytes = 0  # of the programs' output
+        self._left_out = 0  # of it, since the last line of ours
         self._grown = asyncio.Event()
         self.closed = False
 
     def add(self, data: bytes, stream: str = "stdout") -> None:
-        if self._bytes + len(data) > LIMIT_BYTES:
-            return  # the buildpack's own spool still has it; a follower of megabytes is told no more
-        self._pieces.append(Piece(time.time(), stream, data))
+        """What a program has said. Past the limit the buildpack's own spool still has it, and a follower is told how much."""
+        if self._left_out or self._bytes + len(data) > LIMIT_BYTES:
+            self._left_out += len(data)
+            return
         self._bytes += len(data)
-        self._wake()
+        self._append(data, stream)
 
-    def say(self, line: str) -> None:
-        self.add(f"{line}\n".encode())
+    def say(self, line: str, stream: str = "stdout") -> None:
+        """A line of the agent's own: it is shown whatever a program has said before it."""
+        if self._left_out:
+            lead = "" if self._pieces and self._pieces[-1].data.endswith(b"\n") else "\n"
+            self._append(f"{lead}       ({self._left_out} bytes of output are not shown)\n".encode(), stream)
+            self._left_out = 0
+        self._append(f"{line}\n".encode(), stream)
+
+    def _append(self, data: bytes, stream: str) -> None:
+        self._pieces.append(Piece(time.time(), stream, data))
+        self._wake()
 
     def close(self) -> None:
         self.closed = True

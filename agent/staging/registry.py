@@ -189,7 +189,7 @@ class StagingRegistry:
         failed = self._public(failed)
         if not run.over:
             line = f"Staging failed: {failed}"
-            task.output.add(f"{line}\n".encode(), "sys")
+            task.output.say(line, "sys")
             self._failures.pop(task.message.app_id, None)
             self._failures[task.message.app_id] = Piece(time.time(), "sys", f"{line}\n".encode())
             while len(self._failures) > FAILURES_KEPT:
@@ -220,7 +220,7 @@ class StagingRegistry:
         self._failures.pop(message.app_id, None)
         if staged.upload_error is not None:  # the checksum is told all the same (dea-bus.md 3.4)
             task.log.warning("droplet_not_uploaded", sha1=staged.sha1, error=staged.upload_error)
-            task.output.add(f"Staging failed: {staged.upload_error}\n".encode(), "sys")
+            task.output.say(f"Staging failed: {staged.upload_error}", "sys")
             self._tell_last(run, structs.replace(reply, error=staged.upload_error))
             return
         task.log.info(

@@ -1,0 +1,30 @@
+"""What a staging says, kept for its followers."""
+
+from __future__ import annotations
+
+import pytest
+
+from agent.staging.log import LIMIT_BYTES, StagingLog
+
+pytestmark = pytest.mark.unit
+
+
+async def test_our_own_lines_stand_behind_any_output() -> None:
+    """A buildpack that prints megabytes is cut, once and said; why the staging failed is shown all the same."""
+    log = StagingLog()
+    log.say("-----> Downloaded")
+    log.add(b"x" * (LIMIT_BYTES - 10))
+    log.add(b"y" * 30)
+    log.add(b"z")  # would fit again, but not where it belongs
+    log.say("bin/compile failed: exit status 1")
+    log.say("Staging failed: compile", "sys")
+    log.close()
+
+    said = [(piece.stream, piece.data) async for piece in log.follow()]
+    assert [data for _, data in said[2:]] == [
+        b"\n       (31 bytes of output are not shown)\n",
+        b"bin/compile failed: exit status 1\n",
+        b"Staging failed: compile\n",
+    ]
+    assert said[-1][0] == "sys"
+    assert sum(len(data) for _, data in said) < LIMIT_BYTES + 200
