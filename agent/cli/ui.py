@@ -47,9 +47,16 @@ class Failure(click.ClickException):
     def show(self, file: Any = None) -> None:
         stream = file or sys.stderr
         lead = paint("error: ", "red", stream)
-        print(f"{lead}{self.what}{': ' + self.why if self.why else ''}", file=stream)
+        print(f"{lead}{harmless(self.what)}{': ' + harmless(self.why) if self.why else ''}", file=stream)
         if self.hint:
-            print(f"       {self.hint}", file=stream)
+            print(f"       {harmless(self.hint)}", file=stream)
+
+
+def harmless(text: str) -> str:
+    """What others wrote (a buildpack, tar, a file's name) for a terminal, which no control sequence in it may reach."""
+    return "".join(
+        f"\\x{ord(c):02x}" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text
+    )
 
 
 def colourful(stream: TextIO) -> bool:

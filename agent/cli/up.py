@@ -10,6 +10,8 @@ import click
 
 from agent.cli import reach, ui
 
+PORT = click.IntRange(0, 65535)
+
 
 def default_stacks_dir() -> Path:
     if cache := os.environ.get("GARRISON_CACHE"):
@@ -43,10 +45,20 @@ class TerminalVoice:
 @click.command("up")
 @reach.state_option
 @click.option(
-    "--gateway-port", default=8080, show_default=True, metavar="PORT", help="HTTP port; 0: any free one."
+    "--gateway-port",
+    type=PORT,
+    default=8080,
+    show_default=True,
+    metavar="PORT",
+    help="HTTP port; 0: any free one.",
 )
 @click.option(
-    "--bus-port", default=4222, show_default=True, metavar="PORT", help="NATS port; 0: any free one."
+    "--bus-port",
+    type=PORT,
+    default=4222,
+    show_default=True,
+    metavar="PORT",
+    help="NATS port; 0: any free one.",
 )
 @click.option(
     "--stacks",

@@ -89,6 +89,8 @@ def test_a_misspelt_name_gets_the_nearest(words: tuple[str, ...], hint: str) -> 
             "expected a size like 64M or 1G, got '64X'",
             "garrison push --help",
         ),
+        (("up", "--bus-port", "70000"), "70000 is not in the range 0<=x<=65535", "garrison up --help"),
+        (("up", "--gateway-port", "-1"), "-1 is not in the range 0<=x<=65535", "garrison up --help"),
         (("scale", "hello", "many"), "'many' is not a valid integer", "garrison scale --help"),
         (("config", "chek"), "no such command 'chek'", "did you mean check?"),
         (("completion", "csh"), "'csh' is not one of", "garrison completion --help"),
@@ -230,6 +232,12 @@ def test_a_failure_is_a_document_too(tmp_path: Path) -> None:
         assert done.stderr.startswith("error: ")
     assert garrison("shell", "--state", str(tmp_path), "a/0", "x", "--json").stdout == ""
     assert garrison("push", "--state", str(tmp_path), "--", "--json").stdout == ""
+
+
+def test_a_failure_holds_no_control_sequence(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its words may be those of a buildpack or of tar; lines stay lines."""
+    ui.Failure("a\x1b[2J", "b\x9b1m\rc\nd\te", "see\x07").show()
+    assert capsys.readouterr().err == "error: a\\x1b[2J: b\\x9b1m\\x0dc\nd\te\n       see\\x07\n"
 
 
 def test_a_terminal_that_knows_no_utf_8() -> None:
