@@ -162,7 +162,7 @@ class Api:
         push = self._push(request)
         with self._controller.pushes.used(push):
             target = self._controller.pushes.package(push.id)
-            sha1 = await self._save(request.content.iter_chunked(1 << 18), target)
+            sha1 = await self._save(request.content.iter_chunked(1 << 18), target, push)
             return web.json_response({"sha1": sha1, "bytes": target.stat().st_size})
 
     async def _stage(self, request: web.Request) -> web.StreamResponse:
@@ -202,7 +202,7 @@ class Api:
     def _take(self, folder: str) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def take(request: web.Request) -> web.StreamResponse:
             target, push = self._controller.pushes.upload_target(folder, _id(request))
-            sha1 = await self._save_part(request, target)
+            sha1 = await self._save_part(request, target, push)
             if push is not None and folder == "droplets":
                 push.droplet_sha1 = sha1
             if request.query.get("async") != "true":
@@ -213,12 +213,12 @@ class Api:
 
         return take
 
-    async def _save_part(self, request: web.Request, target: Path) -> str:
+    async def _save_part(self, request: web.Request, target: Path, push: Push | None) -> str:
         if not (request.content_type or "").startswith("multipart/"):
             raise Refused(400, f"expected multipart/form-data, got {request.content_type}")
         async for part in await request.multipart():
             if getattr(part, "name", None) == "upload[droplet]":
-                return await self._save(_chunks(part), target)
+                return await self._save(_chunks(part), target, push)
         raise Refused(400, "no part named upload[droplet]")
 
     async def _job(self, request: web.Request) -> web.Response:
@@ -239,8 +239,8 @@ class Api:
             "entity": {"guid": job, "status": state},
         }
 
-    async def _save(self, chunks: Any, target: Path) -> str:
-        """Streams into place by way of a file beside it; answers the SHA-1."""
+    async def _save(self, chunks: Any, target: Path, push: Push | None) -> str:
+        """Streams into place by way of a file beside it; answers the SHA-1. Refused: the push it is for has ended meanwhile."""
         digest, size = hashlib.sha1(usedforsecurity=False), 0
         new = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         try:
@@ -252,6 +252,8 @@ class Api:
                         raise Refused(413, f"larger than {MAX_UPLOAD_BYTES} bytes")
                     digest.update(chunk)
                     file.write(chunk)
+            if push is not None and push.over.is_set():
+                raise Refused(404, f"this push of {push.draft.name} is over")
             new.replace(target)
         finally:
             new.unlink(missing_ok=True)

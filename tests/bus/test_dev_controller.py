@@ -489,6 +489,29 @@ async def test_a_push_that_is_given_up_leaves_nothing(world: World) -> None:
     )
 
 
+async def test_what_arrives_after_the_end_of_its_push_is_not_kept(world: World) -> None:
+    """An upload that began in time and is whole too late leaves no file, and is refused."""
+    await world.pushed("hello")
+    before = world.everything()
+    claim = await world.call("POST", "/v1/apps/hello/pushes", json={})
+    path = f"/v1/apps/hello/pushes/{claim['push']}"
+    over = asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"beginning"
+        await over.wait()
+        yield b"end"
+
+    upload = asyncio.create_task(world.http.put(f"{world.base}{path}/package", data=slow()))
+    await world.until(lambda: any(push.requests for push in world.controller.pushes.all()), "no upload")
+    await world.call("DELETE", path)
+    over.set()
+    async with await upload as response:
+        assert response.status == 404
+        assert "is over" in await response.text()
+    assert world.everything() == before
+
+
 async def test_without_a_checksum_all_are_started(world: World) -> None:
     """The host has dropped its start of index 0 (it evacuates): every index is the controller's to start."""
     world.stages_well(starts=False)
