@@ -277,6 +277,8 @@ FINE: dict[str, Fine] = {
         pax({b"path": b"b", b"size": b"3"}) + file(b"x", b"aaa", size=0) + END, {"b": _AAA["a"]}
     ),
     "pax link": Fine(pax({b"linkpath": b"t" * 200}) + link(b"l", b"x") + END, {"l": "link " + "t" * 200}),
+    "a pax header of nothing": Fine(about(b"x", b"") + A + END, _AAA),
+    "a long name of nothing": Fine(about(b"L", b"") + A + END, _AAA),
     "global comment": Fine(pax({b"comment": b"a commit"}, b"g") + A + END, _AAA),
     "before ustar": Fine(
         file(b"d/", mode=0o700, magic=bytes(8)) + file(b"d/a", b"aaa", magic=bytes(8)) + END,

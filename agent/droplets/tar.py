@@ -113,7 +113,7 @@ class ByteStream:
         return out
 
     def exactly(self, count: int) -> bytes:
-        return self.exactly_or_end(count) or self._truncated()
+        return self.exactly_or_end(count) or (self._truncated() if count else b"")
 
     @staticmethod
     def _truncated() -> bytes:
