@@ -11,10 +11,11 @@ What the commands ask of an agent's control socket (HTTP over `base_dir/agent.so
 
     GET  /v1/instances                  a list of {instance, app (guid), name, index, state, handle or null}
     GET  /v1/apps/GUID/logs[?follow=1]  a line of JSON each: {at (epoch, s; null: before), index, stream, data, gap_bytes?}
-    GET  /v1/staging/TASK/log?follow=1  the same for a staging under way: {data}; 404 before and after it
+    GET  /v1/staging/TASK/log?follow=1  the same for a staging under way: {data}; 404 before it, and some time after it
     GET  /v1/instances/ID/listening     {port, listening: [{address, port}]}: its port inside, and what is listened on
     GET  /v1/instances/ID/logs          as of an app
-    POST /v1/instances/ID/shell         {handle, socket}: the path of the container's wshd.sock
+    POST /v1/instances/ID/shell         {handle, socket, environment, argv}: the path of the container's wshd.sock,
+                                        the app's variables, the words before a command that runs as the app does
     POST /v1/detach                     {}
 
 `stream` is stdout, stderr or sys; bytes that are no UTF-8 come as `data_base64` instead of `data`. A refusal

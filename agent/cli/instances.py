@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from agent.cli import reach, ui
 
+_GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 ALIVE = ("RUNNING", "STARTING", "EVACUATING", "STOPPING")
 
 
 def find_app_guid(agent: reach.Peer, name: str, state_dir: Path, config: Path | None) -> str:
-    """The controller knows the name, also of an app that does not run; an agent alone knows what it has."""
+    """The controller knows the name, also of an app that does not run; an agent alone knows what it has, and of an app whose
+    staging failed the guid.
+    """
     if config is None and (state_dir / "up.json").exists():
         return str(reach.app_or_hint(reach.controller(state_dir), name)["guid"])
     rows = listing(agent)
     for row in rows:
         if name in (row.get("name"), row.get("app")):
             return str(row["app"])
+    if _GUID.fullmatch(name):
+        return name
     close = ui.nearest(name, {str(row.get("name")) for row in rows})
     raise ui.Failure(f"no instance of {name!r} on this host", "", f"did you mean {close}?" if close else "")
 

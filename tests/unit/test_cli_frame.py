@@ -8,10 +8,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from agent.cli import app, ui
+from agent.cli import app, reach, ui
+from agent.cli.instances import find_app_guid
 
 pytestmark = pytest.mark.unit
 
@@ -238,6 +240,23 @@ def test_a_failure_holds_no_control_sequence(capsys: pytest.CaptureFixture[str])
     """Its words may be those of a buildpack or of tar; lines stay lines."""
     ui.Failure("a\x1b[2J", "b\x9b1m\rc\nd\te", "see\x07").show()
     assert capsys.readouterr().err == "error: a\\x1b[2J: b\\x9b1m\\x0dc\nd\te\n       see\\x07\n"
+
+
+class AgentOfNothing:
+    """An agent that has no instance."""
+
+    def call(self, _method: str, _path: str) -> list[dict[str, str]]:
+        return []
+
+
+def test_an_app_without_instances_is_found_by_its_guid(tmp_path: Path) -> None:
+    """Its staging may have failed here; a name is known of instances only."""
+    agent = cast(reach.Peer, AgentOfNothing())
+    guid = "0f3c4d5e-1111-4222-8333-444455556666"
+    assert find_app_guid(agent, guid, tmp_path, None) == guid
+    for other in ("hello", guid[:-1], guid + "0"):
+        with pytest.raises(ui.Failure, match="no instance of"):
+            find_app_guid(agent, other, tmp_path, None)
 
 
 def test_a_terminal_that_knows_no_utf_8() -> None:
