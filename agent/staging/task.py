@@ -126,8 +126,15 @@ class StagingTask:
                 container = await shop.depot.create(self._spec(rootfs_of(stack.package_path), tree))
             except (SpecError, CreateError, NoLease) as e:
                 raise StagingFailed("Error staging: no container", "StagingError", str(e)) from e
-            held.push_async_callback(shop.depot.destroy, container.handle)
+            held.push_async_callback(self._give_back, container)
         return container
+
+    async def _give_back(self, container: Container) -> None:
+        """What could not be removed is tried again by the depot; the staging has its end all the same."""
+        try:
+            await self._shop.depot.destroy(container.handle)
+        except Exception as e:  # whatever it was: the droplet may be with the controller by now
+            self.log.exception("staging_not_removed_whole", error=repr(e))
 
     async def _fetch_package(self) -> Path:
         """A tree that holds nothing but the app, at its place in the container's root."""

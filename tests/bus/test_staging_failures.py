@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import stat
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,6 +64,28 @@ async def test_each_step_of_a_buildpack_fails_with_its_own_type(desk: Desk) -> N
         assert len(staging.replies()) == 2
         assert f"{staging.app.path}/upload" not in desk.host.files.uploads
     await desk.host.wait_depot_empty()
+
+
+async def test_a_container_that_cannot_be_removed_costs_no_droplet(desk: Desk) -> None:
+    """The droplet is with the controller by then, who is told so; the container goes when it can."""
+    staging = await desk.stage(
+        desk.pack("slow", buildpack(compile="until [ -e /tmp/go ]; do sleep 0.1; done"))
+    )
+    await staging.compiling()
+    (handle,) = desk.host.containers()
+    place = desk.host.base_dir / "depot" / handle / "foreign"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", str(place)], check=True)
+    try:
+        Path(f"/proc/{desk.host.pid_of_container(handle)}/root/tmp/go").touch()
+        second = await staging.reply(2)
+        assert handle in desk.host.containers()
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+    assert (second.get("error"), bool(second["droplet_sha1"])) == (None, True)
+    assert f"{staging.app.path}/upload" in desk.host.files.uploads
+    await desk.host.wait_depot_empty(60)
 
 
 def hostile_packages() -> dict[str, bytes]:
