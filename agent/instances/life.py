@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from agent import plain_yaml
-from agent.cause import host_paths, public
+from agent.cause import host_paths, public, public_address
 from agent.config import Settings
 from agent.config_host import no_stack
 from agent.droplets.archive import ArchiveError
@@ -309,7 +309,8 @@ async def _fetch(instance: Instance, home: Home, held: AsyncExitStack, log: Log)
     try:
         layer = await home.layers.ensure(message.sha1, message.executableUri, limit_bytes, owner=instance.app)
     except (LayerError, TransferError, ArchiveError, JailError, OSError) as e:
-        raise StartFailed(FAILED, f"droplet {message.sha1} from {message.executableUri}: {e}") from e
+        came_from = public_address(message.executableUri or "")
+        raise StartFailed(FAILED, f"droplet {message.sha1} from {came_from}: {e}") from e
     held.enter_context(home.layers.use(message.sha1))
     if layer.bytes > limit_bytes:
         raise StartFailed(

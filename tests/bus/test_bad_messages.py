@@ -271,7 +271,7 @@ CASES: Mapping[str, Case] = {
     "info-directory": Case("not a regular file", {}, tar_droplet(info_is_directory), NO_COMMAND),
     "info-circle": Case("[Tt]oo many levels", {}, tar_droplet(info_is_circle), NO_COMMAND),
     "info-secret": Case("staging_info.yml", {}, tar_droplet(info_is_secret), NO_COMMAND),
-    "info-device": Case("not a regular file", {}, tar_droplet(info_is_device), NO_COMMAND),
+    "info-device": Case("not on a mount of the container's own", {}, tar_droplet(info_is_device), NO_COMMAND),
 }
 
 
