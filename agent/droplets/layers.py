@@ -192,9 +192,10 @@ class Layers:
         new = self._new_path()
         bounds = Bounds(total_bytes=limit_bytes)
         try:
-            async with self._unpacker.feeding_tar(new, bounds) as feeding:
-                got = await self._transfers.download(
-                    url, feeding.feed, limit_bytes=limit_bytes + _HEADER_ROOM_BYTES, owner=owner
+            # a worker is a process of its own: it begins when the download may, not while that waits
+            async with self._transfers.turn(owner), self._unpacker.feeding_tar(new, bounds) as feeding:
+                got = await self._transfers.download_now(
+                    url, feeding.feed, limit_bytes=limit_bytes + _HEADER_ROOM_BYTES
                 )
                 unpacked = await feeding.finish() if got.sha1 == sha1 else None
             if unpacked is None:

@@ -136,11 +136,22 @@ class Transfers:
             await self._session.close()
             self._session = None
 
+    @asynccontextmanager
+    async def turn(self, owner: str) -> AsyncIterator[None]:
+        """Within the block a download may be under way. ``owner``: the app that it is for, see `FairSlots`."""
+        async with self._downloads.taken(owner):
+            yield
+
     async def download(self, url: str, sink: Sink, *, limit_bytes: int, owner: str = "") -> Downloaded:
-        """Each piece goes to ``sink`` and into the checksum. ``owner``: the app that it is for, see `FairSlots`. TransferError."""
+        """`download_now` when it is its turn."""
+        async with self.turn(owner):
+            return await self.download_now(url, sink, limit_bytes=limit_bytes)
+
+    async def download_now(self, url: str, sink: Sink, *, limit_bytes: int) -> Downloaded:
+        """For who has the `turn` already. Each piece goes to ``sink`` and into the checksum. TransferError."""
         where = _address(url, "downloading")
         try:
-            async with self._downloads.taken(owner), self._response(where) as response:
+            async with self._response(where) as response:
                 if response.status != 200:
                     raise TransferError(f"Error downloading: HTTP status: {response.status}")
                 if (response.content_length or 0) > limit_bytes:

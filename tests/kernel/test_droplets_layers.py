@@ -256,12 +256,12 @@ async def test_a_package_that_is_refused_leaves_no_tree(layers: Layers, base_dir
 
 
 async def test_downloads_are_bounded(base_dir: Path, controller: Peer) -> None:
-    """Ten are asked for, three come at once."""
+    """Ten apps ask, three droplets come at once."""
     gates = [Gate(packed(file(b"%d" % number, b"x") + END)) for number in range(10)]
     urls = [controller.handle(f"/{number}", gate) for number, gate in enumerate(gates)]
     async with layers_in(base_dir, concurrent=3) as (layers, _):
         asked = [
-            asyncio.create_task(layers.ensure(sha1(gate.data), url, LIMIT_BYTES))
+            asyncio.create_task(layers.ensure(sha1(gate.data), url, LIMIT_BYTES, owner=url))
             for gate, url in zip(gates, urls, strict=True)
         ]
         await until(lambda: controller.at_once == 3)
@@ -270,6 +270,22 @@ async def test_downloads_are_bounded(base_dir: Path, controller: Peer) -> None:
         await asyncio.gather(*asked)
 
     assert controller.most_at_once == 3
+
+
+async def test_who_waits_to_download_costs_no_process(base_dir: Path, controller: Peer) -> None:
+    """A host that is given hundreds of apps at once has as many unpacking workers as downloads."""
+    gates = [Gate(packed(file(b"%d" % number, b"x") + END)) for number in range(6)]
+    urls = [controller.handle(f"/{number}", gate) for number, gate in enumerate(gates)]
+    async with layers_in(base_dir, concurrent=2) as (layers, _):
+        asked = [
+            asyncio.create_task(layers.ensure(sha1(gate.data), url, LIMIT_BYTES, owner=url))
+            for gate, url in zip(gates, urls, strict=True)
+        ]
+        await until(lambda: controller.at_once == 2)
+        assert len(os.listdir(base_dir / "layers")) == 2  # each worker's tree
+        for gate in gates:
+            gate.opened.set()
+        await asyncio.gather(*asked)
 
 
 async def test_a_full_disk_ends_a_download(base_dir: Path, controller: Peer) -> None:
