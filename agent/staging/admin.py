@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
+from weakref import WeakValueDictionary
 
 from agent.bus.messages import AdminBuildpack
 from agent.droplets.archive import ArchiveError, Bounds
@@ -33,7 +34,9 @@ class AdminBuildpacks:
         self._transfers = transfers
         self._layers = layers
         self._log = log
-        self._lock = asyncio.Lock()
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = (
+            WeakValueDictionary()
+        )  # by name, of fetches under way
         self._used: Counter[str] = Counter()
         self._listed: frozenset[str] | None = None
 
@@ -72,7 +75,8 @@ class AdminBuildpacks:
                 continue  # the original drops them (dea-bus.md 3.1)
             path = self._dir / _name(one.key)
             if not path.exists():
-                async with self._lock:
+                lock = self._locks.setdefault(path.name, asyncio.Lock())
+                async with lock:  # of this one alone: another may trickle
                     if not path.exists():
                         await self._fetch_one(one, path)
             found.append(Buildpack(one.key, one.key, path, mapped=True))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from driver import Host, poll
 from staging_kit import Desk, buildpack
@@ -52,3 +54,17 @@ async def test_what_the_newest_message_does_not_list_goes(desk: Desk, host: Host
     )
     await poll(lambda: kept(host) == 0, 20)
     assert kept(host) == 0, "an empty list lists none"
+
+
+async def test_one_that_trickles_holds_up_no_other(desk: Desk, host: Host) -> None:
+    """Each is fetched by itself, and once, however many stagings wait for it."""
+    trickling, quick = desk.pack("trickling", buildpack()), desk.pack("quick", buildpack())
+    with host.files.stalled("/buildpacks/trickling") as reached:
+        waiting = [await desk.stage(trickling) for _ in range(2)]
+        await asyncio.wait_for(reached.wait(), 20)
+        second = await (await desk.stage(quick)).reply(2)
+        assert second["buildpack_key"] == "quick"
+        assert [one.replies() for one in waiting] == [[], []]
+    for one in waiting:
+        assert (await one.reply(2))["buildpack_key"] == "trickling"
+    assert host.files.asked.count("/buildpacks/trickling") == 1
