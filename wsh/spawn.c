@@ -150,11 +150,10 @@ static int open_terminal(struct job *job, const struct spawn_request *r, int *re
     job->streams[0].spool = master; /* until it has been handed over */
     if (ioctl(master, TIOCSPTLCK, &zero))
         return -errno;
-    int slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+    int slave = *ret_slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
     if (slave < 0 || fchown(slave, (uid_t)r->uid, (gid_t)-1) || ioctl(slave, TIOCSWINSZ, &size))
         return -errno;
     job->master = fcntl(slave, F_DUPFD_CLOEXEC, 3); /* for `winsize` */
-    *ret_slave = slave;
     return 0;
 }
 

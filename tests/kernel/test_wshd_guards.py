@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +41,22 @@ def test_the_sixty_fifth_group_is_refused(box: Box) -> None:
         reply = box.spawn("many", "/bin/true", keys=groups(count))
         assert reply.words[:2] == ["error", "EINVAL"], (count, reply.words)
         assert box.alive(), count
+
+
+def test_a_terminal_for_nobody_costs_pid_1_no_descriptor(box: Box) -> None:
+    """A user that is not mapped cannot own it; what was opened until then is closed."""
+    open_now = Path(f"/proc/{box.pid}/fd")
+    before = len(list(open_now.iterdir()))
+
+    for _ in range(3):
+        reply = box.spawn("shell", "/bin/true", keys=("io", "terminal", "uid", 4_000_000_000))
+        assert reply.words[:2] == ["error", "EINVAL"], reply.words
+
+    # our connections are closed by now, and it learns that in its own time
+    deadline = time.monotonic() + 30
+    while (count := len(list(open_now.iterdir()))) != before:
+        assert time.monotonic() < deadline, f"{count} descriptors, {before} before"
+        time.sleep(0.01)
 
 
 def mount_points(box: Box) -> list[tuple[str, set[str], str]]:
