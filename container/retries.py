@@ -19,6 +19,7 @@ class Retries:
         self._background = background
         self._log = log
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._stopped = False
 
     def __contains__(self, handle: str) -> bool:
         return handle in self._tasks
@@ -27,8 +28,8 @@ class Retries:
         return len(self._tasks)
 
     def add(self, handle: str, attempt: Callable[[], Awaitable[None]]) -> None:
-        """One that is being tried already goes on as it is."""
-        if handle not in self._tasks:
+        """One that is being tried already goes on as it is. After `stop`: nothing, the next start removes it."""
+        if handle not in self._tasks and not self._stopped:
             work = self._until_gone(handle, attempt)
             self._tasks[handle] = self._background.start(work, name=f"remove-again-{handle}")
 
@@ -38,6 +39,8 @@ class Retries:
             task.cancel()
 
     def stop(self) -> None:
+        """For good: what fails from now on, while the manager lets go, is not tried by a manager that has gone."""
+        self._stopped = True
         for task in self._tasks.values():
             task.cancel()
 
