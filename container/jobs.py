@@ -149,7 +149,7 @@ class Jobs:
                 spool.fds["stdin"] = fds["stdin"] = files.bytes_fd(spec.stdin, self._owner(spec.user))
             self.known[job.id] = job
             keys = spawn_keys(spec, "spool", tuple(fds))
-            started = await self._host.wshd.spawn(job.id, keys, tuple(fds.values()))
+            started = await self._ask_for(job.id, keys, tuple(fds.values()))
         except WshdSilent:
             raise  # as on a cancellation
         except (WshdError, WshdGone, OSError):
@@ -225,8 +225,9 @@ class Jobs:
                 job.remove_files()
                 continue
             self.known[job_id] = job
-            if job_id.isdigit():
-                self._next = max(self._next, int(job_id) + 1)
+        # Also those without files here: on pipes or a terminal of a former manager or of an operator's.
+        numbers = [int(job_id) for job_id in {*listed, *self.known} if job_id.isdecimal()]
+        self._next = max([self._next, *(number + 1 for number in numbers)])
 
     async def _start(
         self, spec: JobSpec, io: str, given: Mapping[str, int], more: Iterable[tuple[str, str]] = ()
@@ -237,10 +238,17 @@ class Jobs:
         fds = {**given, "record": record}
         try:
             keys = [*spawn_keys(spec, io, tuple(fds)), *more]
-            return job_id, await self._host.wshd.spawn(job_id, keys, tuple(fds.values())), record
+            return job_id, await self._ask_for(job_id, keys, tuple(fds.values())), record
         except BaseException:
             os.close(record)
             raise
+
+    async def _ask_for(self, job_id: str, keys: list[tuple[str, str]], fds: tuple[int, ...]) -> Started:
+        """No request is ever sent twice from here, so a job that is there already is somebody else's. WshdError EEXIST."""
+        started = await self._host.wshd.spawn(job_id, keys, fds)
+        if started.again:
+            raise WshdError("EEXIST", f"job {job_id} is there already")
+        return started
 
     def _owner(self, user: User) -> int:
         return users.host_id(self._ids.first, user.value)
