@@ -39,9 +39,9 @@ _DEATH_S: Final = 10.0
 
 class Container:
     def __init__(self, parts: Parts, *, watcher: FileWatcher, networks: Networks, release: UndoStack) -> None:
+        """Takes over what is in ``release``, when nothing can fail any more: until then it is the maker's to undo."""
         self._parts = parts
         self._networks = networks
-        self._release = release
         self._died = asyncio.Event()
         self.state = ContainerState.STOPPED if parts.stopped else ContainerState.ACTIVE
         self.events = Events(parts.events)
@@ -56,6 +56,7 @@ class Container:
         self._stop_oom_watch = self._cgroup.watch_oom(loop, self._on_oom)
         release.callback(self._stop_oom_watch)
         release.push_async_callback(self.kill)
+        self._release = release.pop_all()
 
     def __repr__(self) -> str:
         return f"<Container {self.handle} {self.state} pid={self.pid} jobs={len(self.jobs)}>"

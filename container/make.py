@@ -196,7 +196,7 @@ async def _climb(
 
     ladder.step("snapshot")
     snapshot.write(parts.directory, parts.snapshot(Phase.MADE))
-    return Container(parts, watcher=host.watcher, networks=host.networks, release=undo.pop_all())
+    return Container(parts, watcher=host.watcher, networks=host.networks, release=undo)
 
 
 async def rebuild(host: Host, found: Snapshot) -> Parts:

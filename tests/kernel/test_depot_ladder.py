@@ -30,6 +30,7 @@ from depot_kit import (
 )
 
 from container import CreateError, Depot, Limits
+from container.cgroups import CgroupSet
 from container.make import RUNGS
 
 pytestmark = pytest.mark.kernel
@@ -70,6 +71,24 @@ async def test_a_broken_rung_leaves_nothing(rung: str, tmp_path: Path, stack: Pa
         await nothing_left(depot.settings)
         await until(lambda: leases_in_use(depot) == 0, lambda: "leases left")
         faults.rung = ""
+        await depot.create(app(stack, handle="x"))
+
+
+async def test_a_watch_that_is_refused_leaves_nothing(
+    tmp_path: Path, stack: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last piece of a container, as by the host's limit of inotify instances: what is below it is given back."""
+
+    def refused(*_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    async with opened(tmp_path) as (depot, _):
+        with monkeypatch.context() as broken:
+            broken.setattr(CgroupSet, "watch_oom", refused)
+            with pytest.raises(CreateError, match="Too many open files"):
+                await depot.create(app(stack, handle="x"))
+        await nothing_left(depot.settings)
+        await until(lambda: leases_in_use(depot) == 0, lambda: "leases left")
         await depot.create(app(stack, handle="x"))
 
 
