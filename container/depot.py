@@ -40,7 +40,7 @@ from container.settings import DepotSettings, beside, network_settings
 from container.snapshot import Holdings, LaterSnapshot, Phase, Snapshot, SnapshotError
 from container.spec import ContainerSpec, SpecError
 from container.undo import UndoStack
-from container.wshd import LaterWshd, Launcher, WshdSilent
+from container.wshd import LaterWshd, Launcher, WshdError, WshdSilent
 
 _CLOSE_TIMEOUT_S: Final = 30.0
 
@@ -288,14 +288,14 @@ class Depot:
                 later[directory.name] = snapshot.read_holdings(directory)
                 host.log.warning("container_of_a_later_version_left_alone", handle=directory.name, why=str(e))
                 continue
-            except (OSError, LookupError, SnapshotError) as e:
+            except Exception as e:  # whatever is wrong with one costs no other its life, and no start
                 why = str(e) or repr(e)
             host.log.info("container_removed", handle=directory.name, why=why)
             if (record := snapshot.read_record(directory)) is not None:
                 records[directory.name] = record
             try:
                 await make.remove_remains(host, directory, known)
-            except OSError as e:
+            except Exception as e:
                 # One that cannot be removed is no reason not to take up the others.
                 host.log.warning("container_not_removed", handle=directory.name, error=str(e))
                 continue
@@ -308,8 +308,14 @@ class Depot:
             container = make.adopt(host, parts)
             self._containers[handle] = container
         # Together: one that does not answer holds up no other.
-        await asyncio.gather(*(container.recover_jobs() for container in self._containers.values()))
+        await asyncio.gather(*(self._recover_jobs(container) for container in self._containers.values()))
         return Recovery(tuple(found), tuple(removed), tuple(later), records)
+
+    async def _recover_jobs(self, container: Container) -> None:
+        try:
+            await container.recover_jobs()
+        except (OSError, WshdError) as e:  # its jobs are unknown then, which is for the caller to judge
+            self._host.log.warning("jobs_not_recovered", handle=container.handle, error=str(e))
 
     def _hold(self, held: Holdings) -> Restored | None:
         """What a container that is left alone has of the host is nobody else's; its rules stand on."""
@@ -330,8 +336,12 @@ class Depot:
             return
         owned |= {one.link_id for one in later if one.link_id is not None}
         for name in self._host.cgroups.list():
-            if name not in owned:
+            if name in owned:
+                continue
+            try:
                 await make.remove_cgroup(self._host, name)
+            except (OSError, ValueError) as e:  # a process does not go; or the directory is none of ours
+                self._host.log.warning("cgroup_not_removed", name=name, error=str(e))
 
     async def _restore_links(self, found: list[Parts], kept: list[Restored]) -> None:
         """All at once, also when there are none: rules of containers that are gone go with it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Callable
@@ -240,6 +241,54 @@ async def test_jobs_and_their_output_are_seen_again(left: Path) -> None:
     await box.run(sh("touch /tmp/go"))
     assert (await jobs["running"].wait()).code == 9
     assert (await (await box.spawn(sh("true"))).wait()).ok  # its own id is none of theirs
+    await second.close()
+
+
+async def test_a_job_on_pipes_of_a_former_manager_is_no_later_job(left: Path) -> None:
+    """It lives on without files in the spool; a job of the next manager is not taken for it."""
+    first = await Depot.open(settings_for(left))
+    await first.recover()
+    with await first.find("left").spawn_piped(sh("exec sleep 300")) as job:
+        assert job.id == "1"
+    await first.close()
+
+    second = await Depot.open(settings_for(left))
+    await second.recover()
+    box = second.find("left")
+    async with asyncio.timeout(30):
+        assert (await box.run(sh("echo mine"))).stdout == b"mine\n"
+    with pytest.raises(WshdError, match="EEXIST"):
+        await box.spawn(sh("echo mine", job_id="1"))
+    assert "1" not in box.jobs
+    await second.close()
+
+
+async def test_one_that_cannot_be_taken_up_costs_no_other(left: Path, stack: Path) -> None:
+    """A snapshot that is well formed and names no cgroup, a spool that is gone, a cgroup that is nobody's: the rest is found."""
+    first = await Depot.open(settings_for(left))
+    await first.recover()
+    for handle in ("named", "spoolless"):
+        await first.create(app(stack, handle=handle))
+    await first.close()
+    depot_dir = settings_for(left).depot_dir
+    for file in (depot_dir / "spoolless/spool").iterdir():
+        file.unlink()
+    (depot_dir / "spoolless/spool").rmdir()
+    snapshot.write(
+        depot_dir / "named", msgspec.structs.replace(snapshot.read(depot_dir / "named"), link_id="../else")
+    )
+    strange = first._host.cgroups.directory / "not one of ours"
+    strange.mkdir()
+    try:
+        second = await Depot.open(settings_for(left))
+        recovery = await second.recover()
+    finally:
+        strange.rmdir()
+
+    assert recovery.found == ("left", "spoolless")
+    assert (await second.find("left").run(sh("echo on"))).stdout == b"on\n"
+    (depot_dir / "spoolless/spool").mkdir(mode=0o700)
+    shutil.rmtree(depot_dir / "named", ignore_errors=True)
     await second.close()
 
 
