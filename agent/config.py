@@ -219,8 +219,8 @@ def read(path: Path, *, on_this_host: bool = False) -> Found:
         return Found(None, (ConfigError("", str(e), e.line),))
     settings, wrong = config_file.convert(text.values, Settings)
     unknown = config_file.unknown_keys(Settings, text.values, config_original.KNOWN)
-    errors = [*text.doubled, *unknown, *config_original.moved(text.values), *wrong]
-    doubts: list[ConfigError] = []
+    errors = [*unknown, *config_original.moved(text.values), *wrong]
+    doubts: list[ConfigError] = [*text.doubled]
     if settings is not None:
         errors += config_rules.sensible(settings)
         doubts += config_rules.doubtful(settings)

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 LAST_PORT = 65535
 IDS_PER_CONTAINER = 65536
 LAST_ID = 0xFFFF_FFFE
-SOCKET_PATH_BYTES = 107  # unix(7): sun_path holds 108 with its end
 _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _DOMAIN = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*\Z", re.IGNORECASE)
 _SCHEMES = ("nats", "tls", "ws", "wss")
@@ -48,11 +47,6 @@ def _twice(key: str, words: Iterable[str]) -> Iterator[ConfigError]:
 def _places(settings: Settings) -> Iterator[ConfigError]:
     if not settings.base_dir.is_absolute():
         yield ConfigError("base_dir", f"expected an absolute path, got {str(settings.base_dir)!r}")
-    elif (size := len(bytes(settings.control_socket))) > SOCKET_PATH_BYTES:
-        yield ConfigError(
-            "base_dir",
-            f"too long by {size - SOCKET_PATH_BYTES} bytes for the socket {settings.control_socket.name} in it",
-        )
     for number, stack in enumerate(settings.stacks):
         if not stack.package_path.is_absolute():
             yield ConfigError(f"stacks[{number}].package_path", "expected an absolute path")
@@ -60,10 +54,6 @@ def _places(settings: Settings) -> Iterator[ConfigError]:
 
 def _names(settings: Settings) -> Iterator[ConfigError]:
     yield from _twice("stacks", (stack.name for stack in settings.stacks))
-    if not is_domain(settings.domain):
-        yield ConfigError(
-            "domain", f"expected a domain such as apps.example.org, got {masked(settings.domain)}"
-        )
     if settings.local_ip is not None and not _is_host_address(settings.local_ip):
         yield ConfigError("local_ip", f"expected an IPv4 address of a host, got {settings.local_ip!r}")
     if settings.post_setup_hook is not None and "\0" in settings.post_setup_hook:
@@ -89,6 +79,9 @@ def _bus(nats: NatsSettings) -> Iterator[ConfigError]:
     for number, server in enumerate(nats.servers):
         if (why := _no_server(server)) is not None:
             yield ConfigError(f"nats.servers[{number}]", f"{why}, got {masked(server)}")
+
+
+def _doubtful_bus(nats: NatsSettings) -> Iterator[ConfigError]:
     yield from _twice("nats.servers", (masked(server)[1:-1] for server in nats.servers))
     if nats.password is not None and nats.user is None:
         yield ConfigError("nats.password", "has no effect without nats.user")
@@ -145,8 +138,10 @@ def _network(network: NetworkSettings) -> Iterator[ConfigError]:
         except ValueError as e:
             yield ConfigError(f"network.allow_networks[{number}]", f"{e}")
     for number, word in enumerate(network.dns_servers):
-        if (why := _no_name_server(word, pool)) is not None:
-            yield ConfigError(f"network.dns_servers[{number}]", why)
+        try:
+            ipaddress.IPv4Address(word)
+        except ValueError as e:
+            yield ConfigError(f"network.dns_servers[{number}]", f"{e}")
     for number, word in enumerate(network.dns_search or ()):
         if not is_domain(word.removesuffix(".")) and word != ".":
             yield ConfigError(f"network.dns_search[{number}]", f"expected a domain, got {word!r}")
@@ -161,16 +156,21 @@ def _network(network: NetworkSettings) -> Iterator[ConfigError]:
     yield from _twice("network.uplinks", network.uplinks)
 
 
-def _no_name_server(word: str, pool: ipaddress.IPv4Network | None) -> str | None:
+def _doubtful_name_servers(network: NetworkSettings) -> Iterator[ConfigError]:
+    """Of those that are addresses."""
     try:
-        address = ipaddress.IPv4Address(word)
-    except ValueError as e:
-        return f"{e}"
-    if address.is_loopback or not _is_host_address(word):
-        return f"{word} cannot be reached from a container"
-    if pool is not None and address in pool:
-        return f"{word} lies in network.pool_network, which is the containers' own"
-    return None
+        pool = ipaddress.IPv4Network(network.pool_network)
+        servers = [(word, ipaddress.IPv4Address(word)) for word in network.dns_servers]
+    except ValueError:
+        return  # an error already
+    for number, (word, address) in enumerate(servers):
+        if address.is_loopback or not _is_host_address(word):
+            yield ConfigError(f"network.dns_servers[{number}]", f"{word} cannot be reached from a container")
+        elif address in pool:
+            yield ConfigError(
+                f"network.dns_servers[{number}]",
+                f"{word} lies in network.pool_network, which is the containers' own",
+            )
 
 
 def _pools(settings: Settings) -> Iterator[ConfigError]:
@@ -190,7 +190,15 @@ def _pools(settings: Settings) -> Iterator[ConfigError]:
 
 
 def doubtful(settings: Settings) -> Iterator[ConfigError]:
-    """Values that contradict each other: an agent can live with them, but not do what they say."""
+    """Values that contradict each other, or that no one can use: an agent can live with them, and former ones did, but not do what
+    they say.
+    """
+    if not is_domain(settings.domain):
+        yield ConfigError(
+            "domain", f"expected a domain such as apps.example.org, got {masked(settings.domain)}"
+        )
+    yield from _doubtful_bus(settings.nats)
+    yield from _doubtful_name_servers(settings.network)
     instance, staging, resources = settings.instance, settings.staging, settings.resources
     stop_s = instance.unregister_wait_s + instance.drain_s + instance.stop_grace_s
     if stop_s >= settings.shutdown.deadline_s:
