@@ -32,8 +32,10 @@ def host_paths(settings: Settings) -> tuple[str, ...]:
         settings.base_dir,
         *(stack.package_path for stack in settings.stacks),
         *(bind.src_path for bind in settings.bind_mounts),
-        Path(sys.prefix),
+        Path(__file__).parents[1],
         buildpacks.path(),
+        # of a virtual environment: a system's own prefix is /usr, and containers have that too
+        *([Path(sys.prefix)] if sys.prefix != sys.base_prefix else []),
     ]
     found = {str(path) for one in named for path in (one, one.resolve()) if len(path.parts) > 1}
     return tuple(sorted(found, key=len, reverse=True))

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
-from agent.cause import HIDDEN, HIDDEN_ADDRESS, LIMIT_BYTES, public, public_address
+import agent.cause
+from agent.cause import HIDDEN, HIDDEN_ADDRESS, LIMIT_BYTES, host_paths, public, public_address
+from agent.config import Settings
 from agent.instances.environment import too_long
 
 pytestmark = pytest.mark.unit
@@ -44,6 +49,19 @@ def test_an_address_by_itself() -> None:
     """Blanks and quotes in a password do not end it; what is no address is not shown."""
     assert public_address("http://u:p a'ss\"wd@cc.example/a?sig=1") == "http://cc.example/a"
     assert public_address("u:s3cret@cc.example") == HIDDEN_ADDRESS
+
+
+def test_where_it_is_installed_is_hidden_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A virtual environment is the host's; /usr is as well the container's own, of which a developer reads."""
+    text = "/usr/bin/env: no bash"
+    monkeypatch.setattr(sys, "base_prefix", "/usr")
+    monkeypatch.setattr(sys, "prefix", "/usr")
+    paths = host_paths(Settings(Path("/var/lib/garrison")))
+    assert public(text, paths) == text
+    assert public(f"{Path(agent.cause.__file__).parent}/x: gone", paths) == f"{HIDDEN}: gone"
+
+    monkeypatch.setattr(sys, "prefix", "/opt/venv")
+    assert public("/opt/venv/bin/python: gone", host_paths(Settings(Path("/b")))) == f"{HIDDEN}: gone"
 
 
 def test_a_cause_has_an_end() -> None:
