@@ -109,6 +109,8 @@ class Course(Enum):
 
 
 _STARTING = frozenset({State.BORN, State.STARTING})
+#: What has a life, which owns its container. A stop has one too: its unregister is waited for before TERM.
+GOES_ON = frozenset({Course.RUN, Course.START, Course.BEGIN, Course.STOP})
 
 
 def course_of(saved: SavedInstance, *, has_container: bool, has_job: bool, now_s: float) -> Course:
@@ -162,14 +164,14 @@ async def take_over(
         log.info("instance_resumed", instance=instance.id, was=one.state.value, course=course.name.lower())
         if container is None and course is Course.BEGIN:
             instance.handle = instance.port = None
-        elif container is not None and course in (Course.RUN, Course.START, Course.BEGIN):
+        elif container is not None and course in GOES_ON:
             owned.add(container.handle)
             instance.job = job
             instance.port = container.ports[0] if container.ports else None
             instance.healthy = course is Course.RUN and job is not None and job.status is None
             await sample(instance, container)
         _go_on(instance, one, course, keeper)
-        if course in (Course.RUN, Course.START, Course.BEGIN):
+        if course in GOES_ON:
             begin(instance)
     return owned
 
@@ -185,8 +187,7 @@ def _go_on(instance: Instance, saved: SavedInstance, course: Course, keeper: Kee
         case Course.LOST:
             _lost(instance, saved, keeper)
         case Course.STOP:
-            keeper.happen(instance, Event.STOP)
-            keeper.happen(instance, Event.GONE)  # its container, if any, has no owner now and is destroyed
+            keeper.stop_one(instance)
             return
         case Course.CRASHED:
             keeper.happen(instance, Event.RESUME_CRASHED, at_s=saved.state_since_s)

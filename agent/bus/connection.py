@@ -78,7 +78,7 @@ class Bus:
         self._remember_unregisters()
         self._connection: Connection | None = None
         self._connected, self._away = asyncio.Event(), asyncio.Event()
-        self._away.set()
+        """Neither: it has not been tried yet."""
         self._arrived: deque[Arrived] = deque()
         self._wake_dispatcher = asyncio.Event()
         self._greet_inbox = ""
@@ -145,7 +145,7 @@ class Bus:
             self._sender.say(Word(OUTBOUND[type(part)], m.encode(part)))
 
     async def wait_passed(self, passed: asyncio.Event, timeout_s: float) -> None:
-        """Until ``passed`` is set; at most ``timeout_s``, and not at all while the bus is away."""
+        """Until ``passed`` is set; at most ``timeout_s``, and not at all while the bus is known to be away."""
         waits = {asyncio.ensure_future(one.wait()) for one in (passed, self._away)}
         try:
             await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
@@ -257,6 +257,7 @@ class Bus:
                     self._note_unreachable(credentials.address(server).url, str(e))
                 else:
                     await self._live(connection)
+            self._away.set()
             is_quick = time.monotonic() - self._lost_at_s < QUICK_RETRIES_S
             await asyncio.sleep(random.uniform(0.1, 0.4) if is_quick else random.uniform(0.5, 2.0))
 

@@ -193,6 +193,10 @@ def _container_of(instance: Instance, home: Home) -> Container | None:
 async def _course(instance: Instance, home: Home, held: AsyncExitStack, log: Log) -> Exit:
     """From wherever the instance stands, which a former agent may have left: with a job, with a container only, or with nothing."""
     began = time.monotonic()
+    if instance.stop_requested.is_set():  # by a former agent: nothing is begun, what there is is given back
+        if _container_of(instance, home) is not None:
+            _take_up(instance, home, held)
+        return instance.exit
     if instance.job is not None:
         container, job = _take_up(instance, home, held), instance.job
     else:

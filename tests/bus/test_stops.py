@@ -51,6 +51,29 @@ async def test_no_term_before_the_unregister_has_been_received(hosts: OpenHost) 
         assert not host.running.log("bus_disconnected")
 
 
+async def test_a_stop_over_a_restart_waits_for_its_unregister_too(hosts: OpenHost) -> None:
+    """The next agent goes on with the stop; routers must have the unregister before the container goes."""
+    async with behind_relay(hosts, unregister_wait_s=30, drain_s=0) as (host, relay, app, port):
+        relay.hold_at = b"router.unregister"
+        await host.stop(app)
+        await host.wait_remembered('"STOPPING"')
+        await host.stop_agent(signal.SIGKILL)
+        since = host.peer.mark
+        relay.passes.set()
+
+        await host._spawn_agent(None)
+
+        await host.peer.wait_for("router.unregister", since=since)
+        assert not await poll(lambda: host.running.log("instance_stopped", app=app.id), 0.7)
+        assert "PORT" in await host.environment_of(port)
+
+        relay.passes.set()
+        relay.hold_at = b""
+        await host.wait_gone(app)
+        await host.wait_depot_empty()
+        assert host.peer.on("droplet.exited") == []
+
+
 async def test_a_bus_that_is_away_delays_no_stop(hosts: OpenHost) -> None:
     """An unregister that nobody can receive is not waited for."""
     async with behind_relay(hosts, unregister_wait_s=25, drain_s=0) as (host, relay, app, _):
