@@ -183,16 +183,19 @@ class Announcer:
         self._advert_due, self._beat_due, self._routes_due = (asyncio.Event() for _ in range(3))
 
     def begin(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
         advert_period_s = self._settings.intervals.advertise
         supervisor.every("advertise", self._look_and_advertise, lambda: advert_period_s, self._advert_due)
         supervisor.every("heartbeat", self._beat, lambda: self._beat_period_s, self._beat_due)
         supervisor.every("routes", self._register, lambda: self._voice.register_interval_s, self._routes_due)
 
     def speak_anew(self) -> None:
-        """After each connect: state and voice are never stored, one fresh of each."""
-        self._beat()
-        self._advertise()
-        self._register()
+        """After each connect: state and voice are never stored, one fresh of each. An error in one costs neither the others nor
+        the connection, which would be made again and meet it again."""
+        first = {"heartbeat": self._beat, "advertise": self._advertise, "routes": self._register}
+        for name, say in first.items():
+            with self._supervisor.guard(name):
+                say()
 
     def _stacks_there(self) -> tuple[str, ...]:
         """One whose tree is not there (any more, or yet) would draw starts that must fail."""

@@ -50,15 +50,16 @@ class Upkeep:
 
     async def _sample_all(self) -> None:
         for instance in self._registry.in_states(ROUTED):
-            with self._supervisor.guard("stats", app=instance.app, instance=instance.id):
-                if (container := recovery.container_of(instance, self._depot)) is not None:
-                    await self.sample(instance, container)
+            if (container := recovery.container_of(instance, self._depot)) is not None:
+                await self.sample(instance, container)
 
     async def sample(self, instance: Instance, container: Container) -> None:
-        if not instance.layer_bytes:
-            layer = self._layers.known(instance.message.sha1 or "")
-            instance.layer_bytes = layer.bytes if layer is not None else 0
-        await sample(instance, container, self._log)
+        """An error costs this measurement only, also while a former agent's apps are taken over."""
+        with self._supervisor.guard("stats", app=instance.app, instance=instance.id):
+            if not instance.layer_bytes:
+                layer = self._layers.known(instance.message.sha1 or "")
+                instance.layer_bytes = layer.bytes if layer is not None else 0
+            await sample(instance, container, self._log)
         await asyncio.sleep(0)  # files of the kernel, read at once: the bus has its turn between
 
     async def _reap(self) -> None:

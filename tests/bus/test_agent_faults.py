@@ -105,6 +105,29 @@ async def test_a_container_that_cannot_be_destroyed_costs_nobody_else(hosts: Ope
         assert [one["state"] for one in await host.find(kept)] == ["RUNNING"]
 
 
+async def test_an_app_that_cannot_be_measured_is_taken_over_all_the_same(hosts: OpenHost) -> None:
+    """One measurement that fails ends no start of the agent."""
+    async with hosts() as host:
+        await host.start_agent()
+        app = host.make_app("shop")
+        running = await host.run(app, limits=SMALL)
+        await host.wait_remembered('"RUNNING"')
+        await host.stop_agent(signal.SIGKILL)
+
+        with broken(host, "stats", "advertise"):
+            await host._spawn_agent("faulty")
+            since = host.peer.mark
+            # what is said after each connect: an error in one neither ends the connection nor keeps the others back
+            await host.peer.wait_for("router.register", since=since)
+            await host.running.wait_log("task_failed", task="stats")
+            await host.running.wait_log("task_failed", task="advertise")
+            assert not host.running.log("task_failed", task="bus")
+
+        assert [(one["instance"], one["state"]) for one in await host.find(app)] == [
+            (running["instance"], "RUNNING")
+        ]
+
+
 async def test_an_app_whose_pid_1_does_not_answer_is_told_as_a_crash(host: Host) -> None:
     """Half a minute of silence is enough; its neighbour runs on, a stop of it does not wait for ever."""
     silent, stopped, other = (host.make_app(name) for name in ("silent", "stopped", "other"))
