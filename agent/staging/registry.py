@@ -208,6 +208,8 @@ class StagingRegistry:
         """
         task, outcome, message = run.task, staged.outcome, run.task.message
         starts_here = self._starts_here()
+        # the reply waits for this mark, and so for that of the start, which is made in the same turn
+        self._save(run)
         reply = m.StagingReply2(
             message.task_id,
             message.app_id,

@@ -1,0 +1,60 @@
+"""What is remembered of a staging, before its controller is told of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import structlog
+
+from agent.bus import messages as m
+from agent.memory.ahead import Memory
+from agent.memory.store import INSTANCES, STAGINGS, Store
+from agent.staging.registry import StagingRegistry, _Run
+
+pytestmark = pytest.mark.unit
+
+LOG: Any = structlog.get_logger()
+
+
+async def test_the_second_reply_waits_for_the_record_of_the_start_that_it_tells(tmp_path: Path) -> None:
+    """It carries a checksum, by which a controller takes index 0 for started here: so the next agent must know that start."""
+    store = Store(tmp_path / "db", tmp_path / "agent.id")
+    memory = Memory(store, LOG)
+    await memory.save()
+    waits_for: list[int] = []
+    start = SimpleNamespace()
+    told = SimpleNamespace(tell=lambda *_, **__: waits_for.append(memory.generation))
+    stagings = StagingRegistry(
+        SimpleNamespace(),  # type: ignore[arg-type]
+        told,  # type: ignore[arg-type]
+        begin=lambda *_: None,
+        start=lambda _: memory.keep(INSTANCES, "first", lambda: b"{}"),
+        starts_here=lambda: True,
+        lacks=lambda _: None,
+        changed=lambda task_id, _, __: memory.keep(STAGINGS, task_id, lambda: b"{}"),
+    )
+    task = SimpleNamespace(
+        message=SimpleNamespace(task_id="t", app_id="a"),
+        reply_to="box",
+        start=start,
+        log=LOG,
+        output=SimpleNamespace(close=lambda: None),
+    )
+    outcome = SimpleNamespace(
+        detected_name="x", buildpack=SimpleNamespace(key=None), start_command="./x", processes={}
+    )
+    staged = SimpleNamespace(outcome=outcome, sha1="0" * 40, size_bytes=1, upload_error=None)
+    written_before = memory.generation
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(m, "with_sha1", lambda message, _: message)
+        stagings._tell_staged(_Run(task), staged)  # type: ignore[arg-type]
+
+    (generation,) = waits_for
+    assert generation > written_before, "it would leave before anything more is written"
+    await memory.save()
+    await memory.wait_written(generation)
+    assert (tmp_path / "db/instances/first.json").exists()
+    memory.close()
