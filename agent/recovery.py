@@ -168,7 +168,8 @@ async def take_over(
             owned.add(container.handle)
             instance.job = job
             instance.port = container.ports[0] if container.ports else None
-            instance.healthy = course is Course.RUN and job is not None and job.status is None
+            if course is not Course.STOP:
+                instance.healthy = course is Course.RUN and job is not None and job.status is None
             await sample(instance, container)
         _go_on(instance, one, course, keeper)
         if course in GOES_ON:
@@ -188,19 +189,17 @@ def _go_on(instance: Instance, saved: SavedInstance, course: Course, keeper: Kee
             _lost(instance, saved, keeper)
         case Course.STOP:
             keeper.stop_one(instance)
-            return
         case Course.CRASHED:
             keeper.happen(instance, Event.RESUME_CRASHED, at_s=saved.state_since_s)
             keeper.announce_what_is_pending(instance)
-            return
     if saved.state is State.EVACUATING and course is not Course.LOST:
         keeper.happen(instance, Event.EVACUATE, at_s=saved.state_since_s)
     keeper.unregister_what_left(instance)
 
 
 def _lost(instance: Instance, saved: SavedInstance, keeper: Keeper) -> None:
-    instance.healthy = False
-    instance.routed = bool(instance.uris)  # a former release published a route before it remembered that
+    # a former release published a route before it remembered that; and a third agent must know that there may be one
+    instance.healthy = instance.routed = bool(instance.uris)
     instance.crashed_at_s = int(time.time())
     if saved.state in _STARTING:
         instance.handle = None

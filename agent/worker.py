@@ -264,7 +264,8 @@ class Worker:
                 self._log.info("container_without_owner_destroyed", handle=handle)
                 self._supervisor.start("destroy", self._depot.destroy(handle), handle=handle)
         self._keeper.measure_crashes(self._upkeep.crashes_dir)
-        await self._memory.take_possession()
+        if not await self._memory.take_possession():
+            self._supervisor.keep("possession", self._memory.take_possession_later)
 
     def _resume_phase(self) -> None:
         """A former agent was leaving: so is this one."""

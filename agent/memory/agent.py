@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from agent.instances.instance import Instance
 from agent.instances.registry import Registry
 from agent.logs import Log
 from agent.memory import records
-from agent.memory.ahead import Memory
+from agent.memory.ahead import RETRY_S, Memory
 from agent.memory.records import Head, Phase, SavedStaging
 from agent.memory.store import HEAD, INSTANCES, STAGINGS, Store, staging_name
 from container import ContainerState, Depot, UnknownHandle
@@ -43,17 +44,25 @@ class AgentMemory:
     def head(self) -> Head:
         return self._head
 
-    async def take_possession(self) -> None:
-        """Everything that was found is written in this release's way, and last the head, which says so. What cannot be written now is
-        written later; until then the former files stand.
+    async def take_possession(self) -> bool:
+        """Everything that was found is written in this release's way, and last the head, which says so. False: something could not be
+        written. Until that is done by another call the former files stand, and what has gone since would come back with them.
         """
-        if await self.written.save():
+        is_written = await self.written.save()
+        if is_written:
             self._keep_head()
-            await self.written.save()
+            is_written = await self.written.save()
         try:
             self._store.write_id(self.agent_id)
         except OSError as e:
             self._log.warning("agent_id_not_written", error=str(e))
+        return is_written
+
+    async def take_possession_later(self) -> None:
+        """For a supervisor: until it is done."""
+        await asyncio.sleep(RETRY_S)
+        while not await self.take_possession():  # noqa: ASYNC110  (a disk tells nobody when it has room again)
+            await asyncio.sleep(RETRY_S)
 
     # -- the agent itself --------------------------------------------------------------------------------------
 

@@ -60,6 +60,7 @@ class SavedExit(msgspec.Struct, frozen=True):
 class SavedInstance(msgspec.Struct, frozen=True, kw_only=True):
     """``record`` names the record, for the whole life of the instance: its id may change.
 
+    ``routed``: routers have, or may have, routes to it, also when it is not healthy any more.
     ``exit_pending``: the outbox has not had the exit of a crashed one, so that the next agent must publish it.
     ``leaving``: routes of which the unregister is not in the outbox yet.
     ``whole``: False where only the part was readable that an instance needs which runs already.
@@ -77,6 +78,7 @@ class SavedInstance(msgspec.Struct, frozen=True, kw_only=True):
     healthy: bool
     exit: SavedExit
     crashed_at_s: int
+    routed: bool = False
     #: Of the host, and inside; for routes that must be taken back though the container is gone.
     ports: tuple[int, int] | None = None
     record: str = ""
@@ -85,6 +87,10 @@ class SavedInstance(msgspec.Struct, frozen=True, kw_only=True):
     leaving: tuple[str, ...] = ()
     whole: bool = True
     format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        if not all(1 <= port <= 65535 for port in self.ports or ()):
+            raise ValueError(f"ports: expected 1..65535, got {self.ports}")
 
 
 class SavedStaging(msgspec.Struct, frozen=True):
@@ -216,6 +222,7 @@ def save_instance(instance: Instance, agent_id: str = "") -> SavedInstance:
         healthy=instance.healthy,
         exit=SavedExit(instance.exit.status, instance.exit.description, instance.exit.signal),
         crashed_at_s=instance.crashed_at_s,
+        routed=instance.routed,
         ports=_ports(instance.port),
         record=instance.record,
         agent_id=agent_id,
@@ -244,7 +251,7 @@ def load_instance(saved: SavedInstance) -> Instance:
         started_at_s=saved.started_at_s,
         handle=saved.handle,
         healthy=saved.healthy,
-        routed=saved.healthy and bool(saved.uris),
+        routed=(saved.routed or saved.healthy) and bool(saved.uris),
         exit=Exit(saved.exit.status, saved.exit.description, saved.exit.signal),
         crashed_at_s=saved.crashed_at_s,
         exit_pending=saved.exit_pending,

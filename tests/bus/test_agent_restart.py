@@ -228,6 +228,47 @@ async def test_an_instance_whose_container_is_gone_is_told_and_its_routes_are_ta
     await host.wait_depot_empty()
 
 
+def edit_record(host: Host, **changes: object) -> None:
+    """As a former agent would have left it, killed at the right moment."""
+    (record,) = (host.base_dir / "db" / "instances").glob("*.json")
+    record.write_text(json.dumps(json.loads(record.read_text()) | changes))
+
+
+@pytest.mark.parametrize("state", ["STOPPING", "CRASHED"])
+async def test_a_route_that_was_taken_away_just_before_an_end_is_taken_back(host: Host, state: str) -> None:
+    """By an update whose unregister the former agent did not come to publish."""
+    app = host.make_app("shop")
+    running = await host.run(app)
+    await host.wait_remembered('"RUNNING"')
+    await kill(host)
+    edit_record(host, state=state, leaving=["old.example.com"])
+
+    await host.start_agent()
+
+    assert await host.peer.until(
+        lambda: any(one.body["uris"] == ["old.example.com"] for one in host.peer.on("router.unregister")), 20
+    )
+    assert {one.body["port"] for one in host.peer.on("router.unregister")} == {running["stats"]["port"]}
+    await host.wait_depot_empty()
+
+
+async def test_the_route_of_what_ended_meanwhile_is_known_to_every_next_agent(host: Host) -> None:
+    """The second one finds it ended, and is killed before it tells; the third takes the route back."""
+    app = host.make_app("shop")
+    running = await host.run(app)
+    await host.wait_remembered('"RUNNING"')
+    await kill(host)
+    await host.ask_app(running["stats"]["port"], "exit 3")
+    edit_record(host, healthy=False)  # what the second one writes when it finds that
+
+    await host.start_agent()
+
+    exited = await host.peer.wait_for("droplet.exited")
+    (unregistered,) = host.peer.on("router.unregister")
+    assert unregistered.number < exited.number
+    assert unregistered.body["uris"] == list(app.uris)
+
+
 async def test_a_detached_agent_answers_a_staging_and_leaves_its_container_to_nobody(host: Host) -> None:
     """A staging cannot be taken over; who waits for it is told at once."""
     app = host.make_app("staged")

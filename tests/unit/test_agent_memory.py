@@ -16,11 +16,13 @@ import structlog
 
 from agent.bus.messages import AppLimits, StartMessage
 from agent.instances.instance import Exit, Instance, State
+from agent.instances.registry import Registry
+from agent.memory import agent as agent_memory
 from agent.memory import ahead, records
 from agent.memory.ahead import Memory
 from agent.memory.records import FORMAT, Head, OneFile, Phase, SavedInstance, SavedStaging
 from agent.memory.store import HEAD, INSTANCES, STAGINGS, Store
-from container import PortMapping
+from container import PortMapping, UnknownHandle
 
 pytestmark = pytest.mark.unit
 
@@ -48,6 +50,7 @@ def crashed() -> Instance:
         exit_pending=True,
         leaving=("c.example.com",),
         healthy=True,
+        routed=True,
     )
 
 
@@ -80,12 +83,12 @@ def test_what_is_remembered_of_an_instance_comes_back() -> None:
 def test_a_record_of_another_release_is_taken_as_far_as_it_is_known() -> None:
     """What it lacks has a default, what it has beyond is ignored."""
     fields = json.loads(records.encode(saved()))
-    for added in ("record", "agent_id", "exit_pending", "leaving", "whole", "format", "ports"):
+    for added in ("record", "agent_id", "exit_pending", "leaving", "whole", "format", "ports", "routed"):
         del fields[added]
 
     found = records.decode_instance(json.dumps(fields | {"hue": [1], "format": FORMAT}).encode())
 
-    assert found == saved(record="", agent_id="", exit_pending=False, leaving=(), ports=None)
+    assert found == saved(record="", agent_id="", exit_pending=False, leaving=(), ports=None, routed=False)
 
 
 def test_a_record_of_a_later_format_is_no_damage() -> None:
@@ -121,6 +124,15 @@ def test_what_is_no_record_is_one_error(data: bytes) -> None:
     """Whatever the decoder says to it."""
     with pytest.raises(records.Unreadable):
         records.decode_instance(data)
+
+
+@pytest.mark.parametrize("ports", [(0, 8080), (61001, 65536), (-1, -1)])
+def test_a_record_with_ports_that_are_none_is_no_record(ports: tuple[int, int]) -> None:
+    """It is set aside, and the copy beside the container counts; it ends no start of the agent."""
+    fields = json.loads(records.encode(saved()))
+
+    with pytest.raises(records.Unreadable):
+        records.decode_instance(json.dumps(fields | {"ports": ports}).encode())
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------
@@ -255,6 +267,43 @@ def test_a_bad_instance_in_the_one_file_costs_itself_only(store: Store, tmp_path
 
     assert len(found.instances) == len(old_file().instances)
     assert [one.path.name for one in found.damage] == ["instance-0.damaged"]
+
+
+async def test_the_one_file_stands_until_all_of_it_is_written_anew_and_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full at that moment: else what goes in this agent's life comes back with the next."""
+    monkeypatch.setattr(agent_memory, "RETRY_S", 0.01)
+    (tmp_path / "db").mkdir()
+    (tmp_path / "db/agent.json").write_bytes((old_release.FIXTURES / "agent.json").read_bytes())
+    (tmp_path / "db/instances").write_text("in the way")
+    registry = Registry()
+    memory = agent_memory.AgentMemory(tmp_path, registry, LOG)
+    memory.depot = NO_DEPOT
+    for one in memory.found.instances.values():
+        instance = records.load_instance(one)
+        registry.add(instance)
+        memory.save(instance)
+    assert not await memory.take_possession()
+    assert isinstance(head_in(tmp_path), OneFile)
+
+    (tmp_path / "db/instances").unlink()
+    await asyncio.wait_for(memory.take_possession_later(), 10)
+
+    assert head_in(tmp_path) == memory.head
+    memory.written.close()
+
+
+class _NoDepot:
+    def find(self, handle: str) -> Any:
+        raise UnknownHandle(handle)
+
+
+NO_DEPOT: Any = _NoDepot()
+
+
+def head_in(base_dir: Path) -> Head | OneFile:
+    return records.decode_head((base_dir / "db/agent.json").read_bytes())
 
 
 def test_a_take_over_that_was_broken_off_is_begun_again(store: Store, tmp_path: Path) -> None:
