@@ -26,7 +26,7 @@ from container.cgroups import open_backend
 from container.container import Container
 from container.disk import Disks
 from container.guard import Guard
-from container.host import HostUnfit, check_kernel
+from container.host import HostUnfit, check_kernel, refuse_if_short, text_of
 from container.make import Abandoned, CreateError, Host, Ladder
 from container.network import Networks, Restored
 from container.network.firewall import FirewallError
@@ -109,9 +109,9 @@ class Depot:
         users.check_ids_free(
             settings.uid_first,
             settings.uid_count,
-            passwd=_read("/etc/passwd"),
-            subuid=_read("/etc/subuid"),
-            subgid=_read("/etc/subgid"),
+            passwd=text_of("/etc/passwd"),
+            subuid=text_of("/etc/subuid"),
+            subgid=text_of("/etc/subgid"),
         )
         # What only computes comes first: a wrong setting is told before anything is held.
         addresses = Pool(
@@ -135,8 +135,8 @@ class Depot:
                 log.warning("cgroups_lack", what=gap)
             held.callback(locks.lock_tables())
             resolver, left_out = resolver_for(
-                _read("/etc/resolv.conf"),
-                _read("/run/systemd/resolve/resolv.conf"),
+                text_of("/etc/resolv.conf"),
+                text_of("/run/systemd/resolve/resolv.conf"),
                 servers=settings.dns_servers,
                 search=settings.dns_search,
                 options=settings.dns_options,
@@ -273,7 +273,7 @@ class Depot:
 
     async def recover(self) -> Recovery:
         """After a start: take up what lives, leave alone what a later version made, remove the rest whole. Called once, before the
-        first create.
+        first create. HostUnfit: it is short of descriptors or memory; nothing was ended for that.
         """
         host, found, later = self._host, dict[str, Parts](), dict[str, Holdings]()
         removed, records = list[str](), dict[str, bytes]()
@@ -289,6 +289,7 @@ class Depot:
                 host.log.warning("container_of_a_later_version_left_alone", handle=directory.name, why=str(e))
                 continue
             except Exception as e:  # whatever is wrong with one costs no other its life, and no start
+                refuse_if_short(e)
                 why = str(e) or repr(e)
             host.log.info("container_removed", handle=directory.name, why=why)
             if (record := snapshot.read_record(directory)) is not None:
@@ -305,8 +306,7 @@ class Depot:
         await self._sweep_cgroups({parts.link_id for parts in found.values()}, list(later.values()))
         await self._restore_links(list(found.values()), [one for one in kept if one is not None])
         for handle, parts in found.items():
-            container = make.adopt(host, parts)
-            self._containers[handle] = container
+            self._containers[handle] = make.adopt(host, parts)
         # Together: one that does not answer holds up no other.
         await asyncio.gather(*(self._recover_jobs(container) for container in self._containers.values()))
         return Recovery(tuple(found), tuple(removed), tuple(later), records)
@@ -394,10 +394,3 @@ def _snapshot_of(directory: Path) -> Snapshot:
     if found.handle != directory.name:
         raise SnapshotError(f"the snapshot is of {found.handle!r}")
     return found
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(errors="replace")
-    except OSError:
-        return ""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import re
+from pathlib import Path
 from typing import Final
 
 #: The first kernel whose overlay takes idmapped layers (mount_setattr(2), house.md "Shape").
@@ -26,3 +28,18 @@ def check_kernel(release: str) -> None:
         raise HostUnfit(
             f"kernel {release} cannot mount overlay over idmapped layers: {needed} or later is needed"
         )
+
+
+def refuse_if_short(error: BaseException) -> None:
+    """HostUnfit where an error is a want of descriptors or memory: it says nothing of the container that met it."""
+    for one in (error, error.__cause__):
+        if isinstance(one, OSError) and one.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise HostUnfit(f"recover: {one}") from error
+
+
+def text_of(path: str) -> str:
+    """Empty: it cannot be read."""
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:
+        return ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -30,6 +31,7 @@ from container import (
     snapshot,
     wshd,
 )
+from container.host import HostUnfit
 from container.network.rules import interface_of
 from container.snapshot import Phase, Snapshot
 
@@ -289,6 +291,28 @@ async def test_one_that_cannot_be_taken_up_costs_no_other(left: Path, stack: Pat
     assert (await second.find("left").run(sh("echo on"))).stdout == b"on\n"
     (depot_dir / "spoolless/spool").mkdir(mode=0o700)
     shutil.rmtree(depot_dir / "named", ignore_errors=True)
+    await second.close()
+
+
+async def test_a_host_that_is_short_of_descriptors_ends_no_app(left: Path) -> None:
+    """The start is refused, not the container: the next one finds it as it was."""
+    directory = settings_for(left).depot_dir / "left"
+    pid = snapshot.read(directory).pid
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    depot = await Depot.open(settings_for(left))
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 2, hard))
+    try:
+        with pytest.raises(HostUnfit, match="Too many open files"):
+            await depot.recover()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    await depot.close()
+
+    assert is_alive(pid)
+    second = await Depot.open(settings_for(left))
+    assert (await second.recover()).found == ("left",)
     await second.close()
 
 
