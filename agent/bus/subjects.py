@@ -33,11 +33,13 @@ def _router_start(payload: bytes, reply_to: str) -> c.Command:
 
 
 def _stage(payload: bytes, reply_to: str) -> c.Command:
-    """A controller waits a quarter of an hour for the answer: one that cannot be read is answered too."""
+    """A controller waits a quarter of an hour for the answer: a request that cannot be read is answered too. What is no object
+    is no request, and nobody waits for its answer.
+    """
     try:
         return c.StageCommand(m.decode(m.StagingStart, payload), reply_to)
     except m.MessageError as e:
-        if not reply_to:
+        if not reply_to or not payload.lstrip().startswith(b"{"):
             raise
         return c.RefuseStagingCommand(m.task_id_of(payload), f"Error staging: {e}", reply_to)
 

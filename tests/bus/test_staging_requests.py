@@ -12,7 +12,8 @@ from staging_kit import Desk, buildpack
 
 pytestmark = pytest.mark.bus
 
-NO_JSON = (b"", b"null", b"{", b"[]", b'"text"', b"\xff\xfe{}", b"[" * 5000, b'{"task_id":' * 5000, b"1e400")
+BROKEN = (b"{", b" {}", b'{"task_id":' * 5000)
+NO_REQUEST = (b"", b"null", b"[]", b'"text"', b"\xff\xfe{}", b"[" * 5000, b"1e400")
 #: A field of a request, what is wrong with it, and a part of the answer.
 ODD: dict[str, tuple[dict[str, Any], str]] = {
     "start-text": ({"start_message": "text"}, "start_message: Expected `object`"),
@@ -48,12 +49,14 @@ async def test_every_request_with_an_inbox_is_answered(desk: Desk, host: Host) -
     numbered = await desk.stage(task_id=17)  # type: ignore[arg-type]
     assert (await numbered.reply(1))["task_id"] == "17"
     subject = f"staging.{host.dea}.start"
-    await host.peer.burst([Word(subject, payload, f"inbox.{at}") for at, payload in enumerate(NO_JSON)])
-    await host.peer.until(lambda: all(host.peer.on(f"inbox.{at}") for at in range(len(NO_JSON))), 20)
-    for at in range(len(NO_JSON)):
+    await host.peer.burst([Word(subject, payload, f"silent.{at}") for at, payload in enumerate(NO_REQUEST)])
+    await host.peer.burst([Word(subject, payload, f"inbox.{at}") for at, payload in enumerate(BROKEN)])
+    await host.peer.until(lambda: all(host.peer.on(f"inbox.{at}") for at in range(len(BROKEN))), 20)
+    for at in range(len(BROKEN)):
         (heard,) = host.peer.on(f"inbox.{at}")
         assert heard.body["task_id"] == ""
         assert heard.body["error"].startswith("Error staging: ")
+    assert not any(host.peer.on(f"silent.{at}") for at in range(len(NO_REQUEST)))
 
     assert host.running.log("bus_command_failed") == []
     assert (await (await desk.stage(desk.pack("good", buildpack()))).reply(2))["droplet_sha1"] is not None

@@ -239,11 +239,11 @@ async def test_images_are_sparse_whatever_they_promise(shelf: Shelf) -> None:
 
 async def test_a_template_is_made_once(shelf: Shelf) -> None:
     """Ten at once, with two kinds between them: two templates, and nothing beside them."""
-    await asyncio.gather(*(shelf.create(MIB, inodes=1000 + n % 2, name=f"d{n}") for n in range(10)))
+    await asyncio.gather(*(shelf.create(64 * MIB, inodes=1000 + n % 2, name=f"d{n}") for n in range(10)))
 
     templates = {path: path.stat().st_mtime_ns for path in shelf.templates.iterdir()}
     assert len(templates) == 2
-    await shelf.create(MIB - 5 * BLOCK, inodes=1000, name="later")  # a step is larger than that
+    await shelf.create(64 * MIB - 5 * BLOCK, inodes=1000, name="later")  # a step is larger than that
     assert templates == {path: path.stat().st_mtime_ns for path in shelf.templates.iterdir()}
     assert all((disk.path / ".base").read_text() for disk in shelf.made)
 
