@@ -275,6 +275,7 @@ class Keeper:
         def kept() -> None:
             instance.exit_pending = False
             self._save(instance)
+            self._drop_older_crashes(instance.app)  # this one may have been waiting to go
 
         instance.exit_pending = True
         self.bus.tell(self.voice.exited(instance), on_kept=kept)

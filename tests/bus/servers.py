@@ -390,4 +390,5 @@ def staged(number: int) -> m.StagingRefused:
 
 
 def kept_files(tmp_path: Path) -> list[str]:
-    return sorted(path.name for path in (tmp_path / "outbox").iterdir())
+    """Of the outbox; none as long as no agent has made it."""
+    return sorted(path.name for path in (tmp_path / "outbox").glob("*"))

@@ -6,6 +6,7 @@ A position stands for a meaning: the first message in an inbox is the first repl
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -103,9 +104,14 @@ async def test_a_second_reply_that_is_on_its_way_when_the_first_becomes_unknown_
     host.bus.tell(second_reply(1, failed=failed), reply_to="box")
     await lost_between(relay, host)
 
+    await until(lambda: len(peer.on("box")) >= 2, "the second arrives, twice")
     await until(lambda: not kept_files(tmp_path), "all is known to have arrived")
     await peer.flush()
     assert peer.on("box") == [m.encode(second_reply(1, failed=failed))] * 2
+
+
+def grown(tmp_path: Path, count: int) -> bool:
+    return len(kept_files(tmp_path)) > count
 
 
 async def test_a_first_reply_that_a_former_agent_left_counts_as_unknown(
@@ -114,9 +120,11 @@ async def test_a_first_reply_that_a_former_agent_left_counts_as_unknown(
     """Over any number of agents, until its second reply has arrived."""
     await server.kill()
     for told in (first_reply(1), staged(2)):
+        before = kept_files(tmp_path)
         host = make_host()
         host.run()
         host.bus.tell(told, reply_to="box")
+        await until(partial(grown, tmp_path, len(before)), "the outbox has it")
         await host.stop()
     await server.start()
     peer = await listen("box")
@@ -144,6 +152,7 @@ async def test_each_reply_comes_once_where_nothing_is_in_doubt(
     host.bus.tell(second_reply(1, failed=False), reply_to="box")
     relay.is_open = True
 
+    await until(lambda: len(peer.on("box")) >= 2, "both arrive")
     await until(lambda: not kept_files(tmp_path), "all is known to have arrived")
     await peer.flush()
     assert peer.on("box") == [m.encode(first_reply(1)), m.encode(second_reply(1, failed=False))]

@@ -79,9 +79,9 @@ async def test_two_stagings_of_one_id(desk: Desk, host: Host) -> None:
 
 
 async def test_a_strange_id_is_only_an_id(desk: Desk) -> None:
-    """No path is made of it."""
+    """No path is made of it; it may have 256 bytes."""
     pack = desk.pack("any", buildpack())
-    strange = [await desk.stage(pack, task_id=task_id) for task_id in ("../../etc", "", "a/b", "x" * 4000)]
+    strange = [await desk.stage(pack, task_id=task_id) for task_id in ("../../etc", "", "a/b", "x" * 256)]
     for staging in strange:
         assert (await staging.reply(2))["task_id"] == staging.task_id
         assert staging.replies()[1]["droplet_sha1"] is not None
