@@ -123,8 +123,9 @@ class Talk:
         letter, _, phase = (self.turn if text == "the one in turn" else text).partition(" ")
         app = self.known.apps[letter]
         match phase:
-            case "queued":
-                await self.host.wait_state(app, "BORN")
+            case "queued":  # its droplet waits for its turn behind another's
+                await self.host.wait_state(app, "STARTING")
+                assert app.path not in self.host.files.asked, "its download has begun"
             case "downloading":
                 await asyncio.wait_for(self.downloading.wait(), WAIT_S)
             case "health checking":  # its process is there, its port is not

@@ -19,7 +19,7 @@ LEFT_OUT = ("15", "17", "18")
 #: How the host is set up for a turn; the others take the driver's defaults.
 SET_UP: dict[tuple[str, str], dict[str, Any]] = {
     ("02", "full"): {"resources": {"memory_mb": 512}},
-    ("10", "A queued"): {"starts": {"concurrent": 1}},
+    ("10", "A queued"): {"downloads": {"concurrent": 1}},
 }
 
 
