@@ -142,7 +142,7 @@ async def test_an_evacuation_goes_on_after_a_kill(hosts: OpenHost) -> None:
 
         await spawn_until_started(host)
 
-        (found,) = await host.find(app)
+        found = await host.wait_state(app, "EVACUATING")
         assert (found["state"], found["instance"]) == ("EVACUATING", running["instance"])
         beat = await host.peer.wait_for("dea.heartbeat", lambda body: body["droplets"] != [], since=since)
         assert [one["state"] for one in beat.body["droplets"]] == ["EVACUATING"]

@@ -88,7 +88,8 @@ def test_a_failed_push_leaves_the_app_as_it_was(platform: Platform, tmp_path: Pa
     )
 
     platform.ok("push", app, "--name", "kept", "-e", "D=4", "--unset-env", "C")
-    until(lambda: platform.get("kept", "/page") == (200, b"two"), "the new page")
+    until(lambda: platform.apps()["kept"]["previous_running"] == 0, "the new version alone serves")
+    assert platform.get("kept", "/page") == (200, b"two")
     lines = platform.get("kept", "/env.txt")[1].decode().splitlines()
     assert {"A.B=1", "D=4", "MEMORY_LIMIT=64m"} <= set(lines)
     assert not [line for line in lines if line.startswith("C=")]

@@ -71,6 +71,11 @@ def linked(name: str) -> AbstractContextManager[None]:
     return made(*pair, undo=("ip", "link", "delete", name))
 
 
+def ours(traces: list[str]) -> list[str]:
+    """The agent that may run here goes on changing its own table, which is of the family inet."""
+    return [one for one in traces if '"inet"' not in one]
+
+
 def test_each_kind_of_trace_is_seen(tmp_path: Path) -> None:
     """A mount, a link, a group, a loop device, our table, a stranger's, a process: each is named, and none when they are gone."""
     adopt_orphans()
@@ -85,11 +90,11 @@ def test_each_kind_of_trace_is_seen(tmp_path: Path) -> None:
             undo.enter_context(
                 made("nft", "add", "table", "ip", table, undo=("nft", "delete", "table", "ip", table))
             )
-        kinds = [one.partition(":")[0] for one in look(tmp_path).beyond(before)]
+        kinds = [one.partition(":")[0] for one in ours(look(tmp_path).beyond(before))]
     assert kinds == [
         "mounts", "links", "cgroups", "loop_devices", "firewall", "firewall_of_others", "processes"
     ]  # fmt: skip
-    assert look(tmp_path).beyond(before) == []
+    assert ours(look(tmp_path).beyond(before)) == []
 
 
 def test_another_agents_things_are_not_ours(tmp_path: Path) -> None:
