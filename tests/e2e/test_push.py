@@ -165,7 +165,8 @@ def test_a_changed_page_is_a_new_page(platform: Platform, tmp_path: Path) -> Non
     assert platform.fetch("dated", headers=since)[0] == 304
     page.write_text("two")
     platform.ok("push", app, "--name", "dated")
-    until(lambda: platform.get("dated") == (200, b"two"), "the new page")
+    until(lambda: platform.apps()["dated"]["previous_running"] == 0, "the new version alone serves")
+    assert platform.get("dated") == (200, b"two")
     assert platform.fetch("dated", headers=since)[:2] == (200, b"two")
     platform.ok("delete", "dated", "--yes")
 
