@@ -99,7 +99,7 @@ class Links:
         )
 
     async def delete(self, interface: str) -> None:
-        """For a pair whose namespace never came to life. Idempotent."""
+        """For a pair whose namespace never came to life, or does not end. Idempotent."""
         try:
             index = socket.if_nametoindex(interface)
         except OSError:  # it has no errno; the only reason is that there is none of that name

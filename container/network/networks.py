@@ -28,6 +28,7 @@ T = TypeVar("T")
 Change = Callable[[Ruleset], str]
 _UDP: Final = 17
 _RETRY_S: Final = 1.0
+_NAMESPACE_ENDS_S: Final = 3.0  # the kernel ends hundreds of namespaces a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +163,17 @@ class Networks:
         await self._unbroken(self._detach(link.link_id), f"detach-{link.link_id}")
 
     async def gone(self, link: Link) -> None:
-        """Until the kernel has taken the pair back: only then may its /30 rest."""
-        await self._deaths.gone(link.interface)
+        """Returns when the pair is gone: only then may its /30 rest.
+
+        The pair goes with its network namespace, and a closed TCP connection whose peer acknowledges nothing keeps
+        that namespace for minutes after the last process. Such a pair is deleted from the host's side.
+        """
+        try:
+            async with asyncio.timeout(_NAMESPACE_ENDS_S):
+                await self._deaths.gone(link.interface)
+        except TimeoutError:
+            await self._links.delete(link.interface)
+            await self._deaths.gone(link.interface)
 
     async def restore(self, found: Sequence[Restored]) -> dict[str, Link]:
         """Takes up the links of a former manager and removes the rules of everything else, in one transaction."""

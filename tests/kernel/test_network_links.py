@@ -171,6 +171,13 @@ class State:
 async def test_nothing_else_of_the_host_is_touched(tmp_path: Path, stack: Path) -> None:
     """All settings, routes, policies, neighbours and rules before, while a container lives, and after."""
     host = Namespace.of("thread-self")
+    # a link that came up a moment ago still gets its IPv6 address and the routes of it
+    await until(
+        lambda: (
+            "uplink0" in (lines := host.run("ip", "-oneline", "-6", "address")) and "tentative" not in lines
+        ),
+        lambda: host.run("ip", "-oneline", "address"),
+    )
     Path("/proc/sys/net/ipv4/ip_forward").write_text("0")
     host.run("nft", "add table inet theirs; add chain inet theirs c { type filter hook input priority 0; }")
     before = State.of(host)
@@ -266,4 +273,20 @@ async def test_a_foreign_policy_is_neither_changed_nor_overridden(scene: Rig) ->
         scene.host.run("nft", f'insert rule inet theirs f {match} "w-*" accept')
     assert reaches(box.space, TCP, FAR_IP, 80) == "world"
     assert reaches(scene.world.space, TCP, HOST_IP, 7300) == "app"
+    scene.host.run("nft", "delete table inet theirs")
+
+
+async def test_a_connection_that_nobody_acknowledges_does_not_keep_the_link(scene: Rig) -> None:
+    """The kernel holds the namespace for its last packets, for minutes; the pair is deleted from outside."""
+    box = await scene.box("app", egress=(EVERYWHERE,))
+    with box.space.socket(TCP) as mouth:
+        mouth.settimeout(10.0)
+        mouth.connect((FAR_IP, 80))
+        scene.host.run(
+            "nft",
+            "add table inet theirs; add chain inet theirs f { type filter hook forward priority 0; policy drop; }",
+        )
+        mouth.send(b"never acknowledged")
+    await scene.end("app")
+    await until(lambda: not links(), lambda: f"left: {links()}")
     scene.host.run("nft", "delete table inet theirs")
