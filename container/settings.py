@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from container.network import NetworkSettings
+from container.network import POOL_NETWORK, NetworkOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +18,7 @@ class DepotSettings:
     depot_dir: Path
     templates_dir: Path
     cgroup_parent: str = "garrison"
-    pool_network: str = "10.254.0.0/16"
+    pool_network: str = POOL_NETWORK
     release_delay_s: float = 5.0
     mtu: int = 1500
     dns_servers: tuple[str, ...] = ()
@@ -47,9 +47,9 @@ def beside(depot_dir: Path, suffix: str) -> Path:
 
 def network_settings(
     settings: DepotSettings, dns_servers: tuple[str, ...], port_rests: Callable[[int], bool]
-) -> NetworkSettings:
+) -> NetworkOptions:
     """``dns_servers``: as they were found. ``port_rests``: whether a route to a port may still stand. Pure."""
-    return NetworkSettings(
+    return NetworkOptions(
         pool_network=settings.pool_network,
         mtu=settings.mtu,
         dns_servers=dns_servers,

@@ -1,9 +1,20 @@
-"""The network of containers: routed veth pairs, nftables, published ports (ARCHITECTURE.md, network)."""
+"""The network of containers: routed veth pairs, a firewall, published ports (docs/network.md)."""
 
 from __future__ import annotations
 
 from container.network.firewall import FirewallError
-from container.network.networks import Link, Networks, NetworkSettings, Restored
+from container.network.networks import Link, Networks, Restored
+from container.network.options import NetworkOptions
+from container.network.policy import POOL_NETWORK
 from container.network.ports import NoPorts, PortTaken
 
-__all__ = ["FirewallError", "Link", "NetworkSettings", "Networks", "NoPorts", "PortTaken", "Restored"]
+__all__ = [
+    "POOL_NETWORK",
+    "FirewallError",
+    "Link",
+    "NetworkOptions",
+    "Networks",
+    "NoPorts",
+    "PortTaken",
+    "Restored",
+]

@@ -2,7 +2,7 @@
 
 The kernel asks the interface by which a packet comes in whether it may be forwarded (ip-sysctl, conf/interface/forwarding).
 So an uplink needs it for the answers to containers, and a host of its network could then pass by us to the host's other
-links: the guard in the chain c_fwd (rules.py) refuses that on each uplink that was opened here. Once somebody switches
+links: the firewall's guard (`Ruleset.guarded`) refuses that on each uplink that was opened here. Once somebody switches
 `ip_forward` on, that one is the router and its firewall decides: the guard goes and nothing is switched back. When
 `ip_forward` is switched off again the kernel closes our interfaces too, and they are opened anew.
 
@@ -26,6 +26,7 @@ import msgspec
 from container.aio import Background, Log
 from container.network.firewall import FirewallError
 from container.network.netlink import DONE, DUMP, ERROR, REQUEST, attributes, message, messages
+from container.network.policy import INTERFACE_PREFIX
 
 _CONF: Final = Path("/proc/sys/net/ipv4/conf")
 _NEWROUTE, _DELROUTE, _GETROUTE, _NEWNETCONF = 24, 25, 26, 80
@@ -223,7 +224,7 @@ class Forwarding:
     def _look(self) -> tuple[bool, frozenset[str], dict[str, bool]]:
         is_router = (_CONF / "all/forwarding").read_text().strip() == "1"
         names = frozenset(self.uplinks) or frozenset(_uplinks(self.reached_at))
-        names -= {name for name in names if name == "lo" or name.startswith("w-")}
+        names -= {name for name in names if name == "lo" or name.startswith(INTERFACE_PREFIX)}
         looked_at = {name: _is_on(name) for name in names | self._opened}
         self._indexes = frozenset(filter(None, map(_index, names)))
         return is_router, names, {name: on for name, on in looked_at.items() if on is not None}
@@ -349,7 +350,7 @@ def _switch(wanted: Mapping[str, str]) -> None:
 
 
 def _switch_on_own_links() -> None:
-    _switch({name: "1" for _, name in socket.if_nameindex() if name.startswith("w-")})
+    _switch({name: "1" for _, name in socket.if_nameindex() if name.startswith(INTERFACE_PREFIX)})
 
 
 def _index(name: str) -> int | None:

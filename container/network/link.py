@@ -18,7 +18,7 @@ from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from container.network.netlink import attributes, messages
-from container.network.rules import interface_of
+from container.network.policy import interface_of
 from container.pools import AddressLease
 
 #: The container's way out is this neighbour. It is not the host's end: every packet arrives as somebody else's and is

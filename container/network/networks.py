@@ -1,4 +1,14 @@
-"""The network of all containers of a host: links, addresses' rules, published ports. The acting half of ruleset.py."""
+"""The network of all containers of a host: their links, what these may reach, and the ports that lead to them.
+
+Invariant: ``_held`` is the ruleset that the kernel accepted last. A change computes a new ruleset from it, asks the
+firewall to commit the difference, and only then puts the new one in its place. So there is nothing to undo after a
+refusal, and everything can be written anew at any time: after a restart, and after others flushed the firewall.
+
+Changes that arrive while a transaction runs wait and go together in the next one; forty cost little more than one. When
+the kernel refuses a batch, each change of it is tried alone, so that only the wrong one fails. When it refuses a single
+change, everything is written anew with that change in it: the kernel may not hold what it should, because somebody has
+flushed it a moment ago (docs/network.md, "When others change the firewall").
+"""
 
 from __future__ import annotations
 
@@ -7,50 +17,26 @@ import contextlib
 import ipaddress
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from container.aio import Background, Log, finish
-from container.network import conntrack, rules
+from container.network import conntrack
 from container.network.firewall import Firewall, FirewallError
-from container.network.firewall.nftables import Nftables
+from container.network.firewall.backends import BACK_ENDS
 from container.network.forwarding import Forwarding
 from container.network.link import GATEWAY_MAC, DeathWatch, Links, exists
+from container.network.options import NetworkOptions
+from container.network.policy import LinkRules, Policy, Ruleset, interface_of, make_egress
 from container.network.ports import HostPorts
-from container.network.rules import Member, Policy, interface_of, make_egress
-from container.network.ruleset import Ruleset
-from container.network.watch import RulesetWatch
 from container.plan import Ethernet
 from container.pools import AddressLease, Pool
 from container.spec import EgressRule, PortMapping, Protocol
 
 T = TypeVar("T")
-Change = Callable[[Ruleset], str]
+Change = Callable[[Ruleset], Ruleset]
 _UDP: Final = 17
 _RETRY_S: Final = 1.0
 _NAMESPACE_ENDS_S: Final = 3.0  # the kernel ends hundreds of namespaces a second
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkSettings:
-    """``uplinks``: interfaces to the host's peers; none: where routes lead, and that of the address ``reached_at``.
-    ``forwarding_file``: where it is written down which of them were opened for forwarding. ``port_rest_s``: so long a
-    port that was given back is nobody's; ``port_rests``: further ones that are not to be given out yet.
-    """
-
-    pool_network: str = "10.254.0.0/16"
-    mtu: int = 1500
-    dns_servers: tuple[str, ...] = ()
-    allow_networks: tuple[str, ...] = ()
-    allow_host_access: bool = False
-    publish_to_host_only: bool = False
-    port_first: int = 0
-    port_count: int = 0
-    port_rest_s: float = 0.0
-    port_rests: Callable[[int], bool] = lambda _: False
-    uplinks: tuple[str, ...] = ()
-    reached_at: str | None = None
-    forwarding_file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +46,15 @@ class Link:
     link_id: str
     interface: str
     lease: AddressLease
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A change that waits for its transaction. ``anew``: everything is to be written anew with it."""
+
+    change: Change
+    anew: bool
+    done: asyncio.Future[None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +68,11 @@ class Restored:
 
 
 class Networks:
-    """Made by :meth:`open`. What the kernel has is always made from ``_held``."""
+    """The links of all containers, and their firewall. Made by :meth:`open`, ended by :meth:`close`."""
 
     def __init__(
         self,
-        settings: NetworkSettings,
+        settings: NetworkOptions,
         policy: Policy,
         firewall: Firewall,
         links: Links,
@@ -90,14 +85,14 @@ class Networks:
         self._links = links
         self._ports = ports
         self._log = log
-        self._held = Ruleset(self._policy)
-        self._waiting: list[tuple[Change, asyncio.Future[None]]] = []
+        self._held = Ruleset(policy)
+        self._waiting: list[_Waiting] = []
         self._committing = False
         self._restoring = False
         self._background = Background(log)
         loop = asyncio.get_running_loop()
         self._deaths = DeathWatch(loop)
-        self._watch = RulesetWatch(loop, firewall.author, self._on_foreign_change)
+        self._stop_watching = firewall.foreign_changes(self._on_foreign_change)
         self._forwarding = Forwarding(
             settings.uplinks,
             settings.reached_at,
@@ -108,8 +103,12 @@ class Networks:
         )
 
     @classmethod
-    async def open(cls, settings: NetworkSettings, log: Log) -> Networks:
-        """Where our tables are missing: makes their base, and sets up forwarding. Raises FirewallError, NoPorts."""
+    async def open(cls, settings: NetworkOptions, log: Log, firewall: Firewall | None = None) -> Networks:
+        """Where no firewall of ours stands: makes it, and sets up forwarding.
+
+        ``firewall``: a back end of the caller's instead of the one that the settings name. FirewallError; NoPorts: too
+        few ports; ValueError: a pool network that is none.
+        """
         pool = str(ipaddress.IPv4Network(settings.pool_network, strict=False))
         policy = Policy(
             pool,
@@ -121,49 +120,54 @@ class Networks:
         ports = HostPorts.of_host(
             settings.port_first, settings.port_count, rest_s=settings.port_rest_s, rests=settings.port_rests
         )
-        networks = cls(settings, policy, Nftables(), await Links.open(), ports, log)
+        firewall = firewall or BACK_ENDS[settings.firewall]()
+        networks = cls(settings, policy, firewall, await Links.open(), ports, log)
         try:
-            await networks._ensure_tables()
+            await networks._ensure_firewall()
         except BaseException:
             await networks.close()
             raise
         return networks
 
-    async def _ensure_tables(self) -> None:
-        """Those of a former manager stay until `restore` replaces them at once: its containers have traffic.
+    async def _ensure_firewall(self) -> None:
+        """That of a former manager stays until `restore` replaces it in one step: its containers have traffic.
 
-        They may be of another version and lack the guard, so forwarding is not touched before either.
+        It may be of another version and lack the guard of uplinks, so forwarding is not touched before either.
         """
-        try:
-            await self._firewall.apply(f"list chain inet {rules.TABLE} c_in\n")
-        except FirewallError:
-            await self._firewall.apply(rules.base(self._policy))
+        if await self._firewall.ensure(self._policy):
             await self._forwarding.start()
 
     def plan_for(self, link_id: str, lease: AddressLease) -> Ethernet:
+        """What wshd sets up at the container's end of a link."""
         return Ethernet(lease.container_ip, 30, lease.host_ip, GATEWAY_MAC, self._mtu)
 
-    # What callers do. A caller that goes away leaves nothing half done.
+    # What callers ask for. A caller that is cancelled leaves nothing half done.
 
     async def attach(self, link_id: str, pid: int, lease: AddressLease, egress: Sequence[EgressRule]) -> Link:
-        """The link and its rules. On an error neither is left."""
+        """Makes a link to the network namespace of ``pid``, and its rules. On an error neither is left.
+
+        OSError: the kernel refused the link; FirewallError: it refused the rules.
+        """
         return await self._unbroken(self._attach(link_id, pid, lease, egress), f"attach-{link_id}")
 
     async def publish(self, link: Link, mapping: PortMapping) -> PortMapping:
-        """Reserves the host's port and leads it inside. PortTaken, NoPorts, FirewallError."""
+        """Reserves a port of the host and leads it to the container. Returns the mapping with both ports filled in.
+
+        PortTaken, NoPorts, FirewallError.
+        """
         return await self._unbroken(self._publish(link.link_id, mapping), f"publish-{link.link_id}")
 
     async def set_egress(self, link: Link, egress: Sequence[EgressRule]) -> None:
-        """Replaces all egress rules of a container in one transaction."""
+        """Replaces all egress rules of a container in one transaction. FirewallError."""
         new = make_egress(egress, self._policy)
         await self._change(lambda held: held.set_egress(link.link_id, new))
 
     async def detach(self, link: Link) -> None:
-        """Rules and ports back; the pair itself goes with its namespace (see :meth:`gone`). Idempotent."""
+        """Removes the rules and gives back the ports. The pair itself goes with its namespace: :meth:`gone`. Idempotent."""
         await self._unbroken(self._detach(link.link_id), f"detach-{link.link_id}")
 
     async def gone(self, link: Link) -> None:
-        """Returns when the pair is gone: only then may its /30 rest.
+        """Returns when the pair is gone. Only then may the rest of its /30 begin.
 
         The pair goes with its network namespace, and a closed TCP connection whose peer acknowledges nothing keeps
         that namespace for minutes after the last process. Such a pair is deleted from the host's side.
@@ -176,9 +180,12 @@ class Networks:
             await self._deaths.gone(link.interface)
 
     async def restore(self, found: Sequence[Restored]) -> dict[str, Link]:
-        """Takes up the links of a former manager and removes the rules of everything else, in one transaction."""
-        members = [
-            Member(
+        """Takes up the links of a former manager, and removes the rules of everything else, in one transaction.
+
+        FirewallError.
+        """
+        links = [
+            LinkRules(
                 interface_of(one.link_id),
                 one.link_id,
                 one.lease,
@@ -187,39 +194,31 @@ class Networks:
             )
             for one in found
         ]
-        for member in members:
-            for mapping in member.ports:
+        for link in links:
+            for mapping in link.ports:
                 if not self._ports.claim(mapping):
-                    self._log.warning(
-                        "host_port_taken_meanwhile", port=mapping.host_port, link=member.link_id
-                    )
+                    self._log.warning("host_port_taken_meanwhile", port=mapping.host_port, link=link.link_id)
 
         opened = self._forwarding.remembered()
-
-        def take_up(held: Ruleset) -> str:
-            held.guard(opened)
-            for member in members:
-                held.add(member)
-            return held.whole(_existing(held))
-
-        await self._change(take_up)
+        await self._change(lambda held: held.guard(opened).add(*links), anew=True)
         try:
             await self._forwarding.start()
-        except FirewallError as e:  # they run already, and are better cut off for a while than given up
+        except FirewallError as e:  # the containers run: better cut off for a while than given up
             self._log.warning("forwarding_not_set_retrying", error=str(e))
             self._forwarding.try_again()
-        return {one.link_id: Link(one.link_id, interface_of(one.link_id), one.lease) for one in members}
+        return {link.link_id: Link(link.link_id, link.interface, link.lease) for link in links}
 
     @property
     def port_pool(self) -> Pool[int]:
+        """The host's ports, whose order of use outlives the manager (rotation.py)."""
         return self._ports.pool
 
     def rest_ports(self, mappings: Iterable[PortMapping]) -> None:
-        """They were of a former manager's container that is gone."""
+        """Ports of a former manager's container that is gone: their rest begins."""
         for mapping in mappings:
             self._ports.rest(mapping)
 
-    # How it is done.
+    # How these are done.
 
     async def _guard(self, uplinks: frozenset[str]) -> None:
         if uplinks != self._held.guarded:
@@ -232,10 +231,10 @@ class Networks:
         self, link_id: str, pid: int, lease: AddressLease, egress: Sequence[EgressRule]
     ) -> Link:
         interface = interface_of(link_id)
-        member = Member(interface, link_id, lease, make_egress(egress, self._policy))
+        rules = LinkRules(interface, link_id, lease, make_egress(egress, self._policy))
         try:
             await self._links.add(link_id, pid, lease, self._mtu)
-            await self._change(lambda held: held.add(member))
+            await self._change(lambda held: held.add(rules))
         except BaseException:
             await self._links.delete(interface)
             raise
@@ -254,12 +253,12 @@ class Networks:
         return resolved
 
     async def _detach(self, link_id: str) -> None:
-        member = self._held.find(link_id)
-        if member is None:
+        rules = self._held.find(link_id)
+        if rules is None:
             return
         await self._change(lambda held: held.remove(link_id))
-        await self._forget(link_id, conntrack.forget_address, member.lease.container_ip)
-        for mapping in member.ports:
+        await self._forget(link_id, conntrack.forget_address, rules.lease.container_ip)
+        for mapping in rules.ports:
             self._ports.give_back(mapping)
 
     async def _forget(self, link_id: str, what: Callable[..., None], *which: object) -> None:
@@ -268,12 +267,15 @@ class Networks:
         except OSError as e:
             self._log.warning("connections_not_forgotten", link=link_id, error=str(e))
 
-    # Changes: all that wait go in one transaction (forty cost little more than one).
+    # Changes of the firewall.
 
-    async def _change(self, change: Change) -> None:
-        """FirewallError: refused, and nothing of it holds. One whose caller goes away is made nevertheless."""
+    async def _change(self, change: Change, *, anew: bool = False) -> None:
+        """Returns when the kernel has accepted the change; also one whose caller is cancelled is made.
+
+        ``anew``: everything is written anew. FirewallError: refused, and nothing of the change holds.
+        """
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((change, done))
+        self._waiting.append(_Waiting(change, anew, done))
         if not self._committing:
             self._committing = True
             self._background.start(self._commit_waiting(), name="firewall")
@@ -287,42 +289,46 @@ class Networks:
         finally:
             self._committing = False
 
-    async def _commit(self, batch: list[tuple[Change, asyncio.Future[None]]]) -> None:
-        trial = self._held.copy()
+    async def _commit(self, batch: list[_Waiting]) -> None:
         try:
-            await self._firewall.apply("".join(change(trial) for change, _ in batch))
+            held = self._held
+            for one in batch:
+                held = one.change(held)
+            if any(one.anew for one in batch):
+                await self._make_anew(held)
+            else:
+                await self._firewall.commit(self._held, held)
         except Exception as e:
             if len(batch) == 1:
-                await self._commit_anew(*batch[0], because=e)
+                await self._commit_anew(batch[0], because=e)
                 return
             for one in batch:  # one of them is wrong, and only that one is to fail
                 await self._commit([one])
             return
-        self._held = trial
-        for _, done in batch:
-            done.set_result(None)
+        self._held = held
+        for one in batch:
+            one.done.set_result(None)
 
-    async def _commit_anew(self, change: Change, done: asyncio.Future[None], because: Exception) -> None:
-        """Perhaps the kernel has not what it should, since others have just flushed it: then everything anew is accepted."""
-        trial = self._held.copy()
+    async def _commit_anew(self, one: _Waiting, because: Exception) -> None:
+        """Perhaps the kernel does not hold ``_held``, because others have just flushed it. Then everything anew is accepted."""
         try:
-            change(trial)
-            await self._make_anew(trial)
+            held = one.change(self._held)
+            await self._make_anew(held)
         except Exception:
-            done.set_exception(because)
+            one.done.set_exception(because)
             return
-        self._log.warning("firewall_was_not_as_left", error=str(because), containers=len(trial))
-        self._held = trial
-        done.set_result(None)
+        self._log.warning("firewall_was_not_as_left", error=str(because), containers=len(held))
+        self._held = held
+        one.done.set_result(None)
 
     async def _make_anew(self, held: Ruleset) -> None:
-        """An interface may go at any time, and some kernels refuse a chain for one that is not there."""
+        """Tried again when an interface has gone meanwhile: some kernels refuse rules for one that does not exist."""
         while True:
-            there = _existing(held)
+            interfaces = _existing(held)
             try:
-                return await self._firewall.apply(held.whole(there))
+                return await self._firewall.replace(held, interfaces)
             except FirewallError:
-                if there == _existing(held):
+                if interfaces == _existing(held):
                     raise
 
     def _on_foreign_change(self, culprit: str) -> None:
@@ -332,15 +338,15 @@ class Networks:
             self._background.start(self._restore_rules(), name="firewall-restore")
 
     async def _restore_rules(self) -> None:
-        """Until it is done: without our tables every container is cut off."""
+        """Until it is done: without our rules every container is cut off."""
 
-        def anew(held: Ruleset) -> str:
-            self._restoring = False  # what others change from here on is not in this text
-            return held.whole(_existing(held))
+        def unchanged(held: Ruleset) -> Ruleset:
+            self._restoring = False  # this transaction does not undo what others change from here on
+            return held
 
         while True:
             try:
-                await self._change(anew)
+                await self._change(unchanged, anew=True)
                 break
             except Exception as e:  # whatever it was: given up, it would never be tried again
                 self._log.warning("firewall_not_restored_retrying", error=repr(e), after_s=_RETRY_S)
@@ -348,13 +354,17 @@ class Networks:
         self._log.info("firewall_restored", containers=len(self._held))
 
     async def close(self, *, remove_tables: bool = False) -> None:
-        self._watch.close()
+        """Gives back sockets, threads and reserved ports. The links stay.
+
+        ``remove_tables``: the firewall goes too, and forwarding is closed again; only when no container is left.
+        """
+        self._stop_watching()
         self._forwarding.stop_following()
         await self._background.close(10.0)
         if remove_tables:
             await self._forwarding.give_back()
             with contextlib.suppress(FirewallError):
-                await self._firewall.apply(rules.remove())
+                await self._firewall.remove()
         self._deaths.close()
         self._ports.close()
         await self._firewall.close()

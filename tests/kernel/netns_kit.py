@@ -17,8 +17,8 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +72,24 @@ class Namespace:
             return work()
 
         return _in_a_thread(inside)
+
+    @contextlib.contextmanager
+    def inhabited(self) -> Iterator[int]:
+        """The number of a thread that lives here meanwhile; the kernel takes it where it takes a pid."""
+        number: Future[int] = Future()
+        done = threading.Event()
+
+        def live() -> None:
+            number.set_result(threading.get_native_id())
+            done.wait()
+
+        with ThreadPoolExecutor(1) as thread:
+            living = thread.submit(self.do, live)
+            try:
+                yield number.result(DEADLINE_S)
+            finally:
+                done.set()
+            living.result()
 
     def run(self, *argv: str) -> str:
         done = self.do(lambda: subprocess.run(argv, capture_output=True, text=True, check=False))

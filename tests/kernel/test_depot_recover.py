@@ -32,7 +32,7 @@ from container import (
     wshd,
 )
 from container.host import HostUnfit
-from container.network.rules import interface_of
+from container.network.policy import interface_of
 from container.snapshot import Phase, Snapshot
 
 pytestmark = pytest.mark.kernel

@@ -13,7 +13,7 @@ import pytest_asyncio
 import testhost
 
 from container.aio import SilentLog
-from container.network import FirewallError, Networks, NetworkSettings
+from container.network import FirewallError, NetworkOptions, Networks
 from container.network.firewall.nftables import Nftables
 
 pytestmark = pytest.mark.kernel
@@ -79,7 +79,7 @@ async def test_a_network_that_was_closed_holds_nothing(tmp_path: Path) -> None:
     """No socket, no thread; the tables stay unless told."""
     before = held()
     for remove_tables in (False, True):
-        settings = NetworkSettings(forwarding_file=tmp_path / "forwarding")
+        settings = NetworkOptions(forwarding_file=tmp_path / "forwarding")
         networks = await Networks.open(settings, SilentLog())
         await networks.close(remove_tables=remove_tables)
         assert ("table inet garrison" in testhost.run("nft", "list", "tables")) is not remove_tables
@@ -89,8 +89,8 @@ async def test_a_network_that_was_closed_holds_nothing(tmp_path: Path) -> None:
 
 
 BAD_SETTINGS = {
-    "an address that is none": (NetworkSettings(dns_servers=("resolver",)), FirewallError),
-    "a pool that is none": (NetworkSettings(pool_network="10.254.0.0/33"), ValueError),
+    "an address that is none": (NetworkOptions(dns_servers=("resolver",)), FirewallError),
+    "a pool that is none": (NetworkOptions(pool_network="10.254.0.0/33"), ValueError),
 }
 
 

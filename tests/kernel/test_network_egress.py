@@ -19,7 +19,7 @@ from network_kit import APP_PORT, EVERYWHERE, HOST_PORTS, Rig, reaches, rig, tcp
 
 from container import CreateError, EgressRule, FileEntry, PortRange, Protocol, User
 from container.network import FirewallError
-from container.network.ruleset import Ruleset
+from container.network.policy import Ruleset
 
 pytestmark = [pytest.mark.kernel, pytest.mark.asyncio(loop_scope="module")]
 
@@ -220,7 +220,7 @@ async def test_a_refused_change_leaves_the_others_of_its_batch(scene: Rig) -> No
     first, second = await scene.box("first", ports=(tcp(7006),)), await scene.box("second")
     networks = scene.depot._host.networks
 
-    def twice(held: Ruleset) -> str:
+    def twice(held: Ruleset) -> Ruleset:
         return held.publish(second.container.link_id, tcp(7006))
 
     wrong, right, wrong_too = await asyncio.gather(

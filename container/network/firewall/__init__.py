@@ -1,23 +1,55 @@
-"""The firewall behind one interface; nftables now, iptables when the container manager's issue brings it."""
+"""The contract of a firewall back end (docs/network.md, "Firewall back ends").
+
+`networks.py` decides what the firewall holds and when it changes: it batches changes, keeps the ruleset that the kernel
+accepted last, and rewrites everything after somebody else changed it. A back end turns values into what the kernel
+takes, and nothing more. `backends.py` lists the back ends by name.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from typing import Protocol
+
+from container.network.policy import Policy, Ruleset
 
 
 class FirewallError(RuntimeError):
-    """The kernel refused a change, or there is nothing that could make it; the text says why, and in what."""
+    """The kernel refused a change, or the back end cannot work on this host; the text says what and why."""
 
 
 class Firewall(Protocol):
-    """Applies whole transactions, one at a time: the next is asked for when the last has been answered."""
+    """One firewall of one network namespace. The caller waits for each call before it makes the next.
 
-    @property
-    def author(self) -> str:
-        """The name by which the kernel tells of our changes."""
+    Every change is all or nothing: after a FirewallError the kernel holds what it held before.
+    """
 
-    async def apply(self, text: str) -> None:
-        """All of ``text`` or nothing. FirewallError: refused."""
+    async def ensure(self, policy: Policy) -> bool:
+        """Makes an empty firewall that enforces the policy, unless one of ours stands already.
+
+        True: it was made now. False: one stands, perhaps of another version, and was not touched. FirewallError.
+        """
+
+    async def commit(self, before: Ruleset, after: Ruleset) -> None:
+        """Makes ``after`` of ``before``, which the kernel is believed to hold.
+
+        FirewallError: refused, also when the kernel holds something else than ``before``.
+        """
+
+    async def replace(self, ruleset: Ruleset, interfaces: Collection[str]) -> None:
+        """Makes everything anew in one transaction, whatever stood there before.
+
+        ``interfaces``: the links' host ends that exist now; some kernels refuse rules for one that does not.
+        FirewallError: refused; one of the interfaces may have gone meanwhile.
+        """
+
+    def foreign_changes(self, on_change: Callable[[str], None]) -> Callable[[], None]:
+        """From now on ``on_change`` is called in the running loop after others have changed what is ours.
+
+        Its argument names who did it, or says why that is not known. Returns a function that ends it.
+        """
+
+    async def remove(self) -> None:
+        """Removes all that is ours. It is no error when nothing is there. FirewallError."""
 
     async def close(self) -> None:
-        """The rules stay."""
+        """Gives back what the back end holds in this process. The rules stay in the kernel."""

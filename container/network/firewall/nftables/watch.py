@@ -1,7 +1,8 @@
-"""Sees others change our tables (`nft flush ruleset`, a restart of a firewall service) and says who.
+"""Sees others change our tables (`nft flush ruleset`, the restart of a firewall service) and reports who did it.
 
-The kernel tells of every transaction on nfnetlink group 7: its objects one by one, and at the end (NEWGEN) its author. Whatever
-touches our tables counts, an added rule as well: it may open what is closed. Our own changes are known by their author's name.
+The kernel reports every transaction on nfnetlink group 7: its objects one by one, and at the end (NEWGEN) its author.
+Every change of our tables counts, an added rule too: it may open what is closed. Our own changes are known by the name of
+the thread that made them (backend.py).
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import socket
 import struct
 from collections.abc import Callable
 
+from container.network.firewall.nftables.text import TABLE
 from container.network.netlink import attributes, messages
-from container.network.rules import TABLE
 
 _NETLINK_NETFILTER = 12
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
@@ -27,7 +28,7 @@ class RulesetWatch:
     def __init__(
         self, loop: asyncio.AbstractEventLoop, own_name: str, on_change: Callable[[str], None]
     ) -> None:
-        """``on_change`` gets the culprit's name and pid, or why that is not known."""
+        """``on_change`` is called with the author's name and pid, or with the reason why they are not known."""
         self._loop = loop
         self._own_name = own_name.encode()
         self._on_change = on_change

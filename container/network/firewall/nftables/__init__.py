@@ -1,0 +1,11 @@
+"""nftables: two tables of our own, written through libnftables (docs/network.md, "The rule set of nftables").
+
+`text.py` writes rules from values, `library.py` hands text to the kernel, `watch.py` sees what others change,
+`backend.py` puts the three together. Nothing outside of this folder knows nft's syntax or names.
+"""
+
+from __future__ import annotations
+
+from container.network.firewall.nftables.backend import Nftables
+
+__all__ = ["Nftables"]

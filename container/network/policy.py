@@ -1,0 +1,239 @@
+"""What the firewall must enforce, as values. Pure; no back end's syntax appears here.
+
+A host has one :class:`Ruleset`: its :class:`Policy`, and for each link the addresses it may reach and the ports that
+lead to it. A change makes a new ruleset from the old one, so a refused change leaves nothing to undo. :func:`changed`
+is the difference of two rulesets; a back end turns that difference into one transaction.
+
+Permissions fall into two classes, so that their order does not matter across the classes (docs/network.md, "Egress
+rules"). A permission that lies inside a closed range (the pool, link-local, loopback) belongs to the *inner* class.
+Every other permission belongs to the *outer* class. A single address belongs to both, because it may be, or may
+become, an address of the host. A permission for 0.0.0.0/0 therefore opens neither the host nor another container.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, TypeAlias
+
+from container.pools import AddressLease
+from container.spec import EgressRule, PortMapping, PortRange, Protocol, parse_network
+
+#: The containers' addresses, unless the host's settings name another network.
+POOL_NETWORK: Final = "10.254.0.0/16"
+#: Only a permission that lies inside one of these opens it: "this" network, loopback, link-local (metadata services).
+ALWAYS_CLOSED: Final = ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16")
+#: What the kernel's log shows before a packet that a logging permission let through.
+LOG_PREFIX: Final = "garrison "
+#: The name of every host end of a link begins so; back ends match on it.
+INTERFACE_PREFIX: Final = "w-"
+
+
+def interface_of(link_id: str) -> str:
+    """The name of a link's end on the host (at most 15 characters, IFNAMSIZ)."""
+    return f"{INTERFACE_PREFIX}{link_id}-0"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What holds for all containers of a host. Networks are texts that `parse_network` takes."""
+
+    pool_network: str
+    dns_servers: tuple[str, ...] = ()
+    allow_networks: tuple[str, ...] = ()
+    allow_host_access: bool = False
+    publish_to_host_only: bool = False
+
+    @property
+    def closed(self) -> tuple[str, ...]:
+        """The closed ranges."""
+        return (self.pool_network, *ALWAYS_CLOSED)
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """One permission: addresses ``first`` to ``last``, and a protocol. ``ports`` None: all of them."""
+
+    first: ipaddress.IPv4Address
+    last: ipaddress.IPv4Address
+    protocol: Protocol
+    ports: PortRange | None = None
+    icmp_type: int | None = None
+    icmp_code: int | None = None
+    log: bool = False
+
+    @property
+    def is_everywhere(self) -> bool:
+        return int(self.first) == 0 and int(self.last) == 0xFFFFFFFF
+
+    @property
+    def is_single(self) -> bool:
+        return self.first == self.last
+
+    def lies_within(self, networks: Sequence[str]) -> bool:
+        ranges = map(parse_network, networks)
+        return any(low <= self.first and self.last <= high for low, high in ranges)
+
+
+#: In order: the first that matches decides.
+Permits: TypeAlias = tuple[Permit, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Egress:
+    """What a container may reach, by class. Empty: nothing is allowed there."""
+
+    outer: Permits = ()
+    inner: Permits = ()
+
+    @property
+    def lists(self) -> tuple[Permits, ...]:
+        """The lists that hold something, each once: single addresses alone make the same list for both classes."""
+        return tuple(dict.fromkeys(permits for permits in (self.outer, self.inner) if permits))
+
+
+def make_egress(rules: Sequence[EgressRule], policy: Policy) -> Egress:
+    """The permissions of a rule list, in its order, by class.
+
+    Rules that log come first. A plain rule before them that matches the same packet would hide them, and nothing would
+    be logged (docs/network.md, "Egress rules").
+    """
+    outer: list[Permit] = []
+    inner: list[Permit] = []
+    for rule in sorted(rules, key=lambda rule: not rule.log):
+        for permit in _permits(rule):
+            within = permit.lies_within(policy.closed)
+            if within or permit.is_single:
+                inner.append(permit)
+            if not within:
+                outer.append(permit)
+    return Egress(tuple(outer), tuple(inner))
+
+
+def _permits(rule: EgressRule) -> Iterator[Permit]:
+    """One for each network and port range. An ICMP code without a type is not looked at."""
+    icmp_type = rule.icmp_type if rule.protocol is Protocol.ICMP else None
+    icmp_code = rule.icmp_code if icmp_type is not None else None
+    for network in rule.networks or ("0.0.0.0/0",):
+        first, last = parse_network(network)
+        for ports in rule.ports or (None,):
+            yield Permit(first, last, rule.protocol, ports, icmp_type, icmp_code, rule.log)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkRules:
+    """What the firewall enforces for one container's link."""
+
+    interface: str
+    link_id: str
+    lease: AddressLease
+    egress: Egress
+    ports: tuple[PortMapping, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ruleset:
+    """All that the firewall of a host is to hold. Each change returns a new ruleset.
+
+    ``guarded``: uplinks that forward packets of containers and of nothing else (docs/network.md, "Forwarding").
+    ``users``: how many times each list of permissions is used; back ends share what is equal.
+    """
+
+    policy: Policy
+    links: Mapping[str, LinkRules] = field(default_factory=dict)
+    guarded: frozenset[str] = frozenset()
+    users: Mapping[Permits, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.links)
+
+    def find(self, link_id: str) -> LinkRules | None:
+        return self.links.get(link_id)
+
+    @property
+    def interfaces(self) -> list[str]:
+        """The host's ends of all links."""
+        return [link.interface for link in self.links.values()]
+
+    def add(self, *links: LinkRules) -> Ruleset:
+        """With further links. They must be new."""
+        assert not any(link.link_id in self.links for link in links)
+        together = {**self.links, **{link.link_id: link for link in links}}
+        return self._with(together, used=[link.egress for link in links])
+
+    def remove(self, link_id: str) -> Ruleset:
+        """Idempotent."""
+        left = dict(self.links)
+        link = left.pop(link_id, None)
+        return self if link is None else self._with(left, unused=[link.egress])
+
+    def publish(self, link_id: str, mapping: PortMapping) -> Ruleset:
+        """With one more port of the host that leads to a link. Its host port must be set."""
+        link = self.links[link_id]
+        return self._with({**self.links, link_id: replace(link, ports=(*link.ports, mapping))})
+
+    def set_egress(self, link_id: str, egress: Egress) -> Ruleset:
+        """With other permissions for a link."""
+        link = self.links[link_id]
+        changed_links = {**self.links, link_id: replace(link, egress=egress)}
+        return self._with(changed_links, used=[egress], unused=[link.egress])
+
+    def guard(self, uplinks: frozenset[str]) -> Ruleset:
+        """With exactly these uplinks guarded."""
+        return replace(self, guarded=uplinks)
+
+    def _with(
+        self, links: Mapping[str, LinkRules], used: Sequence[Egress] = (), unused: Sequence[Egress] = ()
+    ) -> Ruleset:
+        users = Counter(self.users)
+        for egress in used:
+            users.update(egress.lists)
+        for egress in unused:
+            users.subtract(egress.lists)
+            for permits in egress.lists:
+                if not users[permits]:
+                    del users[permits]
+        return replace(self, links=links, users=dict(users))
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What makes one ruleset of another. ``altered``: pairs of old and new. ``guarded`` None: as before."""
+
+    removed: tuple[LinkRules, ...] = ()
+    added: tuple[LinkRules, ...] = ()
+    altered: tuple[tuple[LinkRules, LinkRules], ...] = ()
+    lists_added: tuple[Permits, ...] = ()
+    lists_removed: tuple[Permits, ...] = ()
+    guarded: frozenset[str] | None = None
+
+
+def changed(before: Ruleset, after: Ruleset) -> Changes:
+    """The difference of two rulesets of the same policy.
+
+    A link that came back with another interface or address counts as removed and added.
+    """
+    removed = [link for link_id, link in before.links.items() if link_id not in after.links]
+    added: list[LinkRules] = []
+    altered: list[tuple[LinkRules, LinkRules]] = []
+    for link_id, new in after.links.items():
+        old = before.links.get(link_id)
+        if old is new:  # nearly all: a change copies no link that it does not touch
+            continue
+        if old is None:
+            added.append(new)
+        elif (old.interface, old.lease) != (new.interface, new.lease):
+            removed.append(old)
+            added.append(new)
+        elif old != new:
+            altered.append((old, new))
+    return Changes(
+        tuple(removed),
+        tuple(added),
+        tuple(altered),
+        tuple(permits for permits in after.users if permits not in before.users),
+        tuple(permits for permits in before.users if permits not in after.users),
+        after.guarded if after.guarded != before.guarded else None,
+    )
