@@ -111,7 +111,7 @@ class Background:
 
 
 class FileWatcher:
-    """Tells of writes to files: one inotify descriptor for a whole depot, callbacks by file."""
+    """Calls back after writes to files. One inotify instance for any number of files: a user may have only 128."""
 
     def __init__(self) -> None:
         self._fd = linux.inotify_open()
@@ -120,19 +120,35 @@ class FileWatcher:
 
     @contextmanager
     def watch(self, path: Path, on_change: Callable[[], None]) -> Generator[None, None, None]:
-        """While inside, ``on_change`` is called after each write (writes in a row may be told once)."""
-        watch = linux.inotify_add(self._fd, str(path), linux.IN_MODIFY)
-        self._watches.setdefault(watch, []).append(on_change)
+        """While inside, ``on_change`` is called after each write (once for several writes in a row). OSError."""
+        stop = self.start(path, on_change)
         try:
             yield
         finally:
-            callbacks = self._watches.get(watch)
-            # The kernel may have ended the watch (file removed) and given its number away since.
-            if callbacks is not None and on_change in callbacks:
+            stop()
+
+    def start(self, path: Path, on_change: Callable[[], None]) -> Callable[[], None]:
+        """From now on ``on_change`` is called after each write, and when the file goes. Returns what ends it (idempotent).
+
+        OSError: there is no such file, or there are too many watches.
+        """
+        watch = linux.inotify_add(self._fd, str(path), linux.IN_MODIFY)
+        callbacks = self._watches.setdefault(watch, [])
+        callbacks.append(on_change)
+        is_on = True
+
+        def stop() -> None:
+            nonlocal is_on
+            if is_on:
+                is_on = False
                 callbacks.remove(on_change)
-                if not callbacks:
+                # The kernel may have ended the watch (file removed) and given its number to another file since.
+                if not callbacks and self._watches.get(watch) is callbacks:
                     del self._watches[watch]
-                    linux.inotify_remove(self._fd, watch)
+                    if self._fd >= 0:
+                        linux.inotify_remove(self._fd, watch)
+
+        return stop
 
     def _on_events(self) -> None:
         for watch, mask in linux.inotify_events(self._fd):
@@ -146,6 +162,7 @@ class FileWatcher:
                 self._watches.pop(watch, None)
 
     def close(self) -> None:
+        """Idempotent. Nothing is called back any more."""
         if self._fd >= 0:
             asyncio.get_running_loop().remove_reader(self._fd)
             os.close(self._fd)

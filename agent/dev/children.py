@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import json
 import os
 import shutil
@@ -19,7 +18,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
-PR_SET_PDEATHSIG = 1
+from container import linux
+
 STARTUP_TIMEOUT_S = 10.0
 
 
@@ -28,7 +28,7 @@ class ChildFailed(Exception):
 
 
 def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    linux.die_with_parent(signal.SIGTERM)
 
 
 async def _spawn(argv: list[str], log_path: Path) -> asyncio.subprocess.Process:

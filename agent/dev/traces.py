@@ -7,7 +7,6 @@ looked at, since other agents may come and go on the same host meanwhile; who as
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import subprocess
@@ -17,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from agent.dev.up import cgroup_parent
+from container import linux
+from container.network.firewall.nftables.text import TABLE
 
-PR_SET_CHILD_SUBREAPER = 36
 POLL_S = 0.1
-TABLE = "garrison"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ class Traces:
 
 def adopt_orphans() -> None:
     """From now on a process that loses its parent below us becomes our child, where `look` finds it."""
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    linux.become_subreaper()
 
 
 def look(state_dir: Path) -> Traces:

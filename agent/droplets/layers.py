@@ -11,7 +11,6 @@ After a host crash a layer without the mark goes to the trash.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import re
 from collections import Counter
@@ -28,11 +27,11 @@ from agent.droplets.archive import Bounds
 from agent.droplets.transfer import Transfers
 from agent.droplets.unpacker import Unpacked, Unpacker
 from agent.logs import Log
+from container import linux
 
 _SHA1 = re.compile(r"[0-9a-f]{40}\Z")
 #: A droplet is compressed; its download may be no larger than the tree it makes and its headers.
 _HEADER_ROOM_BYTES = 64 << 20
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class LayerError(RuntimeError):
@@ -56,9 +55,7 @@ class Layer:
 def _sync_file_system(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        if _libc.syncfs(fd) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), str(path))
+        linux.sync_file_system(fd, str(path))
     finally:
         os.close(fd)
 

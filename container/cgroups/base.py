@@ -177,8 +177,12 @@ class CgroupSet(ABC):
             self._set_frozen(frozen=False)
 
     def watch_oom(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> Callable[[], None]:
-        """Calls ``callback`` after OOM kills. Returns what ends the watch (idempotent)."""
-        return OomWatch(loop, self._oom_fd(), self.oom_kills, callback).stop
+        """Calls ``callback`` after OOM kills, in ``loop``, which runs. Returns what ends the watch (idempotent). OSError."""
+
+        def subscribe(on_event: Callable[[], None]) -> Callable[[], None]:
+            return self._follow_oom(loop, on_event)
+
+        return OomWatch(loop, subscribe, self.oom_kills, callback).stop
 
     def kill_all(self) -> None:
         """SIGKILL to every process of the set, frozen ones too, until none is left that the kernel shows.
@@ -207,8 +211,10 @@ class CgroupSet(ABC):
     def _is_frozen(self) -> bool: ...
 
     @abstractmethod
-    def _oom_fd(self) -> int:
-        """A descriptor that becomes readable at an OOM event; v1 also says so when the cgroup goes."""
+    def _follow_oom(
+        self, loop: asyncio.AbstractEventLoop, on_event: Callable[[], None]
+    ) -> Callable[[], None]:
+        """Calls back at each OOM event, and when the cgroup goes. Returns what ends it (idempotent). OSError."""
 
     @abstractmethod
     def _kill(self, pids: tuple[int, ...]) -> None:

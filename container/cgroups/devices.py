@@ -6,21 +6,18 @@ each entry in turn and ends with "no". Pure up to :func:`attach`.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import platform
 import struct
 from collections.abc import Sequence
 from pathlib import Path
 
+from container import linux
+
 Entry = tuple[str, int, int | None, str]
 
-_SYS_BPF = {"x86_64": 321, "aarch64": 280}
-_PROG_LOAD, _PROG_ATTACH = 5, 8
-_TYPE_CGROUP_DEVICE, _ATTACH_DEVICE = 15, 6
+_LICENCE = "Apache-2.0"
 _ACCESS = {"m": 1, "r": 2, "w": 4}
 _KIND = {"b": 1, "c": 2}
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _insn(code: int, dst: int = 0, src: int = 0, off: int = 0, imm: int = 0) -> bytes:
@@ -58,27 +55,13 @@ def program(entries: Sequence[Entry]) -> bytes:
     return b"".join(code)
 
 
-def _bpf(command: int, attributes: bytes) -> int:
-    buffer = ctypes.create_string_buffer(attributes.ljust(128, b"\0"), 128)
-    result = _libc.syscall(_SYS_BPF[platform.machine()], command, buffer, 128)
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), "bpf")
-    return int(result)
-
-
 def attach(directory: Path, entries: Sequence[Entry]) -> None:
-    """Puts the program on a cgroup; it lives as long as the cgroup."""
-    code = ctypes.create_string_buffer(program(entries))
-    licence = ctypes.create_string_buffer(b"Apache-2.0")
-    load = struct.pack(
-        "<IIQQ", _TYPE_CGROUP_DEVICE, (len(code) - 1) // 8, ctypes.addressof(code), ctypes.addressof(licence)
-    )
-    loaded = _bpf(_PROG_LOAD, load)
+    """Allows exactly these devices in a cgroup, for as long as it lives. OSError: the kernel refused."""
+    loaded = linux.load_device_program(program(entries), _LICENCE)
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            _bpf(_PROG_ATTACH, struct.pack("<IIII", fd, loaded, _ATTACH_DEVICE, 0))
+            linux.attach_device_program(fd, loaded)
         finally:
             os.close(fd)
     finally:

@@ -1,7 +1,10 @@
-"""The watch on OOM kills, over whatever descriptor a back end is told by.
+"""The watch on OOM kills, over whatever event a cgroup version has.
 
-The descriptor says "look", the kernel's count says what happened. v1 tells of the attempt, before the kill is counted;
-v2 of every change of its events. So a look that finds nothing new is repeated a few times, ever later.
+The event says "look", the kernel's count says what happened. v1 reports the attempt, before the kill is counted; v2
+reports every change of its events. So a look that finds nothing new is repeated a few times, ever later.
+
+On v1 each cgroup has an eventfd of its own. On v2 all cgroups share one inotify instance (:class:`SharedWatcher`): the
+kernel lets a user have 128 instances, and a host may have more containers.
 """
 
 from __future__ import annotations
@@ -10,46 +13,41 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Callable, Sequence
-from typing import Final
+from pathlib import Path
+from typing import Final, TypeAlias
 
+from container.aio import FileWatcher
+
+#: Begins to call back at each event; returns what ends that.
+Subscribe: TypeAlias = Callable[[Callable[[], None]], Callable[[], None]]
 _NEXT_LOOKS_S: Final = (0.02, 0.1, 0.5, 2.0)
 
 
 class OomWatch:
-    """Calls ``callback`` once for each rise of ``count``. Owns ``fd``; ends with ``stop``, or with a look at a cgroup that is gone."""
+    """Calls ``callback`` once for each rise of ``count``. Ends with ``stop``, or with a look at a cgroup that is gone."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        fd: int,
+        subscribe: Subscribe,
         count: Callable[[], int],
         callback: Callable[[], None],
     ) -> None:
         self._loop = loop
-        self._fd = fd
         self._count = count
         self._callback = callback
         self._later: asyncio.TimerHandle | None = None
-        try:
-            self._seen = count()
-            loop.add_reader(fd, self._ready)
-        except BaseException:
-            os.close(fd)
-            raise
+        self._seen = count()
+        self._unsubscribe = subscribe(self._ready)
 
     def stop(self) -> None:
         """Idempotent."""
         if self._later is not None:
             self._later.cancel()
             self._later = None
-        if self._fd >= 0:
-            self._loop.remove_reader(self._fd)
-            os.close(self._fd)
-            self._fd = -1
+        self._unsubscribe()
 
     def _ready(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._fd, 4096)
         if self._later is not None:
             self._later.cancel()
         self._look(_NEXT_LOOKS_S)
@@ -66,3 +64,64 @@ class OomWatch:
             self._callback()
         elif pauses_s:
             self._later = self._loop.call_later(pauses_s[0], self._look, pauses_s[1:])
+
+
+def follow_eventfd(
+    loop: asyncio.AbstractEventLoop, fd: int, on_event: Callable[[], None]
+) -> Callable[[], None]:
+    """Calls back at each event. Owns ``fd``, also on an error; returns what ends it (idempotent)."""
+    is_open = True
+
+    def ready() -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(fd)
+        on_event()
+
+    def stop() -> None:
+        nonlocal is_open
+        if is_open:
+            is_open = False
+            loop.remove_reader(fd)
+            os.close(fd)
+
+    try:
+        loop.add_reader(fd, ready)
+    except BaseException:
+        os.close(fd)
+        raise
+    return stop
+
+
+class SharedWatcher:
+    """One `FileWatcher` for all subscribers: made for the first of them, closed after the last."""
+
+    def __init__(self) -> None:
+        self._watcher: FileWatcher | None = None
+        self._users = 0
+
+    def start(self, path: Path, on_change: Callable[[], None]) -> Callable[[], None]:
+        """As `FileWatcher.start`. OSError: also when the instance cannot be had."""
+        if self._watcher is None:
+            self._watcher = FileWatcher()
+        self._users += 1
+        is_watching = True
+
+        def leave() -> None:
+            nonlocal is_watching
+            if is_watching:
+                is_watching = False
+                end()
+                self._leave()
+
+        try:
+            end = self._watcher.start(path, on_change)
+        except BaseException:
+            self._leave()
+            raise
+        return leave
+
+    def _leave(self) -> None:
+        self._users -= 1
+        if not self._users and self._watcher is not None:
+            self._watcher.close()
+            self._watcher = None

@@ -5,10 +5,11 @@ not know a mount that several controllers share.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from cgroupspy.nodes import Node
 
 from container.cgroups.base import DEVICES, LEAVES, Cgroups, CgroupSet, read, write
 from container.cgroups.detect import V1_NEEDED, V1_WANTED, Hierarchy
+from container.cgroups.oom import follow_eventfd
 
 #: What an unlimited memory.limit_in_bytes reads as begins here (page-rounded 2^63).
 _NO_LIMIT: Final = 1 << 62
@@ -159,7 +161,9 @@ class CgroupSetV1(CgroupSet):
     def _is_frozen(self) -> bool:
         return read(self._freezer / "freezer.state").strip() == "FROZEN"
 
-    def _oom_fd(self) -> int:
+    def _follow_oom(
+        self, loop: asyncio.AbstractEventLoop, on_event: Callable[[], None]
+    ) -> Callable[[], None]:
         event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         try:
             control = os.open(self._memory_dir / "memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
@@ -170,7 +174,7 @@ class CgroupSetV1(CgroupSet):
         except BaseException:
             os.close(event)
             raise
-        return event
+        return follow_eventfd(loop, event, on_event)
 
     def _kill(self, pids: tuple[int, ...]) -> None:
         """By descriptor, and looked at once more: a number may have gone to a stranger meanwhile."""

@@ -5,16 +5,16 @@ Devices are allowed by a small eBPF program on each leaf (devices.py), as there 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from container import linux
 from container.cgroups import devices
 from container.cgroups.base import DEVICES, LEAVES, Cgroups, CgroupSet, key_values, read, write
 from container.cgroups.detect import V2_NEEDED, Hierarchy
+from container.cgroups.oom import SharedWatcher
 
 _ENABLE: Final = " ".join(f"+{name}" for name in V2_NEEDED)
 #: What v1 gives to whom nobody gave any: containers weigh the same on both.
@@ -31,8 +31,9 @@ def weight_of(shares: int) -> int:
 
 
 class CgroupSetV2(CgroupSet):
-    def __init__(self, parent_dir: Path, name: str) -> None:
+    def __init__(self, parent_dir: Path, name: str, events: SharedWatcher) -> None:
         self.name = name
+        self._events = events
         self._top = parent_dir / name
         self._job = self._top / "job"
         self.init_files = (self._top / "init" / "cgroup.procs",)
@@ -104,14 +105,10 @@ class CgroupSetV2(CgroupSet):
     def _is_frozen(self) -> bool:
         return key_values(read(self._job / "cgroup.events"))["frozen"] == 1
 
-    def _oom_fd(self) -> int:
-        fd = linux.inotify_open()
-        try:
-            linux.inotify_add(fd, str(self._job / "memory.events"), linux.IN_MODIFY)
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
+    def _follow_oom(
+        self, loop: asyncio.AbstractEventLoop, on_event: Callable[[], None]
+    ) -> Callable[[], None]:
+        return self._events.start(self._job / "memory.events", on_event)
 
     def _kill(self, pids: tuple[int, ...]) -> None:
         """The kernel's own, which no fork escapes."""
@@ -125,10 +122,11 @@ class CgroupSetV2(CgroupSet):
 class CgroupsV2(Cgroups):
     def __init__(self, hierarchy: Hierarchy, parent: str) -> None:
         self._mount = hierarchy.mounts[""]
+        self._events = SharedWatcher()
         super().__init__(parent)
 
     def _set(self, name: str) -> CgroupSet:
-        return CgroupSetV2(self._mount / self.parent, name)
+        return CgroupSetV2(self._mount / self.parent, name, self._events)
 
     def _parents(self) -> tuple[Path, ...]:
         return (self._mount / self.parent,)

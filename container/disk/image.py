@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from container.disk.loop import unmount
+from container import linux
 
 #: What every image is formatted with; a cluster is one of these.
 BLOCK_BYTES: Final = 4096
 BASE: Final = ".base"
+FILE_SYSTEM: Final = "ext4"
+#: The inode tables of a fresh sparse file are zeros; the kernel need not write them in the background.
+_OPTIONS: Final = "noinit_itable"
 _LEAST_RESERVE_BYTES: Final = 16 << 10
 #: Four times what the kernel takes by default from large file systems.
 _MOST_RESERVE_BYTES: Final = 64 << 20
@@ -50,6 +53,12 @@ def most_bytes(room_bytes: int) -> int:
         max(room_bytes * 100 // 101, room_bytes - _MOST_RESERVE_BYTES), room_bytes - _LEAST_RESERVE_BYTES
     )
     return max(0, most)
+
+
+def mount_image(device: str, target: Path) -> None:
+    """Mounts the image on a loop device, as every disk is mounted. OSError."""
+    flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOATIME
+    linux.mount(device, target, FILE_SYSTEM, flags, _OPTIONS)
 
 
 class Disk:
@@ -108,7 +117,7 @@ class Disk:
         await asyncio.to_thread(self._destroy)
 
     def _destroy(self) -> None:
-        unmount(self.path)
+        linux.unmount(self.path)
         self.image.unlink(missing_ok=True)
 
 

@@ -16,9 +16,10 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+from container import linux
 from container.disk.ballast import BallastDisk
-from container.disk.image import BASE, BLOCK_BYTES, Disk, DiskError, reserve_bytes
-from container.disk.loop import checked, copy_sparse, libc, loop_device, mount, mount_detached, unmount
+from container.disk.image import BASE, BLOCK_BYTES, FILE_SYSTEM, Disk, DiskError, mount_image, reserve_bytes
+from container.disk.sparse import copy_sparse
 
 #: The largest limit, and what a disk without one is formatted for: 1 TiB with its reserve. Sparse on the host.
 MAX_BYTES: Final = 1023 << 30
@@ -70,12 +71,12 @@ class Disks:
     def _create(template: Path, image: Path, mount_point: Path, limit_bytes: int | None) -> Disk:
         copy_sparse(template, image)
         try:
-            with loop_device(image) as device:
-                mount(device, mount_point)
+            with linux.loop_device(image) as device:
+                mount_image(device, mount_point)
             disk = Disk(image, mount_point)
             disk.resize(limit_bytes)
         except BaseException:
-            unmount(mount_point)
+            linux.unmount(mount_point)
             image.unlink(missing_ok=True)
             raise
         return disk
@@ -125,8 +126,8 @@ def _format(image: Path, size_bytes: int, inodes: int) -> int:
             too_short = max(too_short, length)
             length += length // 64
             continue
-        with loop_device(image) as device:
-            mount_fd = mount_detached(device)
+        with linux.loop_device(image) as device:
+            mount_fd = linux.mount_detached(device, FILE_SYSTEM)
         seen = os.statvfs(f"/proc/self/fd/{mount_fd}")
         missing = size_bytes - seen.f_blocks * seen.f_frsize
         if missing <= 0 and (-missing <= slack or length + missing <= too_short):
@@ -158,6 +159,6 @@ def _furnish(image: Path, mount_fd: int) -> None:
     (top / BASE).write_text(f"{base_bytes} {seen.f_files - seen.f_ffree + 1}\n")
     fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:  # on a full host, writes through a loop device are lost in silence otherwise
-        checked(libc.syncfs(fd), f"syncfs of {image}")
+        linux.sync_file_system(fd, str(image))
     finally:
         os.close(fd)

@@ -12,10 +12,10 @@ from depot_kit import app, close_empty, settings_for, sh
 from depot_kit import stack as stack
 from disk_kit import BLOCK, MIB, fill
 
-from container import Depot, Limits
+from container import Depot, Limits, linux
 from container.disk import Disk, DiskError, Disks
 from container.disk.ballast import BALLAST, BallastDisk
-from container.disk.loop import loop_device, mount, unmount
+from container.disk.image import mount_image
 
 pytestmark = pytest.mark.kernel
 
@@ -27,8 +27,8 @@ def make_one(image: Path, mount_point: Path, limit_bytes: int) -> None:
     argv = ["mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal,^resize_inode", "-N", "5024"]
     argv += ["-E", "lazy_itable_init=1,nodiscard,root_owner=0:0", str(image)]
     subprocess.run(argv, check=True)
-    with loop_device(image) as device:
-        mount(device, mount_point)
+    with linux.loop_device(image) as device:
+        mount_image(device, mount_point)
     (mount_point / "lost+found").rmdir()
     (mount_point / BALLAST).touch(mode=0o600)
     seen = os.statvfs(mount_point)
@@ -121,4 +121,4 @@ async def test_a_mount_point_without_one_is_no_ballast_disk(base_dir: Path) -> N
 
     assert type(disk) is Disk
     await disk.destroy()
-    unmount(base_dir / "nowhere")
+    linux.unmount(base_dir / "nowhere")

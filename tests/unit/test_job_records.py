@@ -64,12 +64,12 @@ def test_the_words_of_a_spawn() -> None:
 
 def test_a_reader_is_told_of_what_was_dropped(tmp_path: Path) -> None:
     """A hole at the head: the chunk begins at the first byte that is left and names the gap."""
-    from container import linux
+    from container.linux.calls import libc
 
     path = tmp_path / "spool"
     path.write_bytes(b"a" * 65536 + b"b" * 10)
     fd = os.open(path, os.O_RDWR)
-    assert linux._libc.fallocate(fd, 3, ctypes.c_long(0), ctypes.c_long(65536)) == 0
+    assert libc.fallocate(fd, 3, ctypes.c_long(0), ctypes.c_long(65536)) == 0
     os.close(fd)
 
     with ExitStack() as opened:

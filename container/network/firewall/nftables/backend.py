@@ -7,9 +7,10 @@ import secrets
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 
+from container import linux
 from container.network.firewall import FirewallError
 from container.network.firewall.nftables import text
-from container.network.firewall.nftables.library import LIBRARY, Context, name_thread
+from container.network.firewall.nftables.library import LIBRARY, Context
 from container.network.firewall.nftables.watch import RulesetWatch
 from container.network.policy import Policy, Ruleset, changed
 
@@ -26,7 +27,7 @@ class Nftables:
         self._library = library
         self._context: Context | None = None
         self._worker = ThreadPoolExecutor(
-            1, thread_name_prefix="nftables", initializer=name_thread, initargs=(self._author,)
+            1, thread_name_prefix="nftables", initializer=linux.name_thread, initargs=(self._author,)
         )
 
     async def ensure(self, policy: Policy) -> bool:

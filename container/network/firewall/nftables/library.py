@@ -13,12 +13,6 @@ from typing import Final
 from container.network.firewall import FirewallError
 
 LIBRARY: Final = "libnftables.so.1"
-_PR_SET_NAME: Final = 15
-
-
-def name_thread(name: str) -> None:
-    """Names the calling thread for the kernel (at most 15 bytes)."""
-    ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
 
 
 class Context:

@@ -1,0 +1,111 @@
+"""System calls that Python 3.11 does not wrap. The only folder that calls libc (tests/unit/test_linux_seam.py).
+
+Each function is one call, raises OSError that names what it was done to, and decides nothing: which flags, which file
+and what a refusal means is the caller's. All numbers are the kernel's own (its uapi headers). The standard library
+alone is imported, so that a short-lived process can use this too.
+
+docs/network.md, "Netlink by hand", gives the figures for what pyroute2 could do instead.
+"""
+
+from __future__ import annotations
+
+from container.linux.bpf import attach_device_program, load_device_program
+from container.linux.files import (
+    RESOLVE_BENEATH,
+    RESOLVE_IN_ROOT,
+    RESOLVE_NO_MAGICLINKS,
+    RESOLVE_NO_SYMLINKS,
+    mount_id,
+    openat2,
+    preallocate,
+    sync_file_system,
+)
+from container.linux.inotify import (
+    IN_IGNORED,
+    IN_MODIFY,
+    IN_Q_OVERFLOW,
+    inotify_add,
+    inotify_events,
+    inotify_open,
+    inotify_remove,
+)
+from container.linux.loop import loop_device
+from container.linux.mounts import (
+    MOUNT_ATTR_IDMAP,
+    MOUNT_ATTR_NODEV,
+    MOUNT_ATTR_NOEXEC,
+    MOUNT_ATTR_NOSUID,
+    MOUNT_ATTR_NOSYMFOLLOW,
+    MS_NOATIME,
+    MS_NODEV,
+    MS_NOSUID,
+    clone_mount,
+    mount,
+    mount_detached,
+    set_mount_attributes,
+    unmount,
+)
+from container.linux.processes import (
+    CLONE_NEWIPC,
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    CLONE_NEWUSER,
+    CLONE_NEWUTS,
+    become_subreaper,
+    die_with_parent,
+    drop_bounding_set,
+    drop_capabilities,
+    install_filter,
+    name_thread,
+    set_dumpable,
+    set_no_new_privileges,
+    unshare,
+)
+
+__all__ = [
+    "CLONE_NEWIPC",
+    "CLONE_NEWNET",
+    "CLONE_NEWNS",
+    "CLONE_NEWUSER",
+    "CLONE_NEWUTS",
+    "IN_IGNORED",
+    "IN_MODIFY",
+    "IN_Q_OVERFLOW",
+    "MOUNT_ATTR_IDMAP",
+    "MOUNT_ATTR_NODEV",
+    "MOUNT_ATTR_NOEXEC",
+    "MOUNT_ATTR_NOSUID",
+    "MOUNT_ATTR_NOSYMFOLLOW",
+    "MS_NOATIME",
+    "MS_NODEV",
+    "MS_NOSUID",
+    "RESOLVE_BENEATH",
+    "RESOLVE_IN_ROOT",
+    "RESOLVE_NO_MAGICLINKS",
+    "RESOLVE_NO_SYMLINKS",
+    "attach_device_program",
+    "become_subreaper",
+    "clone_mount",
+    "die_with_parent",
+    "drop_bounding_set",
+    "drop_capabilities",
+    "inotify_add",
+    "inotify_events",
+    "inotify_open",
+    "inotify_remove",
+    "install_filter",
+    "load_device_program",
+    "loop_device",
+    "mount",
+    "mount_detached",
+    "mount_id",
+    "name_thread",
+    "openat2",
+    "preallocate",
+    "set_dumpable",
+    "set_mount_attributes",
+    "set_no_new_privileges",
+    "sync_file_system",
+    "unmount",
+    "unshare",
+]
