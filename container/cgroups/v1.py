@@ -89,7 +89,7 @@ class CgroupSetV1(CgroupSet):
         names = ["limit_in_bytes"]
         if (self._memory_dir / "memory.memsw.limit_in_bytes").exists():
             names.append("memsw_limit_in_bytes")
-        # memory may never exceed memory+swap, so their order depends on the direction (Warden A.4)
+        # memory may never exceed memory+swap, so their order depends on the direction (memory.rst of cgroup v1)
         if limit_bytes is None or (before is not None and limit_bytes > before):
             names.reverse()
         done: list[str] = []

@@ -28,7 +28,7 @@ class NoPorts(RuntimeError):
 
 
 def pool_range(first: int, count: int, ephemeral: str) -> range:
-    """The configured pool; 0: from above the ephemeral ports, and to the end (Warden B.5).
+    """The configured pool; 0: from above the ephemeral ports, and to the end (docs/network.md, "Addresses and ports").
 
     ``ephemeral``: ip_local_port_range. NoPorts: they leave fewer than 1,000.
     """

@@ -1,4 +1,4 @@
-"""The contract of the network: who reaches whom, under which rule (ARCHITECTURE.md, network).
+"""The contract of the network: who reaches whom, under which rule (docs/network.md, "Egress rules").
 
 Real containers behind each firewall back end; a case is a row, and each row is its own test. Three containers ask:
 `none` has no rule, `wide` an allow of 0.0.0.0/0, `exact` one rule for each destination that the rows name.
@@ -34,7 +34,7 @@ from container import EgressRule, PortRange, Protocol
 
 pytestmark = [pytest.mark.kernel, pytest.mark.asyncio(loop_scope="module")]
 
-#: The same contract holds for each; iptables comes with the container manager's issue.
+#: The same contract holds for each.
 BACK_ENDS = ("nftables",)
 ASKERS = ("none", "wide", "exact")
 PUBLISHED = {"peer": 7000, "none": 7001, "wide": 7002, "exact": 7003}
@@ -202,7 +202,7 @@ async def test_the_world_does_not_reach_a_container_by_its_own_address(
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 async def test_the_host_reaches_a_container_by_its_own_address(scene: Rig, protocol: str) -> None:
-    """As with Warden (B.6): the health check needs it."""
+    """The health check needs it."""
     address = resolve(scene, "peer address", "peer")
     answer = ask(scene.host, PROTOCOLS[protocol], address, APP_PORT, wait_s=10.0)
 

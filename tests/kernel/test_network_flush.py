@@ -87,7 +87,7 @@ def flush(scene: Rig) -> None:
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 async def test_without_our_tables_a_container_reaches_nothing(scene: Rig, protocol: str) -> None:
-    """Its gateway's address is nobody's, so what it sends ends at the host's end (network.md 1)."""
+    """Its gateway's address is nobody's, so what it sends ends at the host's end (docs/network.md, "Links")."""
     app, peer, kind = scene.boxes["app"], scene.boxes["peer"], PROTOCOLS[protocol]
     before = {address: reaches(app.space, kind, address, 8080) for address in (FAR_IP, WORLD_IP)}
     assert set(before.values()) == {"world"}

@@ -117,7 +117,7 @@ SETTINGS = {
 
 
 async def test_settings_of_the_host_s_end(scene: Rig) -> None:
-    """What house.md's Network names; inside, IPv6 is off as well."""
+    """(docs/network.md, "Links"). Inside, IPv6 is off as well."""
     box = await scene.box("app")
 
     found = {name: settings_of(scene.host)[name.format(interface(box))] for name in SETTINGS}
@@ -242,7 +242,7 @@ async def test_a_network_rests_until_its_link_is_gone(tmp_path: Path, stack: Pat
 
 
 async def test_a_network_rests_after_its_release(tmp_path: Path, stack: Path) -> None:
-    """Packets of the former owner may still be on their way (Warden B.5); others are given out meanwhile."""
+    """Packets of the former owner may still be on their way (docs/network.md, "Addresses and ports"); others are given out meanwhile."""
     async with rig(tmp_path, stack, pool_network="10.254.0.0/29", release_delay_s=3600.0) as scene:
         first = (await scene.box("one")).address
         await scene.end("one")
@@ -268,7 +268,7 @@ async def test_a_foreign_policy_is_neither_changed_nor_overridden(scene: Rig) ->
 
     assert blocked == ""
     assert scene.host.run("nft", "list", "table", "inet", "theirs") == theirs
-    # the line that the operator is told to add (network.md 3)
+    # the line that the operator is told to add (docs/network.md, "When others change the firewall")
     for match in ("iifname", "oifname"):
         scene.host.run("nft", f'insert rule inet theirs f {match} "w-*" accept')
     assert reaches(box.space, TCP, FAR_IP, 80) == "world"

@@ -32,7 +32,7 @@ def test_the_pool_is_what_was_configured_or_lies_above_the_ephemeral_ports(
 
 
 def test_too_few_ports_are_refused_at_the_start() -> None:
-    """As Warden does (B.5); a configured pool may be as small as one likes."""
+    """(docs/network.md, "Addresses and ports"). A configured pool may be as small as one likes."""
     with pytest.raises(NoPorts, match="1000 free above the ephemeral ones, which end at 64500"):
         pool_range(0, 0, "1024 64500")
     assert pool_range(64_990, 5, "1024 64500") == range(64_990, 64_995)

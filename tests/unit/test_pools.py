@@ -38,7 +38,7 @@ def test_what_was_freed_first_is_given_out_first() -> None:
 
 
 def test_a_lease_rests_before_it_is_given_out_again() -> None:
-    """Packets of the former owner may still be on the way (Warden B.5: 5 s)."""
+    """Packets of the former owner may still be on the way (docs/network.md, "Addresses and ports")."""
     clock = Clock()
     pool = Pool("address", "a", rest_s=5.0, now_s=clock)
     pool.give_back(pool.take())
@@ -76,7 +76,7 @@ def test_a_claimed_lease_is_taken() -> None:
 
 
 def test_addresses_of_a_pool() -> None:
-    """Each /30: the host's end is .1, the container's .2 (Warden B.5)."""
+    """Each /30: the host's end is .1, the container's .2 (docs/network.md, "Addresses and ports")."""
     leases = address_leases("10.254.0.0/29")
 
     assert leases == [
