@@ -1,19 +1,19 @@
-"""Forwarding for containers alone: `conf.<interface>.forwarding` of our links and of the uplinks. `ip_forward` stays as found.
+"""Forwarding for containers alone: `conf.INTERFACE.forwarding` of our links and of the uplinks (docs/network.md, "Forwarding").
 
-The kernel asks the interface by which a packet comes in whether it may be forwarded (ip-sysctl, conf/interface/forwarding).
-So an uplink needs it for the answers to containers, and a host of its network could then pass by us to the host's other
-links: the firewall's guard (`Ruleset.guarded`) refuses that on each uplink that was opened here. Once somebody switches
-`ip_forward` on, that one is the router and its firewall decides: the guard goes and nothing is switched back. When
-`ip_forward` is switched off again the kernel closes our interfaces too, and they are opened anew.
+The kernel asks the interface by which a packet comes in whether the packet may be forwarded (ip-sysctl,
+conf/interface/forwarding). So an uplink needs it for the answers to containers. A machine of that network could then pass
+by this host to its other networks. The firewall's guard (`Ruleset.guarded`) refuses that on each uplink that was opened here.
 
-What was opened is written down beside the depot before it is opened, so that a later manager knows what is to be closed.
+`ip_forward` stays as it was found. Once somebody switches it on, the host is their router and their firewall decides: the
+guard goes and nothing is switched back. When it is switched off again, the kernel closes our interfaces too, and they are
+opened anew.
+
+What is opened is recorded beside the depot before it is opened, so that a later manager knows what is to be closed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
@@ -25,25 +25,36 @@ import msgspec
 
 from container.aio import Background, Log
 from container.network.firewall import FirewallError
-from container.network.netlink import DONE, DUMP, ERROR, REQUEST, attributes, message, messages
+from container.network.netlink import (
+    DUMP,
+    REQUEST,
+    MessagesLost,
+    asking,
+    attributes,
+    dumped,
+    listening,
+    message,
+    queued,
+)
 from container.network.policy import INTERFACE_PREFIX
 
 _CONF: Final = Path("/proc/sys/net/ipv4/conf")
 _NEWROUTE, _DELROUTE, _GETROUTE, _NEWNETCONF = 24, 25, 26, 80
 _GROUPS: Final = (1 << 6) | (1 << 23)  # RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV4_NETCONF
+_BUFFER_BYTES: Final = 1 << 20
 _UNICAST, _LOCAL = 1, 2  # types of a route
-_BY_KERNEL = 2  # RTPROT_KERNEL: the network of an address, nobody's decision
+_BY_KERNEL: Final = 2  # RTPROT_KERNEL: the network of an address, nobody's decision
 _DST, _OIF, _MULTIPATH = 1, 4, 9
 _RTMSG_BYTES, _NEXTHOP_BYTES, _NETCONF_BYTES = 12, 8, 4
-_CONF_IFINDEX = 1
-_ALL = -1  # NETCONFA_IFINDEX_ALL
-_SO_NETNS_COOKIE = 71
+_CONF_IFINDEX: Final = 1
+_ALL: Final = -1  # NETCONFA_IFINDEX_ALL
+_SO_NETNS_COOKIE: Final = 71
 _RETRY_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What of a route says where the host's peers are. ``indexes``: of the interfaces that it leads to."""
+    """The part of a route that shows where the host's peers are. ``indexes``: of the interfaces that it leads to."""
 
     kind: int
     protocol: int
@@ -53,7 +64,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """``opened``: by us, to be closed one day, and guarded until then."""
+    """``opened``: the interfaces that are open because of us; they are guarded, and closed in the end."""
 
     opened: frozenset[str]
     switch_on: frozenset[str]
@@ -63,7 +74,11 @@ class Decision:
 def decide(
     *, is_router: bool, uplinks: Collection[str], opened: Collection[str], is_on: Mapping[str, bool]
 ) -> Decision:
-    """``is_router``: somebody has switched ip_forward on. ``is_on``: of each interface that is there. Pure."""
+    """Which uplinks to open and to close. Pure.
+
+    ``is_router``: somebody has switched ip_forward on. ``opened``: by us, so far. ``is_on``: the switch of each interface
+    that exists.
+    """
     if is_router:
         return Decision(frozenset(), frozenset(), frozenset())
     wanted = [name for name in uplinks if name in is_on]
@@ -76,7 +91,7 @@ def decide(
 
 
 def parse_route(payload: bytes) -> Route | None:
-    """Of a message's payload (rtnetlink(7)); None: broken."""
+    """The route in a message's payload (rtnetlink(7)). None: it is broken."""
     if len(payload) < _RTMSG_BYTES:
         return None
     found = attributes(payload[_RTMSG_BYTES:])
@@ -98,14 +113,14 @@ def _nexthops(data: bytes) -> Iterator[int]:
 
 
 def leads_out(route: Route, reached_at: str | None) -> bool:
-    """A route that somebody has set leads to peers; and so does the address at which this host is told to be reached."""
+    """Whether a route shows an uplink: one that somebody has set, or that of the address at which this host is reached."""
     if route.kind == _LOCAL:
         return reached_at is not None and route.destination == reached_at
     return route.kind == _UNICAST and route.protocol != _BY_KERNEL
 
 
 class _Record(msgspec.Struct, frozen=True):
-    """The file. Another boot or network namespace: it speaks of other interfaces."""
+    """The record. With another boot or network namespace, its names are of other interfaces."""
 
     boot: str
     netns: int
@@ -114,7 +129,7 @@ class _Record(msgspec.Struct, frozen=True):
 
 @dataclass
 class Forwarding:
-    """Made by Networks. ``guard`` puts names into the firewall."""
+    """Opens and closes uplinks. Made by `Networks`; ``guard`` makes the firewall guard exactly these uplinks."""
 
     uplinks: tuple[str, ...]
     reached_at: str | None
@@ -135,7 +150,7 @@ class Forwarding:
         return self._watch is not None
 
     def remembered(self) -> frozenset[str]:
-        """What a former manager opened."""
+        """The uplinks that a former manager opened and that still are the same interfaces."""
         if self.file is None:
             return frozenset()
         try:
@@ -150,7 +165,7 @@ class Forwarding:
         return frozenset(name for name, index in found.opened.items() if _index(name) == index)
 
     async def start(self) -> None:
-        """Opens what is needed, and follows what others do from here on. FirewallError: it cannot be opened."""
+        """Opens what is needed, and follows what others change from here on. FirewallError: it cannot be opened."""
         if self._watch is not None:
             return
         self._follow()
@@ -161,7 +176,7 @@ class Forwarding:
             raise FirewallError(f"forwarding: {e}") from e
 
     def try_again(self) -> None:
-        """Until it is done."""
+        """Tries in the background until it is done."""
         self._on_change()
 
     def _follow(self) -> None:
@@ -250,7 +265,7 @@ class Forwarding:
             self._watch.close()
 
     async def give_back(self) -> None:
-        """There are no containers any more: what was opened here, or by a former manager, is closed."""
+        """Closes what was opened here or by a former manager. There are no containers any more."""
         if not self.is_started:
             self._opened = self.remembered()
         try:
@@ -263,7 +278,7 @@ class Forwarding:
 
 
 class RouteWatch:
-    """Sees changes of routes and of forwarding switches."""
+    """Reports changes of routes and of forwarding switches. Made in a running loop, ended by :meth:`close`."""
 
     def __init__(
         self,
@@ -272,26 +287,16 @@ class RouteWatch:
         on_change: Callable[[], None],
     ) -> None:
         self._loop, self._concerns, self._on_change = loop, concerns, on_change
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
-        )
-        self._socket.setblocking(False)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-        self._socket.bind((0, _GROUPS))
+        self._socket = listening(socket.NETLINK_ROUTE, groups=_GROUPS, buffer_bytes=_BUFFER_BYTES)
         loop.add_reader(self._socket, self._ready)
 
     def _ready(self) -> None:
         concerned = False
         try:
-            while True:
-                for kind, payload in messages(self._socket.recv(1 << 16)):
-                    concerned |= self._concerns(kind, payload)
-        except BlockingIOError:
-            pass
-        except OSError as e:
-            if e.errno != errno.ENOBUFS:
-                raise
-            concerned = True  # something was dropped: look
+            for kind, payload in queued(self._socket):
+                concerned |= self._concerns(kind, payload)
+        except MessagesLost:
+            concerned = True
         if concerned:
             self._on_change()
 
@@ -304,7 +309,7 @@ class RouteWatch:
 
 
 def _uplinks(reached_at: str | None) -> Iterator[str]:
-    """By all routing tables. OSError: the kernel refused."""
+    """Names of uplinks, by all routing tables. OSError: the kernel refused."""
     for route in _routes():
         if leads_out(route, reached_at):
             for index in route.indexes:
@@ -315,24 +320,15 @@ def _uplinks(reached_at: str | None) -> Iterator[str]:
 
 
 def _routes() -> Iterator[Route]:
-    with socket.socket(
-        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
-    ) as asking:
-        asking.bind((0, 0))
-        asking.send(message(_GETROUTE, REQUEST | DUMP, struct.pack("=B11x", socket.AF_INET)))
-        while True:
-            for kind, payload in messages(asking.recv(1 << 18)):
-                if kind == ERROR:
-                    code = -struct.unpack_from("=i", payload)[0]
-                    raise OSError(code, f"routes: {os.strerror(code)}")
-                if kind == DONE:
-                    return
-                if (route := parse_route(payload)) is not None:
-                    yield route
+    with asking(socket.NETLINK_ROUTE) as asker:
+        asker.send(message(_GETROUTE, REQUEST | DUMP, struct.pack("=B11x", socket.AF_INET)))
+        for payload in dumped(asker, "routes"):
+            if (route := parse_route(payload)) is not None:
+                yield route
 
 
 def _is_on(name: str) -> bool | None:
-    """None: there is no such interface."""
+    """Whether it forwards. None: there is no such interface."""
     try:
         return (_CONF / name / "forwarding").read_text().strip() == "1"
     except OSError:

@@ -1,7 +1,8 @@
-"""A container's link: a routed veth pair, no bridge. The host's end by pyroute2, the other end by wshd.
+"""A container's link: a routed veth pair, without a bridge (docs/network.md, "Links").
 
-The pair is never deleted by hand (22 to 30 ms, synchronous): it dies with the container's network namespace, and
-:class:`DeathWatch` tells when it is gone, since until then its route still is there.
+pyroute2 makes the pair and sets up the host's end; wshd sets up the container's end. The pair is not deleted, because that
+takes 22 to 30 ms, synchronously: it goes with the container's network namespace. :class:`DeathWatch` reports when it is gone.
+Until then its route still is there, and its addresses must not be given to another container.
 """
 
 from __future__ import annotations
@@ -13,20 +14,23 @@ import hashlib
 import os
 import socket
 from pathlib import Path
+from typing import Final
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from container.network.netlink import attributes, messages
+from container.network.netlink import MessagesLost, attributes, listening, queued
 from container.network.policy import interface_of
 from container.pools import AddressLease
 
-#: The container's way out is this neighbour. It is not the host's end: every packet arrives as somebody else's and is
-#: dropped, unless our ingress chain has said otherwise. So a flushed firewall is a closed one (network.md 1).
-GATEWAY_MAC = "02:00:5e:00:53:fe"
-_RTMGRP_LINK = 1
+#: The container's neighbour on its way out. No interface has this MAC: the kernel takes every packet for somebody else's
+#: and drops it, unless the firewall has marked it as ours. So a flushed firewall is a closed one (docs/network.md, "Links").
+GATEWAY_MAC: Final = "02:00:5e:00:53:fe"
+PREFIX_LENGTH: Final = 30
+_RTMGRP_LINK: Final = 1
 _DELLINK, _IFINFO_BYTES, _IFNAME = 17, 16, 3
-_NUD_PERMANENT = 0x80
+_BUFFER_BYTES: Final = 1 << 20
+_NUD_PERMANENT: Final = 0x80
 
 
 def mac_of(link_id: str, end: str) -> str:
@@ -41,6 +45,7 @@ def _sysctl(path: str, value: str) -> None:
 
 
 def exists(interface: str) -> bool:
+    """In the network namespace of this process."""
     try:
         socket.if_nametoindex(interface)
     except OSError:
@@ -49,7 +54,7 @@ def exists(interface: str) -> bool:
 
 
 class Links:
-    """Makes links. One netlink socket for the agent's life."""
+    """Makes links, through one netlink socket. Made by :meth:`open`, ended by :meth:`close`."""
 
     def __init__(self, netlink: AsyncIPRoute) -> None:
         self._netlink = netlink
@@ -61,9 +66,9 @@ class Links:
         return cls(netlink)
 
     async def add(self, link_id: str, pid: int, lease: AddressLease, mtu: int) -> str:
-        """The pair, its far end born as eth0 (index 2) in the namespace of ``pid``. Returns the host end's name.
+        """Makes the pair; its far end is eth0 (index 2) in the namespace of ``pid``. Returns the host end's name.
 
-        OSError: the kernel refused; what is there of the pair by then is the caller's to delete.
+        ``mtu`` in bytes. OSError: the kernel refused; the caller deletes what there is of the pair by then.
         """
         interface = interface_of(link_id)
         try:
@@ -79,30 +84,30 @@ class Links:
             "net_ns_pid": pid,
             "index": 2,
             "address": far_mac,
-            "broadcast": GATEWAY_MAC,  # what is for all needs no neighbour, and must not find the host either
+            "broadcast": GATEWAY_MAC,  # a broadcast needs no neighbour, and must not reach the host either
             "mtu": mtu,
         }
         await self._netlink.link(
             "add", ifname=interface, kind="veth", address=mac_of(link_id, "host"), mtu=mtu, peer=peer
         )
-        # before it is up: with rules for IPv4 alone a container would reach the host at fe80::
+        # Before it is up: with rules for IPv4 alone a container would reach the host at fe80::.
         _sysctl(f"ipv6/conf/{interface}/disable_ipv6", "1")
         _sysctl(f"ipv4/conf/{interface}/rp_filter", "1")
         _sysctl(f"ipv4/conf/{interface}/route_localnet", "1")
         _sysctl(f"ipv4/conf/{interface}/forwarding", "1")
         index = socket.if_nametoindex(interface)
-        await self._netlink.addr("add", index=index, address=lease.host_ip, prefixlen=30)
+        await self._netlink.addr("add", index=index, address=lease.host_ip, prefixlen=PREFIX_LENGTH)
         await self._netlink.link("set", index=index, state="up")
-        # permanent: the kernel's table is one for all namespaces and ends at 1,024 learned entries
+        # Permanent: the kernel's table is one for all namespaces and holds 1,024 learned entries.
         await self._netlink.neigh(
             "replace", dst=lease.container_ip, lladdr=far_mac, ifindex=index, state=_NUD_PERMANENT
         )
 
     async def delete(self, interface: str) -> None:
-        """For a pair whose namespace never came to life, or does not end. Idempotent."""
+        """For a pair whose namespace was never used, or does not end. Idempotent. NetlinkError."""
         try:
             index = socket.if_nametoindex(interface)
-        except OSError:  # it has no errno; the only reason is that there is none of that name
+        except OSError:  # there is no interface of that name; the error has no errno
             return
         try:
             await self._netlink.link("del", index=index)
@@ -117,43 +122,34 @@ class Links:
 
 
 class DeathWatch:
-    """Tells when interfaces are gone (RTM_DELLINK)."""
+    """Reports when interfaces are gone (RTM_DELLINK). Made in a running loop, ended by :meth:`close`."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
-        )
-        self._socket.setblocking(False)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-        self._socket.bind((0, _RTMGRP_LINK))
+        self._socket = listening(socket.NETLINK_ROUTE, groups=_RTMGRP_LINK, buffer_bytes=_BUFFER_BYTES)
         loop.add_reader(self._socket, self._ready)
 
     async def gone(self, interface: str) -> None:
+        """Returns when there is no such interface. Cancelled when the watch is closed."""
         if not exists(interface):
             return
-        # The kernel takes the name away first and tells then: what is still there will be told of.
+        # The kernel removes the name first and reports it then. What is still there will be reported.
         done: asyncio.Future[None] = self._loop.create_future()
         self._waiting.setdefault(interface, []).append(done)
         await done
 
     def _ready(self) -> None:
         try:
-            while True:
-                for kind, payload in messages(self._socket.recv(1 << 16)):
-                    if kind == _DELLINK:
-                        name = attributes(payload[_IFINFO_BYTES:]).get(_IFNAME, b"")
-                        self._tell(name.rstrip(b"\0").decode(errors="replace"))
-        except BlockingIOError:
-            return
-        except OSError as e:
-            if e.errno != errno.ENOBUFS:
-                raise
-        for interface in [name for name in self._waiting if not exists(name)]:  # something was dropped: look
-            self._tell(interface)
+            for kind, payload in queued(self._socket):
+                if kind == _DELLINK:
+                    name = attributes(payload[_IFINFO_BYTES:]).get(_IFNAME, b"")
+                    self._set_gone(name.rstrip(b"\0").decode(errors="replace"))
+        except MessagesLost:
+            for interface in [name for name in self._waiting if not exists(name)]:
+                self._set_gone(interface)
 
-    def _tell(self, interface: str) -> None:
+    def _set_gone(self, interface: str) -> None:
         for done in self._waiting.pop(interface, ()):
             if not done.done():
                 done.set_result(None)

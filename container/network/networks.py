@@ -24,7 +24,7 @@ from container.network import conntrack
 from container.network.firewall import Firewall, FirewallError
 from container.network.firewall.backends import BACK_ENDS
 from container.network.forwarding import Forwarding
-from container.network.link import GATEWAY_MAC, DeathWatch, Links, exists
+from container.network.link import GATEWAY_MAC, PREFIX_LENGTH, DeathWatch, Links, exists
 from container.network.options import NetworkOptions
 from container.network.policy import LinkRules, Policy, Ruleset, interface_of, make_egress
 from container.network.ports import HostPorts
@@ -139,7 +139,7 @@ class Networks:
 
     def plan_for(self, link_id: str, lease: AddressLease) -> Ethernet:
         """What wshd sets up at the container's end of a link."""
-        return Ethernet(lease.container_ip, 30, lease.host_ip, GATEWAY_MAC, self._mtu)
+        return Ethernet(lease.container_ip, PREFIX_LENGTH, lease.host_ip, GATEWAY_MAC, self._mtu)
 
     # What callers ask for. A caller that is cancelled leaves nothing half done.
 

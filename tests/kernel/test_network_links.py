@@ -242,7 +242,7 @@ async def test_a_network_rests_until_its_link_is_gone(tmp_path: Path, stack: Pat
 
 
 async def test_a_network_rests_after_its_release(tmp_path: Path, stack: Path) -> None:
-    """Packets of the former owner may still be on their way (docs/network.md, "Addresses and ports"); others are given out meanwhile."""
+    """Packets of the former owner may still be on their way; others are given out meanwhile."""
     async with rig(tmp_path, stack, pool_network="10.254.0.0/29", release_delay_s=3600.0) as scene:
         first = (await scene.box("one")).address
         await scene.end("one")

@@ -8,51 +8,41 @@ the thread that made them (backend.py).
 from __future__ import annotations
 
 import asyncio
-import errno
-import socket
 import struct
 from collections.abc import Callable
+from typing import Final
 
 from container.network.firewall.nftables.text import TABLE
-from container.network.netlink import attributes, messages
+from container.network.netlink import NETFILTER, MessagesLost, attributes, listening, queued
 
-_NETLINK_NETFILTER = 12
-_SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
-_GROUP_NFTABLES = 7
+_GROUP_NFTABLES: Final = 7
+_BUFFER_BYTES: Final = 4 << 20  # a restore of a thousand containers fits
 _SUBSYSTEM, _NEWGEN = 10, 15
-_TABLE_NAME = 1  # of tables, chains, rules, sets and elements alike
+_NFGENMSG_BYTES: Final = 4
+_TABLE_NAME: Final = 1  # of tables, chains, rules, sets and elements alike
 _GEN_PID, _GEN_NAME = 2, 3
 
 
 class RulesetWatch:
+    """Made in a running loop, ended by :meth:`close`."""
+
     def __init__(
         self, loop: asyncio.AbstractEventLoop, own_name: str, on_change: Callable[[str], None]
     ) -> None:
-        """``on_change`` is called with the author's name and pid, or with the reason why they are not known."""
+        """``on_change`` is called with the author's name and pid, or with the reason why they are not known. OSError."""
         self._loop = loop
         self._own_name = own_name.encode()
         self._on_change = on_change
         self._touched = False
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
-        )
-        self._socket.setblocking(False)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-        self._socket.bind((0, 0))
-        self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP_NFTABLES)
+        self._socket = listening(NETFILTER, member_of=_GROUP_NFTABLES, buffer_bytes=_BUFFER_BYTES)
         loop.add_reader(self._socket, self._ready)
 
     def _ready(self) -> None:
         try:
-            while True:
-                for kind, payload in messages(self._socket.recv(1 << 18)):
-                    if kind >> 8 == _SUBSYSTEM:
-                        self._take(kind & 0xFF, attributes(payload[4:]))
-        except BlockingIOError:
-            return
-        except OSError as e:
-            if e.errno != errno.ENOBUFS:
-                raise
+            for kind, payload in queued(self._socket):
+                if kind >> 8 == _SUBSYSTEM:
+                    self._take(kind & 0xFF, attributes(payload[_NFGENMSG_BYTES:]))
+        except MessagesLost:
             self._on_change("unknown: too many changes at once")
 
     def _take(self, kind: int, found: dict[int, bytes]) -> None:
