@@ -1,4 +1,4 @@
-"""Small pieces of asyncio that several modules need: descriptors, file watches, shielding, owned tasks."""
+"""Pieces of asyncio that several modules need: waiting for descriptors, file watches, shielding, owned tasks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Log(Protocol):
-    """The part of a structlog logger that the library uses, for decisions taken in the background."""
+    """The part of a structlog logger that the library uses, for decisions that it takes in the background."""
 
     def warning(self, event: str, *args: Any, **fields: Any) -> Any: ...
 
@@ -23,6 +23,8 @@ class Log(Protocol):
 
 
 class SilentLog:
+    """Drops everything."""
+
     def warning(self, event: str, *args: Any, **fields: Any) -> None:
         return None
 
@@ -36,7 +38,7 @@ def _set(ready: asyncio.Future[None]) -> None:
 
 
 async def readable(fd: int) -> None:
-    """Until ``fd`` has something to read or its other end is closed. One waiter per descriptor."""
+    """Returns when ``fd`` has something to read or its other end is closed. One waiter for each descriptor."""
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
     loop.add_reader(fd, _set, ready)
@@ -47,6 +49,7 @@ async def readable(fd: int) -> None:
 
 
 async def writable(fd: int) -> None:
+    """Returns when ``fd`` can be written to. One waiter for each descriptor."""
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
     loop.add_writer(fd, _set, ready)
@@ -57,9 +60,7 @@ async def writable(fd: int) -> None:
 
 
 async def finish(task: asyncio.Task[T]) -> T:
-    """The task's result; cancelling the caller does not cancel the task, and is raised once the task is
-    done.
-    """
+    """The task's result. Cancelling the caller does not cancel the task; it is raised once the task is done."""
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:
@@ -74,20 +75,20 @@ async def finish(task: asyncio.Task[T]) -> T:
             break
     if cancelled is not None:
         if not task.cancelled():
-            task.exception()  # seen: the caller's cancellation is what it will hear of
+            task.exception()  # retrieved: the caller gets its cancellation instead
         raise cancelled
     return task.result()
 
 
 class Background:
-    """Owner of named tasks; a failure is logged, and `close` waits for all of them."""
+    """Owns named tasks. A failure is logged, and `close` waits for all of them."""
 
     def __init__(self, log: Log) -> None:
         self._log = log
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def start(self, work: Coroutine[Any, Any, T], *, name: str, watched: bool = False) -> asyncio.Task[T]:
-        """``watched``: somebody awaits the task, so that its failure is theirs and not logged here."""
+        """Starts a task. ``watched``: the caller awaits it, so its failure is not logged here."""
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._watched_done if watched else self._done)
@@ -102,6 +103,7 @@ class Background:
             self._log.warning("background_task_failed", task=task.get_name(), error=repr(error))
 
     async def close(self, timeout_s: float) -> None:
+        """Waits for all tasks; cancels those that take longer."""
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=timeout_s)
             for task in late:

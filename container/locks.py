@@ -1,7 +1,8 @@
-"""What only one manager may have at a time: its depot, its cgroup parent, the tables of a network namespace.
+"""Locks on what only one manager may use: a depot, a cgroup parent, the firewall of a network namespace.
 
-Two managers that share one of these take the other's containers for remains and its rules for foreign ones, and
-undo each other for ever. Each lock goes with the process that has it, however that ends.
+Two managers that share one of these take each other's containers for remains and each other's rules for foreign ones, and
+undo them again and again. A lock goes with its process, however that ends (docs/network.md, "One manager for each network
+namespace").
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from typing import Final
 
 from container.host import HostUnfit
 
-#: Abstract, so that no file stays behind; such names belong to a network namespace (unix(7)), as our tables do.
+#: An abstract name: no file stays behind, and it belongs to a network namespace (unix(7)) as a firewall does.
 _TABLES: Final = "\0garrison-tables"
 
 
 class DepotBusy(HostUnfit):
-    """Another manager has what this one needs; the text says what."""
+    """Another manager uses what this one needs; the text names it."""
 
 
 def lock_directory(path: Path) -> Callable[[], None]:
-    """Returns what lets go."""
+    """Locks a directory. Returns what unlocks it. DepotBusy; OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -36,11 +37,11 @@ def lock_directory(path: Path) -> Callable[[], None]:
 
 
 def lock_tables() -> Callable[[], None]:
-    """Returns what lets go."""
+    """Locks the firewall of this network namespace. Returns what unlocks it. DepotBusy: names the pid of the other."""
     lock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         lock.bind(_TABLES)
-        lock.listen()  # so that whoever is refused can ask who has it
+        lock.listen()  # a manager that is refused connects, to learn the pid
     except OSError:
         lock.close()
         raise DepotBusy(

@@ -1,8 +1,7 @@
-"""Leases: addresses, id ranges, handles. Pure but for the clock that is handed in.
+"""Leases of addresses, user ids and ports (docs/network.md, "Addresses and ports"). Pure but for the clock that is passed in.
 
-A pool is a queue: what was freed longest ago is given out first, and not before its rest is over (Warden
-B.5). Nothing is stored here: after a restart the pools are rebuilt by claiming what the snapshots in the
-depot name, and put back to where they stood by rotation.py.
+A pool is a queue. It gives out the entry that was freed longest ago, and not before that has rested. Nothing is stored
+here. After a restart the snapshots in the depot name what is in use, and rotation.py restores the order of the rest.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
-#: Ids of one container; the last is wshd's own and is not mapped inside (wshd.md).
+#: Ids of one container. The last one is wshd's own and is not mapped inside.
 IDS_PER_CONTAINER: Final = 65536
 
 T = TypeVar("T")
 
 
 class NoLease(RuntimeError):
-    """A pool is exhausted: ``kind`` says which (address, ids)."""
+    """A pool is used up. ``kind``: what it is a pool of (address, ids, port)."""
 
     def __init__(self, kind: str, size: int) -> None:
         super().__init__(f"no free {kind}: all {size} are in use or resting")
@@ -29,7 +28,7 @@ class NoLease(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class AddressLease:
-    """A /30: the host's end and the container's (Warden B.5)."""
+    """A network of four addresses (/30): the host's end and the container's. All are texts."""
 
     network: str
     host_ip: str
@@ -37,25 +36,26 @@ class AddressLease:
 
     @classmethod
     def of(cls, network: ipaddress.IPv4Network) -> AddressLease:
+        """The first usable address is the host's, the second the container's."""
         return cls(str(network), str(network[1]), str(network[2]))
 
 
 @dataclass(frozen=True, slots=True)
 class IdLease:
-    """Host ids ``first`` to ``first + 65535``."""
+    """The host's user and group ids ``first`` to ``first + 65535``."""
 
     first: int
 
 
 class Pool(Generic[T]):
-    """A fixed set of entries. ``now_s`` is a monotonic clock."""
+    """A fixed set of entries, each free, taken or resting. ``rest_s``: seconds; ``now_s``: a monotonic clock."""
 
     def __init__(
         self, kind: str, entries: Iterable[T], *, rest_s: float = 0.0, now_s: Callable[[], float]
     ) -> None:
         self.kind = kind
         self.last: T | None = None
-        """What was given out last."""
+        """The entry that was given out last."""
         self._now_s = now_s
         self._rest_s = rest_s
         self._free: deque[tuple[T, float]] = deque((entry, float("-inf")) for entry in entries)
@@ -65,10 +65,11 @@ class Pool(Generic[T]):
         self._on_release: Callable[[], None] = lambda: None
 
     def on_release(self, call: Callable[[], None]) -> None:
+        """``call`` is called after each entry that was given back."""
         self._on_release = call
 
     def take(self, is_usable: Callable[[T], bool] = lambda _: True) -> T:
-        """What was freed longest ago, of what has rested and ``is_usable``. NoLease."""
+        """The entry that was freed longest ago, of those that have rested and are usable. NoLease: there is none."""
         now_s = self._now_s()
         for index, (entry, rested_at_s) in enumerate(self._free):
             if rested_at_s <= now_s and is_usable(entry):
@@ -79,7 +80,7 @@ class Pool(Generic[T]):
         raise NoLease(self.kind, len(self._all))
 
     def claim(self, entry: T) -> bool:
-        """Take exactly this one (recovery). False: foreign to this pool, or taken."""
+        """Takes exactly this entry, after a restart. False: it is not of this pool, or it is taken."""
         if not self._remove_free(entry):
             return False
         self._taken.add(entry)
@@ -93,29 +94,32 @@ class Pool(Generic[T]):
         return False
 
     def give_back(self, entry: T) -> None:
-        """Idempotent; a foreign entry is ignored (a pool may have been configured otherwise before)."""
+        """Begins the entry's rest. Idempotent. An entry of another pool is ignored: the settings may have changed."""
         if entry in self._taken:
             self._taken.remove(entry)
             self._free.append((entry, self._now_s() + self._rest_s))
             self._on_release()
 
     def postpone(self, entry: T) -> None:
-        """Give back what could not be used: without a rest, after all others."""
+        """Gives back an entry that could not be used: without a rest, behind all others."""
         self._taken.discard(entry)
         self._free.append((entry, self._now_s()))
 
     def rest(self, entry: T) -> None:
-        """It was released just now, by a former manager: as if it had been given back here."""
+        """As if it had been taken and given back here: a former manager's container had it."""
         if self.claim(entry):
             self.give_back(entry)
 
     def resting(self) -> Iterator[tuple[T, float]]:
-        """What rests, and for how many seconds more."""
+        """(entry, seconds left) of all that rest."""
         now_s = self._now_s()
         return ((entry, at_s - now_s) for entry, at_s in self._free if at_s > now_s)
 
     def restore(self, last: T | None, resting: Mapping[T, float]) -> None:
-        """Go on behind ``last``; what rests (seconds left, at most a whole rest) comes at the end. Nothing may be taken yet."""
+        """Goes on behind ``last``. What rests (seconds left, at most a whole rest) comes at the end.
+
+        Before anything is taken.
+        """
         begin = self._order.index(last) + 1 if last is not None else 0
         ring = self._order[begin:] + self._order[:begin]
         now_s = self._now_s()
@@ -126,6 +130,7 @@ class Pool(Generic[T]):
 
     @property
     def entries(self) -> frozenset[T]:
+        """All, in whatever state."""
         return self._all
 
     @property
@@ -137,7 +142,7 @@ class Pool(Generic[T]):
 
 
 def address_leases(pool_network: str) -> list[AddressLease]:
-    """Each /30 of the network."""
+    """Each /30 of the network. ValueError: it is none, or smaller than that."""
     network = ipaddress.IPv4Network(pool_network, strict=False)
     if network.prefixlen > 30:
         raise ValueError(f"pool_network: expected /30 or wider, got {pool_network}")
@@ -145,7 +150,7 @@ def address_leases(pool_network: str) -> list[AddressLease]:
 
 
 def id_leases(first: int, count: int) -> list[IdLease]:
-    """``count`` ranges of 65,536 ids from ``first``."""
+    """``count`` ranges of 65,536 ids from ``first``. ValueError: beyond the kernel's ids."""
     last = first + count * IDS_PER_CONTAINER - 1
     if first < 1 or count < 1 or last > 0xFFFF_FFFE:
         raise ValueError(f"user ids: expected ranges within 1..4294967294, got {first}..{last}")
@@ -156,7 +161,7 @@ _DIGITS: Final = "0123456789abcdefghijklmnopqrstuv"
 
 
 def encode_id(number: int) -> str:
-    """11 characters of [0-9a-v]: 55 bits (Warden B.5; an interface name of 15 must hold it)."""
+    """11 characters of [0-9a-v]: 55 bits, so that an interface name (15 characters) can hold it."""
     return "".join(_DIGITS[(number >> shift) & 31] for shift in range(50, -1, -5))
 
 
@@ -167,5 +172,6 @@ class IdSource:
         self._next = start_us
 
     def take(self) -> str:
+        """The next id."""
         self._next += 1
         return encode_id(self._next)

@@ -1,4 +1,4 @@
-"""What containers get as /etc/resolv.conf: from the settings, and from the host's own where those are silent. Pure (resolv.conf(5))."""
+"""The containers' /etc/resolv.conf, from the settings and the host's own file (docs/network.md, "Names"). Pure (resolv.conf(5))."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-#: A word that may stand in the file: no control characters, and bounded.
+#: A word that may be written to the file: no control characters, and bounded.
 _WORD: Final = re.compile(r"[!-~]{1,255}\Z")
 MAX_WORDS: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Resolver:
+    """What a resolv.conf says."""
+
     servers: tuple[str, ...] = ()
     search: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
+        """As a file."""
         lines = [f"nameserver {server}" for server in self.servers]
         lines += [
             f"{name} {' '.join(words)}"
@@ -30,7 +33,7 @@ class Resolver:
 
 
 def parse(text: str) -> Resolver:
-    """Of a file as it is. The last `search` or `domain` holds; `options` add up. What glibc does not read is passed over."""
+    """Reads a file as glibc does: the last `search` or `domain` counts, `options` add up, anything else is ignored."""
     servers: list[str] = []
     search: tuple[str, ...] = ()
     options: list[str] = []
@@ -66,11 +69,12 @@ def resolver_for(
     search: tuple[str, ...] | None = None,
     options: tuple[str, ...] | None = None,
 ) -> tuple[Resolver, tuple[str, ...]]:
-    """(that of containers, servers that were left out). What is configured holds; no ``servers``, or None: the host's.
+    """(the containers' resolver, the servers that were left out). What is configured is used as it is.
 
-    ``host``: the text of its resolv.conf; ``upstreams``: that of systemd-resolved's list, which is asked when no server of
-    the former can be reached from a container, as loopback and IPv6 ones cannot. The search list and the options are
-    those of the file whose servers are used; a list without a search list leaves that to the host's own file.
+    No ``servers``, and None for the others: the host's. ``host``: the text of its resolv.conf. ``upstreams``: the text of
+    systemd-resolved's list, which is used when a container can reach no server of the first; loopback and IPv6 servers
+    cannot be reached. Search list and options come from the file whose servers are used. If that has no search list, the
+    one of the host's own file is used.
     """
     own, source, left_out = parse(host), parse(host), list[str]()
     for found in () if servers else (own, parse(upstreams)):

@@ -1,7 +1,8 @@
-"""Where the rotation of the pools stands, over restarts of the manager: so that what was released last is given out last then, too.
+"""The order of the pools over restarts of the manager: what was released last is given out last, also after a restart.
 
-What is in use needs no file: the snapshots in the depot name it. This one has, for each pool, the entry that was given out last
-and what was resting. It is replaced whole at each release; without it (or when it is damaged) the pools begin at their start.
+What is in use needs no file, because the snapshots in the depot name it. The file here holds, for each pool, the entry that was
+given out last and the entries that rest. Each release replaces it whole. Without it, or when it is damaged, the pools begin
+at their start.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _LIMIT_BYTES: Final = 4 << 20
 
 
 class PoolState(msgspec.Struct, frozen=True):
-    """``resting``: entry to the time (of the wall clock, in seconds) at which it has rested."""
+    """``resting``: for each entry the time (wall clock, seconds) at which it has rested."""
 
     last: str = ""
     resting: Mapping[str, float] = {}
@@ -35,7 +36,7 @@ class _Attached:
 
 
 class Rotation:
-    """``path``: None keeps nothing."""
+    """``path``: the file; None: nothing is kept. ``wall_s``: the wall clock, since a monotonic one begins anew at a boot."""
 
     def __init__(self, path: Path | None, log: Log, *, wall_s: Callable[[], float] = time.time) -> None:
         self._path = path
@@ -57,7 +58,7 @@ class Rotation:
             return {}
 
     def attach(self, pool: Pool[Any], name_of: Callable[[Any], str]) -> None:
-        """Puts the pool to where a former manager left it, and keeps its state from now on. Before anything is taken."""
+        """Puts the pool where a former manager left it, and records its state from now on. Before anything is taken."""
         self._pools[pool.kind] = _Attached(pool, name_of)
         if (state := self._read.get(pool.kind)) is not None:
             entries = {name_of(entry): entry for entry in pool.entries}
@@ -67,7 +68,7 @@ class Rotation:
         pool.on_release(self.save)
 
     def save(self) -> None:
-        """0.1 ms. A disk that is full costs the rotation and nothing else."""
+        """Writes the file (0.1 ms). A full disk is logged, and costs the order alone."""
         if self._path is None:
             return
         new = self._path.with_suffix(".new")

@@ -1,4 +1,4 @@
-"""cgroups: one contract, v1 (through cgroupspy) and v2, found by what the host has mounted."""
+"""Limits and measurements by cgroups: one contract, with v1 and v2 below it, chosen by what the host has mounted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 
 
 def host_hierarchy() -> Hierarchy:
-    """The hierarchy of this host. Raises CgroupsMissing."""
+    """The hierarchy of this host. CgroupsMissing: it has none that can be used."""
     mountinfo = Path("/proc/self/mountinfo").read_text()
     v2 = v2_mount(mountinfo)
     controllers = (v2 / "cgroup.controllers").read_text().split() if v2 is not None else []
@@ -31,6 +31,9 @@ def host_hierarchy() -> Hierarchy:
 
 
 def open_backend(parent: str) -> Cgroups:
-    """The backend for this host, with the parent directories made."""
+    """The back end for this host. Makes the directory ``parent``, below which all containers' cgroups are.
+
+    CgroupsMissing; ValueError: a name that is none; OSError.
+    """
     hierarchy = host_hierarchy()
     return CgroupsV2(hierarchy, parent) if hierarchy.version is Version.V2 else CgroupsV1(hierarchy, parent)

@@ -1,10 +1,12 @@
-"""One interface over cgroup v1 and v2 (contract tests: tests/kernel/test_cgroups_*.py).
+"""The contract over cgroup v1 and v2 (tests/kernel/test_cgroups_contract.py runs over the host's own).
 
-A container has two leaves beside each other, ``init`` for wshd and ``job`` for everything else. Limits stand on
-``job``: on the parent, the spool's page cache would eat the app's memory and its CPU quota would slow wshd. CPU shares
-stand on the container's own directory: they weigh against siblings, and those of ``job`` are not other containers.
-All calls are synchronous, and short but for those that wait for the kernel (``freeze``, ``kill_all``,
-``destroy``): these belong in a thread.
+A container has two leaves beside each other: ``init`` for wshd, and ``job`` for everything else. Limits are set on ``job``. On
+their common parent, the page cache of the spool would count against the app's memory, and the app's CPU limit would slow wshd.
+CPU shares are set on the container's own directory, because they weigh a cgroup against its siblings, and only there the
+siblings are other containers.
+
+All calls are synchronous and short, except those that wait for the kernel (``freeze``, ``kill_all``, ``destroy``): these
+belong in a thread.
 """
 
 from __future__ import annotations
@@ -18,15 +20,19 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from container.cgroups.oom import OomWatch
 
-#: How long the kernel may take to reap, or to freeze.
+#: How long the kernel may take to reap or to freeze.
 KERNEL_TIMEOUT_S: Final = 10.0
 LEAVES: Final = ("init", "job")
-#: (kind, major, minor, access); None: any. mknod is not allowed, only use of what /dev has.
-DEVICES: Final[tuple[tuple[str, int, int | None, str], ...]] = (
+#: What a cgroup weighs that nobody gave CPU shares (cgroups(7)). Containers weigh the same on v1 and v2.
+ORDINARY_SHARES: Final = 1024
+#: (kind, major, minor, access); minor None: any.
+DeviceRule: TypeAlias = tuple[str, int, int | None, str]
+#: What a container may use: the devices that its /dev has. mknod is not allowed.
+DEVICES: Final[tuple[DeviceRule, ...]] = (
     ("c", 1, 3, "rw"),  # null
     ("c", 1, 5, "rw"),  # zero
     ("c", 1, 7, "rw"),  # full
@@ -69,7 +75,7 @@ def key_values(text: str) -> dict[str, int]:
 
 
 def wait_for(done: Callable[[], bool], timeout_s: float = KERNEL_TIMEOUT_S) -> bool:
-    """Looks until ``done``, ever more slowly; nothing in these file systems tells of it. False: not in time."""
+    """Asks until ``done``, ever more slowly, because these file systems report none of it. False: not in time."""
     deadline = time.monotonic() + timeout_s
     pause_s = 0.0005
     while not done():
@@ -81,7 +87,7 @@ def wait_for(done: Callable[[], bool], timeout_s: float = KERNEL_TIMEOUT_S) -> b
 
 
 def remove_directory(path: Path, timeout_s: float) -> None:
-    """rmdir of a cgroup; the kernel says EBUSY while the last process is being reaped. Idempotent."""
+    """rmdir of a cgroup. The kernel refuses with EBUSY while the last process is being reaped. Idempotent. OSError."""
 
     def removed() -> bool:
         try:
@@ -95,7 +101,7 @@ def remove_directory(path: Path, timeout_s: float) -> None:
         return True
 
     if not wait_for(removed, timeout_s):
-        path.rmdir()  # the last word, with the kernel's own reason
+        path.rmdir()  # raises the kernel's own reason
 
 
 class CgroupSet(ABC):
@@ -125,7 +131,8 @@ class CgroupSet(ABC):
         """
 
     @abstractmethod
-    def memory_limit_bytes(self) -> int | None: ...
+    def memory_limit_bytes(self) -> int | None:
+        """None: no limit. OSError, as for all that is read here: the cgroup is gone."""
 
     @abstractmethod
     def set_cpu_shares(self, shares: int) -> int:
@@ -135,37 +142,42 @@ class CgroupSet(ABC):
 
     @abstractmethod
     def take_up(self) -> None:
-        """Make of a set of a former manager's one that `set_cpu_shares` works on: its shares stood on ``job``."""
+        """Prepares a set of a former manager for `set_cpu_shares`: older releases set the shares on ``job``."""
 
     @abstractmethod
     def set_pids(self, count: int | None) -> None:
-        """At most so many tasks; more than that may be there already, then none is added."""
+        """At most so many tasks; None: no limit. If there are more already, none can be added."""
 
     @abstractmethod
-    def memory_stat(self) -> Mapping[str, int]: ...
+    def memory_stat(self) -> Mapping[str, int]:
+        """The kernel's own counters (memory.stat), whose names differ between v1 and v2."""
 
     @abstractmethod
     def memory_bytes(self) -> int:
-        """What the app uses: charged, less the page cache that can go at once (dea-bus.md 2.11)."""
+        """What the app uses: what is charged to ``job``, without the page cache that can be dropped at once."""
 
     @abstractmethod
-    def cpu_ns(self) -> int: ...
+    def cpu_ns(self) -> int:
+        """CPU time used so far, in nanoseconds."""
 
     @abstractmethod
-    def cpu_user_system_ns(self) -> tuple[int, int]: ...
+    def cpu_user_system_ns(self) -> tuple[int, int]:
+        """(user, system) of it; on v1 in the kernel's ticks of 10 ms."""
 
     @abstractmethod
-    def pids(self) -> int: ...
+    def pids(self) -> int:
+        """How many tasks there are now."""
 
     @abstractmethod
-    def oom_kills(self) -> int: ...
+    def oom_kills(self) -> int:
+        """How many processes the kernel has killed for want of memory so far."""
 
     @abstractmethod
     def processes(self) -> tuple[int, ...]:
         """Host pids in any leaf."""
 
     def freeze(self) -> None:
-        """Stops ``job`` where it stands. Raises TimeoutError: a process cannot be stopped (it is thawed again)."""
+        """Stops every process of ``job``. TimeoutError: one cannot be stopped; then all go on."""
         self._set_frozen(frozen=True)
         if not wait_for(self._is_frozen):
             self._set_frozen(frozen=False)
@@ -185,9 +197,9 @@ class CgroupSet(ABC):
         return OomWatch(loop, subscribe, self.oom_kills, callback).stop
 
     def kill_all(self) -> None:
-        """SIGKILL to every process of the set, frozen ones too, until none is left that the kernel shows.
+        """Sends SIGKILL to every process of the set, frozen ones too, until the kernel shows none any more.
 
-        The end of the set: on v1 ``job`` takes no new process afterwards.
+        The set is of no use afterwards: on v1 ``job`` takes no new process.
         """
 
         def none_left() -> bool:
@@ -218,7 +230,7 @@ class CgroupSet(ABC):
 
     @abstractmethod
     def _kill(self, pids: tuple[int, ...]) -> None:
-        """SIGKILL to what is in the set; ``pids`` were seen there a moment ago. No fork bomb may outrun it."""
+        """Sends SIGKILL to all in the set; ``pids`` were seen there a moment ago. It must be faster than a fork bomb."""
 
     @abstractmethod
     def _directories(self) -> tuple[Path, ...]:
@@ -226,25 +238,25 @@ class CgroupSet(ABC):
 
 
 class Cgroups(ABC):
-    """All sets below one parent."""
+    """The cgroups of all containers, below one parent directory."""
 
     def __init__(self, parent: str) -> None:
         self.parent = check_name("cgroup parent", parent)
-        #: What this host's kernel cannot do, in words for the log.
+        #: What this host's kernel cannot do, as texts for the log.
         self.gaps: tuple[str, ...] = ()
         self._make_parents()
 
     @property
     def directory(self) -> Path:
-        """One parent directory, which stands for all of them."""
+        """The first of the parent directories; v1 has one in each hierarchy."""
         return self._parents()[0]
 
     def create(self, name: str) -> CgroupSet:
-        """Raises FileExistsError: the name is taken. OSError: the kernel refused; nothing is left of it then."""
+        """Makes the cgroups of a container. FileExistsError: the name is taken. OSError: the kernel refused, and nothing is left."""
         made = self._set(check_name("cgroup", name))
         if made.exists():
             raise FileExistsError(errno.EEXIST, "a cgroup of that name is there", name)
-        self._make_parents()  # whoever shares them may have been the last one out
+        self._make_parents()  # another manager that shares them may have removed them
         try:
             made.make()
         except BaseException:
@@ -253,11 +265,12 @@ class Cgroups(ABC):
         return made
 
     def find(self, name: str) -> CgroupSet | None:
-        """The set of that name if any part of it exists."""
+        """The set of that name; None: no part of it exists."""
         found = self._set(check_name("cgroup", name))
         return found if found.exists() else None
 
     def list(self) -> tuple[str, ...]:
+        """The names of all sets, also of those that are gone in part."""
         tops = (top for top in self._parents() if top.exists())
         return tuple(sorted({entry.name for top in tops for entry in top.iterdir() if entry.is_dir()}))
 

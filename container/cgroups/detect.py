@@ -1,7 +1,7 @@
 """Which cgroup hierarchies a host has, read from the text of /proc/self/mountinfo. Pure.
 
-v1: one mount a controller, or several controllers in one; v2: one mount for all; hybrid: v1 controllers beside an
-empty v2. What matters is where the controllers that limits need really are.
+v1 has a mount for each controller, or several controllers in one mount. v2 has one mount for all. A hybrid host has v1
+controllers beside an empty v2. What counts is where the controllers are that limits need.
 """
 
 from __future__ import annotations
@@ -16,27 +16,31 @@ from typing import Final
 
 from container.host import HostUnfit
 
-#: Controllers that limits and measurements need on v1; v2 has devices as a program and freezer built in.
+#: Controllers that limits and measurements need on v1. On v2, devices is a program and freezer is built in.
 V1_NEEDED: Final = ("cpu", "cpuacct", "memory", "devices", "pids", "freezer")
-#: Taken where the host has it: limits do not need it, but a JVM takes v1 for a container's only with it.
+#: Used where the host has it. Limits do not need it, but a JVM recognises a v1 container only with it.
 V1_WANTED: Final = ("cpuset",)
 V2_NEEDED: Final = ("cpu", "memory", "pids")
-#: All that v1 ever had; what else stands among a mount's options is a flag (cgroups(7)).
+#: All that v1 ever had. Any other option of a mount is a flag (cgroups(7)).
 _V1_OTHERS: Final = ("blkio", "debug", "hugetlb", "misc", "net_cls", "net_prio", "perf_event", "rdma")
 _V1_CONTROLLERS: Final = frozenset((*V1_NEEDED, *V1_WANTED, *_V1_OTHERS))
 
 
 class Version(Enum):
+    """Of the cgroup interface."""
+
     V1 = 1
     V2 = 2
 
 
 class CgroupsMissing(HostUnfit):
-    """The host has no usable hierarchy; the text names what is missing."""
+    """The host has no hierarchy that can be used; the text names what is missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hierarchy:
+    """Where the controllers are."""
+
     version: Version
     #: v1: controller to mount point; v2: a single entry with an empty key.
     mounts: Mapping[str, Path]
@@ -58,7 +62,7 @@ def _unescape(word: str) -> str:
 
 
 def _mounts(mountinfo: str) -> Iterator[_Mount]:
-    """The cgroup mounts, whole hierarchies before parts of them (binds, other people's containers)."""
+    """The cgroup mounts. Whole hierarchies come before parts of them (binds, containers of others)."""
     found = []
     for line in mountinfo.splitlines():
         left, separator, right = line.partition(" - ")

@@ -1,7 +1,7 @@
 """The device allow-list of cgroup v2: an eBPF program of type CGROUP_DEVICE, written by hand.
 
-The program compares the request (access and type, major, minor; linux/bpf.h, struct bpf_cgroup_dev_ctx) with
-each entry in turn and ends with "no". Pure up to :func:`attach`.
+The program compares the request (access and type, major, minor; linux/bpf.h, struct bpf_cgroup_dev_ctx) with each rule in
+turn, and ends with "no". Pure up to :func:`attach`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from container import linux
-
-Entry = tuple[str, int, int | None, str]
+from container.cgroups.base import DeviceRule
 
 _LICENCE = "Apache-2.0"
 _ACCESS = {"m": 1, "r": 2, "w": 4}
@@ -24,8 +23,8 @@ def _insn(code: int, dst: int = 0, src: int = 0, off: int = 0, imm: int = 0) -> 
     return struct.pack("<BBhi", code, src << 4 | dst, off, imm)
 
 
-def program(entries: Sequence[Entry]) -> bytes:
-    """r2: type, r3: access, r4: major, r5: minor; each entry jumps to the next at its first mismatch."""
+def program(rules: Sequence[DeviceRule]) -> bytes:
+    """r2: type, r3: access, r4: major, r5: minor; each rule jumps to the next at its first mismatch."""
     code = [
         _insn(0x61, 2, 1, 0),  # r2 = *(u32 *)(r1 + 0)
         _insn(0xBF, 3, 2),  # r3 = r2
@@ -34,12 +33,12 @@ def program(entries: Sequence[Entry]) -> bytes:
         _insn(0x61, 4, 1, 4),  # r4 = major
         _insn(0x61, 5, 1, 8),  # r5 = minor
     ]
-    for kind, major, minor, access in entries:
+    for kind, major, minor, access in rules:
         refused = 7 & ~sum(_ACCESS[letter] for letter in access)
         body = [(0x55, 2, _KIND[kind]), (0x55, 4, major)]
         if minor is not None:
             body.append((0x55, 5, minor))
-        # jump targets: over the rest of this entry, its access test (3) and its "yes" (2)
+        # jump targets: over the rest of this rule, its access test (3) and its "yes" (2)
         left = len(body) + 5
         for opcode, register, value in body:
             left -= 1
@@ -55,9 +54,9 @@ def program(entries: Sequence[Entry]) -> bytes:
     return b"".join(code)
 
 
-def attach(directory: Path, entries: Sequence[Entry]) -> None:
+def attach(directory: Path, rules: Sequence[DeviceRule]) -> None:
     """Allows exactly these devices in a cgroup, for as long as it lives. OSError: the kernel refused."""
-    loaded = linux.load_device_program(program(entries), _LICENCE)
+    loaded = linux.load_device_program(program(rules), _LICENCE)
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

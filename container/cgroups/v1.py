@@ -1,6 +1,8 @@
-"""cgroup v1. cpu, cpuacct, memory and devices through cgroupspy's controllers; pids and freezer, which it lacks, as files
-of the same directories. Nodes are made by hand: a `Tree()` walks every cgroup of the host (0.3 s with 1,600), and does
-not know a mount that several controllers share.
+"""cgroup v1: a directory for each container in each hierarchy.
+
+cgroupspy's controllers read and write cpu, cpuacct, memory and devices. It has none for pids and freezer, which are files of the
+same directories. Its nodes are made by hand, because a `Tree()` walks every cgroup of the host (0.3 s with 1,600) and does not
+know a mount that several controllers share.
 """
 
 from __future__ import annotations
@@ -16,35 +18,33 @@ from typing import Any, Final
 from cgroupspy.controllers import CpuAcctController, CpuController, DevicesController, MemoryController
 from cgroupspy.nodes import Node
 
-from container.cgroups.base import DEVICES, LEAVES, Cgroups, CgroupSet, read, write
+from container.cgroups.base import DEVICES, LEAVES, ORDINARY_SHARES, Cgroups, CgroupSet, read, write
 from container.cgroups.detect import V1_NEEDED, V1_WANTED, Hierarchy
 from container.cgroups.oom import follow_eventfd
 
-#: What an unlimited memory.limit_in_bytes reads as begins here (page-rounded 2^63).
+#: An unlimited memory.limit_in_bytes reads as 2^63 rounded to pages: from here on it is no limit.
 _NO_LIMIT: Final = 1 << 62
 _TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _TCP: Final = "memory.kmem.tcp.limit_in_bytes"
 _LEAST_SOCKET_BYTES: Final = 8 << 20
-#: What a cgroup has that nobody gave shares (cgroups(7)).
-_ORDINARY_SHARES: Final = 1024
 
 
 def socket_limit_bytes(memory_bytes: int) -> int:
-    """What buffers of sockets may take beside a memory limit, as v1 does not count them as memory. Pure.
+    """The limit of socket buffers that belongs to a memory limit. v1 does not count them as memory. Pure.
 
-    The kernel's counter is called TCP's, and holds UDP's buffers too. It is soft: a socket always gets its first
-    pages. A quarter keeps the sum of both well below one and a half times the limit.
+    The kernel's counter is named after TCP and counts UDP's buffers too. It is soft: a socket always gets its first
+    pages. A quarter of the memory limit keeps the sum well below one and a half times that limit.
     """
     return max(memory_bytes // 4, _LEAST_SOCKET_BYTES)
 
 
 def _node(directory: Path) -> Node:
-    """One node is enough: a controller asks it for nothing but its path."""
+    """A controller asks its node for nothing but the path."""
     return Node(os.fsencode(directory))
 
 
 def _set(controller: Any, name: str, value: object) -> None:
-    """An attribute of cgroupspy's; its errors do not say which file refused what."""
+    """Sets an attribute of a cgroupspy controller. Its own errors do not name the file and the value."""
     try:
         setattr(controller, name, value)
     except OSError as e:
@@ -89,7 +89,7 @@ class CgroupSetV1(CgroupSet):
         names = ["limit_in_bytes"]
         if (self._memory_dir / "memory.memsw.limit_in_bytes").exists():
             names.append("memsw_limit_in_bytes")
-        # memory may never exceed memory+swap, so their order depends on the direction (memory.rst of cgroup v1)
+        # memory may never exceed memory+swap, so the order depends on the direction (memory.rst of cgroup v1)
         if limit_bytes is None or (before is not None and limit_bytes > before):
             names.reverse()
         done: list[str] = []
@@ -105,7 +105,7 @@ class CgroupSetV1(CgroupSet):
         return self.memory_limit_bytes()
 
     def _set_sockets(self, memory_bytes: int | None) -> None:
-        """Raises OSError EBUSY: sockets hold more than that. A kernel without it: said once, in `gaps`."""
+        """OSError EBUSY: sockets hold more than that already. A kernel without the file is named in `gaps`."""
         with contextlib.suppress(FileNotFoundError):
             limit = -1 if memory_bytes is None else socket_limit_bytes(memory_bytes)
             write(self._memory_dir / _TCP, str(limit))
@@ -119,8 +119,8 @@ class CgroupSetV1(CgroupSet):
         return int(self._cpu.shares)
 
     def take_up(self) -> None:
-        if self._job_cpu.shares != _ORDINARY_SHARES:
-            _set(self._job_cpu, "shares", _ORDINARY_SHARES)
+        if self._job_cpu.shares != ORDINARY_SHARES:
+            _set(self._job_cpu, "shares", ORDINARY_SHARES)
 
     def set_pids(self, count: int | None) -> None:
         write(self._pids / "pids.max", "max" if count is None else str(count))
@@ -177,7 +177,7 @@ class CgroupSetV1(CgroupSet):
         return follow_eventfd(loop, event, on_event)
 
     def _kill(self, pids: tuple[int, ...]) -> None:
-        """By descriptor, and looked at once more: a number may have gone to a stranger meanwhile."""
+        """By descriptor, and listed once more: a number may belong to another process by now."""
         with contextlib.suppress(FileNotFoundError):
             self.set_pids(0)
         opened: dict[int, int] = {}
@@ -221,9 +221,9 @@ class CgroupsV1(Cgroups):
             self._open_cpuset(self._mounts["cpuset"] / self.parent)
 
     def _open_cpuset(self, top: Path) -> None:
-        """A new cpuset holds nothing, and takes no process until it does; those below ``top`` copy what it has.
+        """Fills the parent's cpuset. A new cpuset is empty and takes no process; those below ``top`` copy from it.
 
-        Where the kernel refuses (a neighbour has some to itself) containers go without one.
+        When the kernel refuses (a sibling has CPUs of its own) containers have no cpuset.
         """
         try:
             for name in ("cpuset.cpus", "cpuset.mems"):

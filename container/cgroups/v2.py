@@ -1,6 +1,6 @@
-"""cgroup v2: one directory a container, ``init`` and ``job`` below it, controllers enabled on the way down.
+"""cgroup v2: one directory for each container, with ``init`` and ``job`` below it; controllers are enabled on the way down.
 
-Devices are allowed by a small eBPF program on each leaf (devices.py), as there is no file for it.
+v2 has no file for devices: a small eBPF program on each leaf allows them (devices.py).
 """
 
 from __future__ import annotations
@@ -12,20 +12,27 @@ from pathlib import Path
 from typing import Final
 
 from container.cgroups import devices
-from container.cgroups.base import DEVICES, LEAVES, Cgroups, CgroupSet, key_values, read, write
+from container.cgroups.base import (
+    DEVICES,
+    LEAVES,
+    ORDINARY_SHARES,
+    Cgroups,
+    CgroupSet,
+    key_values,
+    read,
+    write,
+)
 from container.cgroups.detect import V2_NEEDED, Hierarchy
 from container.cgroups.oom import SharedWatcher
 
 _ENABLE: Final = " ".join(f"+{name}" for name in V2_NEEDED)
-#: What v1 gives to whom nobody gave any: containers weigh the same on both.
-_ORDINARY_SHARES: Final = 1024
 _ORDINARY_WEIGHT: Final = 100
 
 
 def weight_of(shares: int) -> int:
-    """cpu.weight of v1's shares: the same number, so that ratios stay; within v2's range. Pure.
+    """The cpu.weight for v1's shares: the same number within v2's range, so that ratios stay. Pure.
 
-    Not the mapping of systemd and runc: it has one weight for everything below 28 shares, and makes 10:1 of 32:1.
+    systemd and runc map otherwise: they give one weight to everything below 28 shares, and turn 32:1 into 10:1.
     """
     return min(max(shares, 1), 10_000)
 
@@ -43,7 +50,7 @@ class CgroupSetV2(CgroupSet):
     def make(self) -> None:
         self._top.mkdir()
         write(self._top / "cgroup.subtree_control", _ENABLE)
-        write(self._top / "cpu.weight", str(_ORDINARY_SHARES))
+        write(self._top / "cpu.weight", str(ORDINARY_SHARES))
         for leaf in LEAVES:
             (self._top / leaf).mkdir()
             devices.attach(self._top / leaf, DEVICES)
@@ -66,7 +73,7 @@ class CgroupSetV2(CgroupSet):
         return int(read(self._top / "cpu.weight"))
 
     def take_up(self) -> None:
-        write(self._top / "cpu.weight", str(_ORDINARY_SHARES))
+        write(self._top / "cpu.weight", str(ORDINARY_SHARES))
         write(self._job / "cpu.weight", str(_ORDINARY_WEIGHT))
 
     def set_pids(self, count: int | None) -> None:
@@ -111,7 +118,7 @@ class CgroupSetV2(CgroupSet):
         return self._events.start(self._job / "memory.events", on_event)
 
     def _kill(self, pids: tuple[int, ...]) -> None:
-        """The kernel's own, which no fork escapes."""
+        """By the kernel's own file, which no fork escapes."""
         with contextlib.suppress(FileNotFoundError):
             write(self._top / "cgroup.kill", "1")
 

@@ -1,4 +1,4 @@
-"""A disk limit without kernel quota: an ext4 image for each container, loop-mounted in the depot."""
+"""Disk limits without kernel quota: an ext4 image for each container, loop-mounted (docs/containers.md, "Disk limits")."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Disks that a former manager made: formatted far larger than any limit, the rest taken up by a preallocated file.
+"""Disks of an older release: formatted far larger than any limit, with a preallocated file that takes up the rest.
 
-No such disk is made any more. They are honoured as they are for as long as their containers live: limit, usage, and a
-limit that changes.
+No such disk is made any more. An upgrade keeps the containers, so their disks go on as they are: limit, usage, and a
+change of the limit.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ BALLAST: Final = "ballast"
 
 
 class BallastDisk(Disk):
-    """See the module. ``df`` inside shows the formatted size, and the ballast as used."""
+    """A disk with a ballast file. ``df`` inside shows the formatted size, and the ballast as used."""
 
     def __init__(self, image: Path, path: Path) -> None:
         super().__init__(image, path)
-        self._resizing = threading.Lock()  # each resize is a thread's, and measures before it acts
+        self._resizing = threading.Lock()  # a resize runs in a thread, and measures before it acts
 
     @staticmethod
     def is_one(path: Path) -> bool:
+        """Whether a mounted disk has a ballast file."""
         return (path / BALLAST).exists()
 
     def usage(self) -> DiskUsage:
@@ -33,14 +34,14 @@ class BallastDisk(Disk):
         return DiskUsage(max(0, seen.bytes - self._ballast_bytes()), seen.inodes)
 
     def take_up(self, limit_bytes: int | None) -> None:
-        """Nothing: the limit is in the image."""
+        """Does nothing: the limit is in the image."""
 
     def _ballast_bytes(self) -> int:
         return (self.path / BALLAST).stat().st_blocks * 512
 
     def resize(self, limit_bytes: int | None) -> None:
         with self._resizing:
-            # without O_CREAT: where the image is not mounted there is no ballast, and none is wanted
+            # Without O_CREAT: where the image is not mounted, no ballast is to be made.
             fd = os.open(self.path / BALLAST, os.O_RDWR | os.O_CLOEXEC)
             try:
                 self._resize(fd, limit_bytes)
@@ -49,7 +50,7 @@ class BallastDisk(Disk):
 
     def _resize(self, ballast_fd: int, limit_bytes: int | None) -> None:
         seen = os.statvfs(self.path)
-        # not f_bfree: the kernel keeps some clusters for itself (reserved_clusters, 16 MiB here)
+        # Not f_bfree: the kernel keeps some clusters for itself (reserved_clusters, 16 MiB here).
         free = seen.f_bavail * seen.f_frsize + self._ballast_bytes()
         used = self.usage().bytes
         if limit_bytes is None:
@@ -69,6 +70,6 @@ class BallastDisk(Disk):
             except OSError as e:
                 if e.errno != errno.ENOSPC:
                     raise
-                # extent blocks of the ballast itself; or the app took some meanwhile
+                # The ballast's own extent blocks took some, or the app did meanwhile.
                 wanted -= 16 * seen.f_frsize
                 os.ftruncate(ballast_fd, max(wanted, size))

@@ -1,8 +1,9 @@
-"""One disk: an ext4 image, loop-mounted in the depot, whose byte limit is the file system's own reserve.
+"""One disk: an ext4 image, loop-mounted in the depot, whose byte limit is a reserve of its file system.
 
-``reserved_clusters`` (Documentation/ABI/testing/sysfs-fs-ext4) is taken from what is available and not from what is free:
-nobody can allocate it, root included, and delayed allocation respects it. So a limit is one number, both ways, also below what is
-used, and ``df`` inside is right. The kernel forgets it with the mount, so it is set again whenever a disk is taken up.
+``reserved_clusters`` (Documentation/ABI/testing/sysfs-fs-ext4) is subtracted from what is available, and not from what is
+free. Nobody can allocate the reserve, root included, and delayed allocation respects it. So a limit is one number that can be
+raised and lowered, also below what is used, and ``df`` inside is right. The kernel forgets the number with the mount, so it
+is set again whenever a disk is taken up (docs/containers.md, "Disk limits").
 """
 
 from __future__ import annotations
@@ -32,25 +33,26 @@ class DiskError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class DiskUsage:
-    """What the container has written, without the file system's own."""
+    """What the container has written. What the file system takes for itself is not counted."""
 
     bytes: int
     inodes: int
 
 
 def reserve_bytes(limit_bytes: int) -> int:
-    """What is kept beyond a limit. Pure.
+    """How much is kept beyond a limit. Pure.
 
-    The kernel writes back delayed data into blocks that were counted for it, and takes those of the extent tree
-    from the reserve: with none, a full disk loses data.
+    Delayed data is written back into blocks that were counted for it, but the blocks of the extent tree come from the
+    reserve. Without a reserve, a full disk loses data.
     """
     return min(max(limit_bytes // 100, _LEAST_RESERVE_BYTES), _MOST_RESERVE_BYTES)
 
 
-def most_bytes(room_bytes: int) -> int:
-    """The largest limit that leaves its own reserve of what there is room for. Pure."""
+def most_bytes(usable_bytes: int) -> int:
+    """The largest limit that fits into ``usable_bytes`` together with its reserve. Pure."""
     most = min(
-        max(room_bytes * 100 // 101, room_bytes - _MOST_RESERVE_BYTES), room_bytes - _LEAST_RESERVE_BYTES
+        max(usable_bytes * 100 // 101, usable_bytes - _MOST_RESERVE_BYTES),
+        usable_bytes - _LEAST_RESERVE_BYTES,
     )
     return max(0, most)
 
@@ -70,31 +72,33 @@ class Disk:
         self._empty: tuple[int, int] | None = None
 
     def is_mounted(self) -> bool:
-        """Not, when the manager came back in another mount namespace, or somebody unmounted it."""
+        """False: somebody unmounted it, or this manager runs in another mount namespace than the former one."""
         return os.path.ismount(self.path)
 
     def usage(self) -> DiskUsage:
+        """By one statvfs(2), without a walk. OSError: it is not mounted."""
         seen = os.statvfs(self.path)
         base_bytes, base_inodes = self._base()
         used_bytes = (seen.f_blocks - seen.f_bfree) * seen.f_frsize
         return DiskUsage(max(0, used_bytes - base_bytes), max(0, seen.f_files - seen.f_ffree - base_inodes))
 
     def _base(self) -> tuple[int, int]:
-        """What an empty image counts as used, noted in the template. FileNotFoundError: it is not mounted."""
+        """What an empty image counts as used, as the template recorded it. FileNotFoundError: it is not mounted."""
         if self._empty is None:
             words = (self.path / BASE).read_text().split()
             self._empty = int(words[0]), int(words[1])
         return self._empty
 
     def resize(self, limit_bytes: int | None) -> None:
-        """Set the byte limit. Below what is used already: nothing more can be written (no error).
+        """Sets the byte limit. None: as much as the image was formatted for.
 
-        DiskError: more than the image was formatted for at create. None: all of that.
+        A limit below what is used is no error: nothing more can be written then. DiskError: more than the image was
+        formatted for at create.
         """
         base_bytes, _ = self._base()
         seen = os.statvfs(self.path)
-        room = seen.f_blocks * seen.f_frsize - base_bytes
-        most = most_bytes(room)
+        usable = seen.f_blocks * seen.f_frsize - base_bytes
+        most = most_bytes(usable)
         if limit_bytes is None:
             limit_bytes = most
         if limit_bytes > most:
@@ -102,18 +106,18 @@ class Disk:
         knob = _knob(self.path.stat().st_dev)
         fd = os.open(knob, os.O_WRONLY | os.O_CLOEXEC)
         try:
-            os.write(fd, str((room - limit_bytes) // seen.f_frsize).encode())
+            os.write(fd, str((usable - limit_bytes) // seen.f_frsize).encode())
         except OSError as e:
             raise OSError(e.errno, e.strerror, str(knob)) from e
         finally:
             os.close(fd)
 
     def take_up(self, limit_bytes: int | None) -> None:
-        """After a restart of the manager: the limit as it was, whatever has been mounted anew meanwhile."""
+        """After a restart of the manager: sets the limit again, since the kernel forgets it with a mount. DiskError."""
         self.resize(limit_bytes)
 
     async def destroy(self) -> None:
-        """Unmounts and removes the image. Idempotent."""
+        """Unmounts the image and removes it. Idempotent. OSError."""
         await asyncio.to_thread(self._destroy)
 
     def _destroy(self) -> None:
@@ -122,7 +126,10 @@ class Disk:
 
 
 def _knob(device: int) -> Path:
-    """Of the file system on a loop device, which the kernel names after it; never one of the host's own."""
+    """The file of the limit, which the kernel names after the loop device. DiskError: the disk is not on one.
+
+    Without that check a disk that is not mounted would reserve space on a file system of the host.
+    """
     name = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve().name
     if not name.startswith("loop"):
         raise DiskError(f"expected a loop device, the disk is on {name}")

@@ -1,10 +1,11 @@
 """Templates of disks, and the disks that are copied from them.
 
-A template is made once by mkfs.ext4 for each size and inode limit (no journal: after a host crash an upper is thrown away
-anyhow), and is sparse: a disk is a copy in-process, a loop device and a mount, in 2 ms. It is as large as its limit, plus what
-mkfs takes (200,000 inodes cost 49 MiB) and the kernel's reserve, so that ``df`` inside shows the limit as size. The
-size cannot grow later (EXT4_IOC_RESIZE_FS wants CAP_SYS_RESOURCE), so who may want to raise a limit asks for that at
-create.
+mkfs.ext4 makes one template for each size and inode limit. A disk is a copy of it in-process, a loop device and a mount: 2 ms.
+A template is sparse, and has no journal, because an upper is thrown away after a host crash anyway.
+
+An image is as large as its limit, plus what mkfs takes (200,000 inodes cost 49 MiB) and the reserve. So ``df`` inside shows the
+limit as size. The size cannot grow later: EXT4_IOC_RESIZE_FS needs CAP_SYS_RESOURCE, which many hosts lack. A caller that may
+raise a limit says so at create.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from container.disk.ballast import BallastDisk
 from container.disk.image import BASE, BLOCK_BYTES, FILE_SYSTEM, Disk, DiskError, mount_image, reserve_bytes
 from container.disk.sparse import copy_sparse
 
-#: The largest limit, and what a disk without one is formatted for: 1 TiB with its reserve. Sparse on the host.
+#: The largest limit, and what a disk without a limit is formatted for: 1 TiB with its reserve. Sparse on the host.
 MAX_BYTES: Final = 1023 << 30
 #: Sizes to each doubling: few enough templates, and no disk more than 3.1 % larger than it must be.
 _STEPS: Final = 32
@@ -34,7 +35,7 @@ _FORMAT_ATTEMPTS: Final = 10
 
 
 def formatted_bytes(limit_bytes: int) -> int:
-    """What ``df`` shows as size of a disk whose limit may come to ``limit_bytes``: at most 5 % more. Pure."""
+    """The size that ``df`` shows for a disk whose limit may become ``limit_bytes``: at most 5 % more. Pure."""
     wanted = limit_bytes + reserve_bytes(limit_bytes) + _FURNITURE_BYTES
     steps = _STEPS if wanted >= 2 << 20 else 2 * _STEPS  # where a few blocks are some per cent already
     step = max(BLOCK_BYTES, (1 << (wanted.bit_length() - 1)) // steps)
@@ -57,9 +58,10 @@ class Disks:
         *,
         max_bytes: int | None = None,
     ) -> Disk:
-        """A fresh disk mounted at ``mount_point`` (which must exist). On an error nothing is left of it.
+        """Makes a disk and mounts it at ``mount_point``, which must exist. On an error nothing is left of it.
 
-        ``max_bytes``: what its limit may be raised to later; None: it may not.
+        ``limit_bytes`` None: no limit. ``max_bytes``: what the limit may be raised to later; None: it may not be raised.
+        DiskError: too large, or mkfs refused; OSError.
         """
         most = MAX_BYTES if limit_bytes is None else max(limit_bytes, max_bytes or 0)
         if most > MAX_BYTES:
@@ -82,7 +84,7 @@ class Disks:
         return disk
 
     async def reopen(self, image: Path, mount_point: Path) -> Disk:
-        """The disk that a former manager made there; it may be gone in part, ``destroy`` works all the same."""
+        """The disk that a former manager made there. Parts of it may be gone; ``destroy`` works all the same."""
         kind = BallastDisk if BallastDisk.is_one(mount_point) else Disk
         return kind(image, mount_point)
 
@@ -94,7 +96,7 @@ class Disks:
         return path
 
     def _make_template(self, path: Path, size_bytes: int, inodes: int) -> None:
-        """Made aside and renamed: another manager may be at the same."""
+        """Under another name at first: another manager may be making the same one."""
         fd, name = tempfile.mkstemp(prefix=f"{path.stem}.", suffix=".new", dir=self._templates_dir)
         os.close(fd)
         image = Path(name)
@@ -110,10 +112,10 @@ class Disks:
 
 
 def _format(image: Path, size_bytes: int, inodes: int) -> int:
-    """Formats it so that ``size_bytes`` are left for files; answers with a mount of it.
+    """Formats an image so that ``size_bytes`` are left for files. Returns a descriptor of a mount of it. DiskError.
 
-    What mkfs takes depends on what it makes of the last group, so it is tried, measured, and tried again. Not always
-    can it be met: 1 MiB with 200,000 inodes is 172 KiB larger.
+    How much mkfs takes depends on how it treats the last block group, so it is tried, measured, and tried again. The size
+    is not always met exactly: 1 MiB with 200,000 inodes is 172 KiB larger.
     """
     slack = max(size_bytes // 512, 16 * BLOCK_BYTES)
     length = size_bytes + inodes * _INODE_BYTES + 64 * BLOCK_BYTES
@@ -122,7 +124,7 @@ def _format(image: Path, size_bytes: int, inodes: int) -> int:
     for _ in range(_FORMAT_ATTEMPTS):
         length -= length % BLOCK_BYTES
         why = _mkfs(image, length, inodes)
-        if why:  # so many inodes, and so little else, that there is no room for what they need
+        if why:  # too short for that many inodes
             too_short = max(too_short, length)
             length += length // 64
             continue
@@ -140,7 +142,7 @@ def _format(image: Path, size_bytes: int, inodes: int) -> int:
 
 
 def _mkfs(image: Path, length_bytes: int, inodes: int) -> str:
-    """Why not; empty: it is done."""
+    """Returns why it failed; empty: it is done."""
     os.truncate(image, 0)
     os.truncate(image, length_bytes)
     argv = ["mkfs.ext4", "-q", "-F", "-m", "0", "-b", str(BLOCK_BYTES), "-I", str(_INODE_BYTES),
@@ -151,14 +153,14 @@ def _mkfs(image: Path, length_bytes: int, inodes: int) -> str:
 
 
 def _furnish(image: Path, mount_fd: int) -> None:
-    """What every disk begins with: no lost+found, and a note of what an empty one counts as used."""
+    """Removes lost+found, and records what an empty disk counts as used."""
     top = Path(f"/proc/self/fd/{mount_fd}")
     (top / "lost+found").rmdir()
     seen = os.statvfs(top)
     base_bytes = (seen.f_blocks - seen.f_bfree + 1) * seen.f_frsize
     (top / BASE).write_text(f"{base_bytes} {seen.f_files - seen.f_ffree + 1}\n")
     fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:  # on a full host, writes through a loop device are lost in silence otherwise
+    try:  # on a full host, writes through a loop device would be lost without an error
         linux.sync_file_system(fd, str(image))
     finally:
         os.close(fd)

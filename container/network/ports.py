@@ -1,6 +1,6 @@
-"""Host ports: reserved against the host's own listeners by a socket that is bound and never listens.
+"""Ports of the host, each reserved by a socket that is bound and never listens (docs/network.md, "Addresses and ports").
 
-DNAT takes the packets before any socket sees them, so the reservation disturbs nothing; and any later listener of the host gets
+DNAT takes packets before any socket sees them, so the reservation disturbs nothing. A later listener of the host gets
 EADDRINUSE instead of silently losing its traffic.
 """
 
@@ -20,17 +20,17 @@ LEAST_PORTS = 1000
 
 
 class PortTaken(RuntimeError):
-    """Somebody else listens there, or it is published already."""
+    """Another process listens there, or the port is published already; the text says which."""
 
 
 class NoPorts(RuntimeError):
-    """The pool of host ports is used up, or too small from the start."""
+    """The pool of host ports is used up, or is too small from the start."""
 
 
 def pool_range(first: int, count: int, ephemeral: str) -> range:
-    """The configured pool; 0: from above the ephemeral ports, and to the end (docs/network.md, "Addresses and ports").
+    """The pool as configured. ``first`` 0: from above the ephemeral ports; ``count`` 0: to port 65000. Pure.
 
-    ``ephemeral``: ip_local_port_range. NoPorts: they leave fewer than 1,000.
+    ``ephemeral``: the text of ip_local_port_range. NoPorts: it leaves fewer than 1,000.
     """
     if not first:
         first = int(ephemeral.split()[1]) + 1
@@ -62,7 +62,7 @@ def _bind(protocol: Protocol, port: int) -> socket.socket:
 
 
 class HostPorts:
-    """``rests``: a port that the caller has a reason not to give out yet, beside the pool's own rest."""
+    """The pool of host ports, and the reservations. ``rests``: whether the caller has a reason not to give out a port yet."""
 
     def __init__(
         self,
@@ -81,13 +81,14 @@ class HostPorts:
     def of_host(
         cls, first: int, count: int, *, rest_s: float = 0.0, rests: Callable[[int], bool] = lambda _: False
     ) -> HostPorts:
+        """With the ephemeral range of this host. NoPorts."""
         ephemeral = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text()
         return cls(pool_range(first, count, ephemeral), rest_s=rest_s, rests=rests)
 
     def take(self, mapping: PortMapping) -> PortMapping:
-        """A mapping with both ports filled in and the host's reserved. PortTaken, NoPorts.
+        """Reserves a port of the host. Returns the mapping with both ports filled in. PortTaken, NoPorts, OSError.
 
-        A port that is asked for by its number is given without a rest: who names it knows why.
+        A port that is asked for by number is given also while it rests: the caller knows why.
         """
         if mapping.host_port is not None:
             host_port = mapping.host_port
@@ -118,13 +119,13 @@ class HostPorts:
             try:
                 self._reserve(protocol, port)
             except PortTaken:
-                self.pool.postpone(port)  # a listener or a TIME_WAIT of the host's: another time
+                self.pool.postpone(port)  # the host has a listener there, or a TIME_WAIT
                 tried.add(port)
                 continue
             return port
 
     def claim(self, mapping: PortMapping) -> bool:
-        """Takes up a mapping of a former manager. False: a listener got in meanwhile; the mapping stays."""
+        """Takes up a mapping of a former manager. False: the host has a listener there by now; the mapping stays."""
         assert mapping.host_port is not None
         self.pool.claim(mapping.host_port)
         try:
@@ -135,12 +136,12 @@ class HostPorts:
         return True
 
     def rest(self, mapping: PortMapping) -> None:
-        """A former manager's container had it, and is gone."""
+        """Begins the rest of a port whose container, of a former manager, is gone."""
         if mapping.host_port is not None:
             self.pool.rest(mapping.host_port)
 
     def give_back(self, mapping: PortMapping) -> None:
-        """Idempotent."""
+        """Ends the reservation and begins the port's rest. Idempotent."""
         assert mapping.host_port is not None
         key = (mapping.protocol, mapping.host_port)
         if key not in self._held:
@@ -152,6 +153,7 @@ class HostPorts:
             self.pool.give_back(mapping.host_port)
 
     def close(self) -> None:
+        """Ends all reservations."""
         for held in self._held.values():
             if held is not None:
                 held.close()
