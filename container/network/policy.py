@@ -13,9 +13,11 @@ become, an address of the host. A permission for 0.0.0.0/0 therefore opens neith
 from __future__ import annotations
 
 import ipaddress
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import compress
+from operator import is_not
 from typing import Final, TypeAlias
 
 from container.pools import AddressLease
@@ -52,6 +54,14 @@ class Policy:
         return (self.pool_network, *ALWAYS_CLOSED)
 
 
+Range: TypeAlias = tuple[ipaddress.IPv4Address, ipaddress.IPv4Address]
+
+
+@lru_cache(maxsize=16)
+def _ranges(networks: tuple[str, ...]) -> tuple[Range, ...]:
+    return tuple(map(parse_network, networks))
+
+
 @dataclass(frozen=True, slots=True)
 class Permit:
     """One permission: addresses ``first`` to ``last``, and a protocol. ``ports`` None: all of them."""
@@ -72,8 +82,7 @@ class Permit:
     def is_single(self) -> bool:
         return self.first == self.last
 
-    def lies_within(self, networks: Sequence[str]) -> bool:
-        ranges = map(parse_network, networks)
+    def lies_within(self, ranges: Sequence[Range]) -> bool:
         return any(low <= self.first and self.last <= high for low, high in ranges)
 
 
@@ -100,11 +109,12 @@ def make_egress(rules: Sequence[EgressRule], policy: Policy) -> Egress:
     Rules that log come first. A plain rule before them that matches the same packet would hide them, and nothing would
     be logged (docs/network.md, "Egress rules").
     """
+    closed = _ranges(policy.closed)
     outer: list[Permit] = []
     inner: list[Permit] = []
     for rule in sorted(rules, key=lambda rule: not rule.log):
         for permit in _permits(rule):
-            within = permit.lies_within(policy.closed)
+            within = permit.lies_within(closed)
             if within or permit.is_single:
                 inner.append(permit)
             if not within:
@@ -187,15 +197,14 @@ class Ruleset:
     def _with(
         self, links: Mapping[str, LinkRules], used: Sequence[Egress] = (), unused: Sequence[Egress] = ()
     ) -> Ruleset:
-        users = Counter(self.users)
-        for egress in used:
-            users.update(egress.lists)
-        for egress in unused:
-            users.subtract(egress.lists)
-            for permits in egress.lists:
-                if not users[permits]:
-                    del users[permits]
-        return replace(self, links=links, users=dict(users))
+        users = dict(self.users)
+        for permits in (permits for egress in used for permits in egress.lists):
+            users[permits] = users.get(permits, 0) + 1
+        for permits in (permits for egress in unused for permits in egress.lists):
+            users[permits] -= 1
+            if not users[permits]:
+                del users[permits]
+        return replace(self, links=links, users=users)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,13 +224,11 @@ def changed(before: Ruleset, after: Ruleset) -> Changes:
 
     A link that came back with another interface or address counts as removed and added.
     """
-    removed = [link for link_id, link in before.links.items() if link_id not in after.links]
+    removed = [before.links[one] for one in _differing(before, after) if one not in after.links]
     added: list[LinkRules] = []
     altered: list[tuple[LinkRules, LinkRules]] = []
-    for link_id, new in after.links.items():
-        old = before.links.get(link_id)
-        if old is new:  # nearly all: a change copies no link that it does not touch
-            continue
+    for link_id in _differing(after, before):
+        old, new = before.links.get(link_id), after.links[link_id]
         if old is None:
             added.append(new)
         elif (old.interface, old.lease) != (new.interface, new.lease):
@@ -237,3 +244,8 @@ def changed(before: Ruleset, after: Ruleset) -> Changes:
         tuple(permits for permits in before.users if permits not in after.users),
         after.guarded if after.guarded != before.guarded else None,
     )
+
+
+def _differing(one: Ruleset, other: Ruleset) -> Iterator[str]:
+    """Ids of links that are not the very same value in ``other``: few, since a change copies no link that it leaves alone."""
+    return compress(one.links, map(is_not, one.links.values(), map(other.links.get, one.links)))
