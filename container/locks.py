@@ -1,8 +1,8 @@
 """Locks on what only one manager may use: a depot, a cgroup parent, the firewall of a network namespace.
 
 Two managers that share one of these take each other's containers for remains and each other's rules for foreign ones, and
-undo them again and again. A lock goes with its process, however that ends (docs/network.md, "One manager for each network
-namespace").
+undo them again and again. A lock goes with its process, however that ends.
+(docs/network.md, "One manager for each network namespace")
 """
 
 from __future__ import annotations

@@ -135,6 +135,7 @@ class Pool(Generic[T]):
 
     @property
     def in_use(self) -> frozenset[T]:
+        """Entries that are taken."""
         return frozenset(self._taken)
 
     def __repr__(self) -> str:

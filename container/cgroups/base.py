@@ -54,6 +54,7 @@ def check_name(what: str, name: str) -> str:
 
 
 def read(path: Path) -> str:
+    """The whole file. OSError."""
     return path.read_text()
 
 

@@ -1,6 +1,6 @@
-"""The watch on OOM kills, over whatever event a cgroup version has.
+"""The watch on OOM kills, over the event that a cgroup version has for them.
 
-The event says "look", the kernel's count says what happened. v1 reports the attempt, before the kill is counted; v2
+The event is only a reason to look; the kernel's count shows what happened. v1 reports the attempt, before the kill is counted; v2
 reports every change of its events. So a look that finds nothing new is repeated a few times, ever later.
 
 On v1 each cgroup has an eventfd of its own. On v2 all cgroups share one inotify instance (:class:`SharedWatcher`): the

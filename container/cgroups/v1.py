@@ -53,6 +53,8 @@ def _set(controller: Any, name: str, value: object) -> None:
 
 
 class CgroupSetV1(CgroupSet):
+    """The directories of one container in every hierarchy. Each method's contract is in base.py."""
+
     def __init__(self, mounts: Mapping[str, Path], shown: tuple[str, ...], parent: str, name: str) -> None:
         self.name = name
         self.shown = shown
@@ -198,6 +200,8 @@ class CgroupSetV1(CgroupSet):
 
 
 class CgroupsV1(Cgroups):
+    """``hierarchy``: which controllers are mounted where."""
+
     def __init__(self, hierarchy: Hierarchy, parent: str) -> None:
         wanted = (name for name in V1_WANTED if name in hierarchy.mounts)
         self._mounts = {name: hierarchy.mounts[name] for name in (*V1_NEEDED, *wanted)}

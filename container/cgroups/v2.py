@@ -38,6 +38,8 @@ def weight_of(shares: int) -> int:
 
 
 class CgroupSetV2(CgroupSet):
+    """The directory of one container. Each method's contract is in base.py."""
+
     def __init__(self, parent_dir: Path, name: str, events: SharedWatcher) -> None:
         self.name = name
         self._events = events
@@ -127,6 +129,8 @@ class CgroupSetV2(CgroupSet):
 
 
 class CgroupsV2(Cgroups):
+    """``hierarchy``: where the one mount is. All watches on OOM kills share an inotify instance."""
+
     def __init__(self, hierarchy: Hierarchy, parent: str) -> None:
         self._mount = hierarchy.mounts[""]
         self._events = SharedWatcher()

@@ -30,6 +30,7 @@ class BallastDisk(Disk):
         return (path / BALLAST).exists()
 
     def usage(self) -> DiskUsage:
+        """Without the ballast. OSError: it is not mounted."""
         seen = super().usage()
         return DiskUsage(max(0, seen.bytes - self._ballast_bytes()), seen.inodes)
 
@@ -40,6 +41,7 @@ class BallastDisk(Disk):
         return (self.path / BALLAST).stat().st_blocks * 512
 
     def resize(self, limit_bytes: int | None) -> None:
+        """As `Disk.resize`, by the length of the ballast."""
         with self._resizing:
             # Without O_CREAT: where the image is not mounted, no ballast is to be made.
             fd = os.open(self.path / BALLAST, os.O_RDWR | os.O_CLOEXEC)

@@ -40,7 +40,7 @@ _FAMILY = struct.pack("=BBH", socket.AF_INET, 0, 0)  # nfgenmsg
 
 
 def _filtered(which: int, part: int, value: bytes, flags: int) -> bytes:
-    """A tuple of one part, and the filter that says how much of it counts."""
+    """A tuple of one part, and the filter with the fields of it that count."""
     wanted = attribute(which | NESTED, attribute(part | NESTED, value))
     by_side = (flags, 0) if which == _TUPLE_ORIG else (0, flags)
     sides = b"".join(attribute(side, struct.pack("=I", number)) for side, number in enumerate(by_side, 1))

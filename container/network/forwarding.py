@@ -147,6 +147,7 @@ class Forwarding:
 
     @property
     def is_started(self) -> bool:
+        """Whether changes of others are followed."""
         return self._watch is not None
 
     def remembered(self) -> frozenset[str]:
@@ -260,6 +261,7 @@ class Forwarding:
             self.log.warning("forwarding_not_written_down", path=str(self.file), error=str(e))
 
     def stop_following(self) -> None:
+        """Changes of others are ignored from now on. What is open stays open."""
         self._again = False
         if self._watch is not None:
             self._watch.close()

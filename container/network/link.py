@@ -61,6 +61,7 @@ class Links:
 
     @classmethod
     async def open(cls) -> Links:
+        """Opens the netlink socket. OSError."""
         netlink = AsyncIPRoute()
         await netlink.setup_endpoint()
         return cls(netlink)
@@ -116,6 +117,7 @@ class Links:
                 raise
 
     async def close(self) -> None:
+        """Closes the netlink socket. The links stay."""
         closing = self._netlink.close()
         if asyncio.iscoroutine(closing):
             await closing
@@ -155,6 +157,7 @@ class DeathWatch:
                 done.set_result(None)
 
     def close(self) -> None:
+        """Cancels all that wait."""
         self._loop.remove_reader(self._socket)
         self._socket.close()
         for waiters in self._waiting.values():

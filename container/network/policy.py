@@ -76,13 +76,16 @@ class Permit:
 
     @property
     def is_everywhere(self) -> bool:
+        """All of IPv4."""
         return int(self.first) == 0 and int(self.last) == 0xFFFFFFFF
 
     @property
     def is_single(self) -> bool:
+        """One address."""
         return self.first == self.last
 
     def lies_within(self, ranges: Sequence[Range]) -> bool:
+        """Whether all its addresses are in one of the ranges."""
         return any(low <= self.first and self.last <= high for low, high in ranges)
 
 
@@ -160,6 +163,7 @@ class Ruleset:
         return len(self.links)
 
     def find(self, link_id: str) -> LinkRules | None:
+        """The rules of a link; None: there is no such link."""
         return self.links.get(link_id)
 
     @property

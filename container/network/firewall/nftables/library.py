@@ -48,6 +48,7 @@ class Context:
             raise FirewallError(_explain(errors.decode(errors="replace"), commands))
 
     def close(self) -> None:
+        """Frees the context."""
         self._lib.nft_ctx_free(self._ctx)
 
 

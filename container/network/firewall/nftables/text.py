@@ -40,6 +40,7 @@ class Chain:
 
     @property
     def name(self) -> str:
+        """The same for equal lists of rules."""
         return "r_" + hashlib.sha256("\n".join(self.rules).encode()).hexdigest()[:20]
 
 

@@ -56,5 +56,6 @@ class RulesetWatch:
         self._touched = False
 
     def close(self) -> None:
+        """Nothing is reported any more."""
         self._loop.remove_reader(self._socket)
         self._socket.close()
