@@ -1,21 +1,26 @@
 """The container manager, a library: depot, container, job, limits, network, files, recovery.
 
-Knows nothing of NATS, apps or droplets. `Depot` is the entry; what stands here is the public interface.
+`Depot` is the entry; what stands here is the public interface.
 """
 
 from container.container import Container
-from container.depot import Depot, Recovery, UnknownHandle
-from container.events import Event
+from container.create import CreateError
+from container.depot import ContainersLeft, Depot, RecoverFirst, UnknownHandle
+from container.disk import DiskError
+from container.errors import ContainerError
+from container.events import ContainerEvent, EventKind
 from container.files import FileEntry, FilesError, NotAFile
 from container.host import HostUnfit, check_kernel, kernel_version
 from container.job import Chunk, ExitStatus, Job
 from container.jobs import PipedJob, RunResult, TerminalJob
 from container.locks import DepotBusy
-from container.make import CreateError
 from container.network import NoPorts
+from container.network.firewall import FirewallError
+from container.network.ports import PortTaken
 from container.parts import ContainerState, Info, WrongState
 from container.pipes import TooMuch
 from container.pools import NoLease
+from container.recovery import Recovery
 from container.settings import DepotSettings
 from container.spec import (
     Access,
@@ -41,17 +46,22 @@ __all__ = [
     "BindMount",
     "Chunk",
     "Container",
+    "ContainerError",
+    "ContainerEvent",
     "ContainerSpec",
     "ContainerState",
+    "ContainersLeft",
     "CreateError",
     "Depot",
     "DepotBusy",
     "DepotSettings",
+    "DiskError",
     "EgressRule",
-    "Event",
+    "EventKind",
     "ExitStatus",
     "FileEntry",
     "FilesError",
+    "FirewallError",
     "HostUnfit",
     "IdsTaken",
     "Info",
@@ -67,7 +77,9 @@ __all__ = [
     "PipedJob",
     "PortMapping",
     "PortRange",
+    "PortTaken",
     "Protocol",
+    "RecoverFirst",
     "Recovery",
     "RunResult",
     "SpecError",

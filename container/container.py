@@ -1,67 +1,60 @@
-"""One container: its state, jobs, limits, network and files. Made by `Depot.create`, ended by
-`Depot.destroy`.
+"""One container as callers have it: its state, jobs, limits, network and files.
 
-States are a table (parts.MOVES). pid 1 is watched by its pidfd: its death is seen at once, whoever caused it.
+`Depot.create` makes it and `destroy` ends it. What it shares with the depot is its `Body`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import signal
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from container import events as kinds
 from container import files, snapshot
-from container.aio import FileWatcher
-from container.cgroups import CgroupSet
+from container.body import Body
 from container.events import Events
-from container.job import ExitStatus, Job, JobHost
-from container.jobs import Jobs, PipedJob, RunResult, TerminalJob
-from container.network import Networks
-from container.parts import MOVES, ContainerState, Info, Move, Parts, WrongState
+from container.job import ExitStatus, Job
+from container.jobs import PipedJob, RunResult, TerminalJob
+from container.parts import Action, ContainerState, Info, WrongState
 from container.plan import HOME
-from container.snapshot import Phase
 from container.spec import EgressRule, JobSpec, Limits, PortMapping, User
-from container.undo import UndoStack
-from container.wshd import Wshd, WshdGone, WshdSilent
+from container.wshd import WshdGone, WshdSilent
 
-#: Of a tree that is copied out: an app's sparse file is terabytes of zeros to tar.
+#: Of a tree that is copied out: a sparse file is terabytes of zeros to tar.
 COPY_OUT_BYTES: Final = 4 << 30
-
-#: A process that was killed ends at once, but for one that is frozen or waits for a device.
-_DEATH_S: Final = 10.0
 
 
 class Container:
-    def __init__(self, parts: Parts, *, watcher: FileWatcher, networks: Networks, release: UndoStack) -> None:
-        """Takes over what is in ``release``, when nothing can fail any more: until then it is the maker's to undo."""
-        self._parts = parts
-        self._networks = networks
-        self._died = asyncio.Event()
-        self.state = ContainerState.STOPPED if parts.stopped else ContainerState.ACTIVE
-        self.events = Events(parts.events)
-        self._wshd = Wshd(parts.dir_fd, parts.handle)
-        self._jobs_host = JobHost(
-            parts.spool, watcher, self._wshd, self._died.is_set, lambda: self.events.tell(kinds.OVERRAN)
-        )
-        self._jobs = Jobs(self._jobs_host, parts.ids, lambda: self._check(Move.SPAWN))
-        loop = asyncio.get_running_loop()
-        loop.add_reader(parts.pidfd, self._on_death)
-        release.callback(loop.remove_reader, parts.pidfd)
-        self._stop_oom_watch = self._cgroup.watch_oom(loop, self._on_oom)
-        release.callback(self._stop_oom_watch)
-        release.push_async_callback(self.kill)
-        self._release = release.pop_all()
+    """Values that can change (limits, ports, state) are read anew at each access."""
+
+    def __init__(self, body: Body, destroy: Callable[[str, float], Awaitable[None]]) -> None:
+        self._body = body
+        self._parts = body.parts
+        self._jobs = body.jobs
+        self._wshd = body.wshd
+        self._destroy = destroy
 
     def __repr__(self) -> str:
-        return f"<Container {self.handle} {self.state} pid={self.pid} jobs={len(self.jobs)}>"
+        return repr(self._body)
+
+    async def destroy(self, grace_s: float = 0) -> None:
+        """Remove the container and all that it is made of; with a grace its processes get TERM first. Idempotent.
+
+        Raises what could not be removed. The container is then `ContainerState.DESTROY_FAILED`, and the depot tries again.
+        """
+        await self._destroy(self.handle, grace_s)
 
     # What it is.
+
+    @property
+    def state(self) -> ContainerState:
+        return self._body.state
+
+    @property
+    def events(self) -> Events:
+        return self._body.events
 
     @property
     def handle(self) -> str:
@@ -111,7 +104,7 @@ class Container:
 
     def keep_record(self, record: bytes) -> None:
         """Replace it. 0.1 ms. WrongState: the container is being destroyed, and its record with it."""
-        self._check(Move.LOOK)
+        self._check(Action.LOOK)
         snapshot.write_record(self._parts.directory, record)
 
     # Jobs.
@@ -141,10 +134,6 @@ class Container:
         """A job on a terminal; the master descriptor is the caller's to close."""
         return await self._jobs.terminal(spec, rows, cols)
 
-    async def recover_jobs(self) -> None:
-        """After a restart: the jobs that wshd knows and those whose files lie in the spool."""
-        await self._jobs.recover()
-
     # Life.
 
     async def end_jobs(self, grace_s: float) -> None:
@@ -152,15 +141,15 @@ class Container:
 
         Nothing that ran before can then watch, hold up or change what runs next. WshdGone: pid 1 is dead.
         """
-        self._check(Move.SPAWN)
+        self._check(Action.SPAWN)
         await self._wshd.stop(grace_s)
 
     async def stop(self, grace_s: float) -> None:
         """End every process but pid 1: TERM, then KILL after the grace. Files, addresses, limits remain."""
-        self._enter(Move.STOP)
+        self._body.enter(Action.STOP)
         self._parts.stopped = True
         try:
-            self._save()
+            self._body.save()
         finally:  # a full disk keeps nobody alive
             try:
                 await self._wshd.stop(grace_s)
@@ -171,64 +160,12 @@ class Container:
 
     async def wait_dead(self) -> None:
         """Until pid 1 is dead."""
-        await self._died.wait()
-
-    @property
-    def can_be_asked(self) -> bool:
-        """Is there a pid 1 that should answer?"""
-        return self.state in (ContainerState.ACTIVE, ContainerState.STOPPED) and not self._died.is_set()
-
-    async def look_at_jobs(self, timeout_s: float) -> None:
-        """Asks pid 1 for what it knows of ended jobs. WshdSilent: it does not answer; WshdGone, WshdError."""
-        await self._jobs.look(timeout_s)
-
-    async def kill(self) -> None:
-        """End pid 1, and with it every process inside. Idempotent; for the depot. TimeoutError: it does not end."""
-        with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._parts.pidfd, signal.SIGKILL)
-        if not await self._dies_within(_DEATH_S):
-            await self.kill_by_cgroup()
-
-    async def kill_by_cgroup(self) -> None:
-        """As `kill`, whatever state its processes are in: frozen ones are thawed. TimeoutError."""
-        await asyncio.to_thread(self._cgroup.kill_all)
-        if not await self._dies_within(_DEATH_S):
-            raise TimeoutError(f"{self.handle}: pid 1 ({self.pid}) does not end")
-
-    async def _dies_within(self, timeout_s: float) -> bool:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self._died.wait()
-        return self._died.is_set()
-
-    @property
-    def is_released(self) -> bool:
-        """Nothing is left of it."""
-        return self.state is ContainerState.DESTROYED and not len(self._release)
-
-    async def release(self) -> None:
-        """Give back all that the container is made of. What fails is left, and is tried again by the next call; for
-        `Depot.destroy`.
-        """
-        self._enter(Move.DESTROY)
-        try:
-            await self._release.aclose()
-        finally:
-            self.events.close()
-
-    def detach(self) -> None:
-        """Let go of descriptors only: the container goes on without this manager."""
-        if self._parts.pidfd >= 0:  # else destroy has come so far, and failed after it
-            asyncio.get_running_loop().remove_reader(self._parts.pidfd)
-        self._stop_oom_watch()
-        self._parts.close()
-        self._release.pop_all()
-        self.events.close()
+        await self._body.died.wait()
 
     # Limits and measurements.
 
     async def info(self) -> Info:
-        self._check(Move.LOOK)
+        self._check(Action.LOOK)
         cgroup, disk = self._parts.cgroup, self._parts.disk
         assert cgroup is not None
         usage = disk.usage() if disk is not None else None
@@ -248,27 +185,27 @@ class Container:
 
     def oom_kills(self) -> int:
         """How often the kernel has killed for memory, since the container was made."""
-        self._check(Move.LOOK)
-        return self._cgroup.oom_kills()
+        self._check(Action.LOOK)
+        return self._body.cgroup.oom_kills()
 
     async def limit_memory(self, limit_bytes: int | None) -> None:
-        self._check(Move.CHANGE)
-        self._cgroup.set_memory(limit_bytes)
+        self._check(Action.CHANGE)
+        self._body.cgroup.set_memory(limit_bytes)
         self._change_limits(replace(self.limits, memory_bytes=limit_bytes))
 
     async def limit_cpu(self, shares: int) -> None:
-        self._check(Move.CHANGE)
-        self._cgroup.set_cpu_shares(shares)
+        self._check(Action.CHANGE)
+        self._body.cgroup.set_cpu_shares(shares)
         self._change_limits(replace(self.limits, cpu_shares=shares))
 
     async def limit_pids(self, count: int | None) -> None:
-        self._check(Move.CHANGE)
-        self._cgroup.set_pids(count)
+        self._check(Action.CHANGE)
+        self._body.cgroup.set_pids(count)
         self._change_limits(replace(self.limits, pids=count))
 
     async def limit_disk(self, limit_bytes: int | None) -> None:
         """Live, both ways. DiskError: more than it was made for (`Limits.disk_max_bytes`)."""
-        self._check(Move.CHANGE)
+        self._check(Action.CHANGE)
         if self._parts.disk is None:
             raise WrongState(f"{self.handle}: has no disk of its own (disk_limits is off)")
         await asyncio.to_thread(self._parts.disk.resize, limit_bytes)
@@ -278,23 +215,23 @@ class Container:
 
     async def net_in(self, mapping: PortMapping) -> PortMapping:
         """Publish a port; answers with the ports that it got."""
-        self._check(Move.CHANGE)
+        self._check(Action.CHANGE)
         if self._parts.link is None:
             raise WrongState(f"{self.handle}: has no network")
-        resolved = await self._networks.publish(self._parts.link, mapping)
+        resolved = await self._body.networks.publish(self._parts.link, mapping)
         self._parts.ports += (resolved,)
-        self._save()
+        self._body.save()
         return resolved
 
     async def net_out(self, rule: EgressRule) -> None:
         """Permit one more way out."""
-        self._check(Move.CHANGE)
+        self._check(Action.CHANGE)
         if self._parts.link is None:
             raise WrongState(f"{self.handle}: has no network")
         rules = (*self._parts.egress, rule)
-        await self._networks.set_egress(self._parts.link, rules)
+        await self._body.networks.set_egress(self._parts.link, rules)
         self._parts.egress = rules
-        self._save()
+        self._body.save()
 
     # Files.
 
@@ -314,7 +251,7 @@ class Container:
 
     async def write_files(self, *entries: files.FileEntry) -> None:
         """Small files, by the manager itself; missing directories are made."""
-        self._check(Move.CHANGE)
+        self._check(Action.CHANGE)
         tree = files.Tree(self._parts.root_fd, self._parts.own_mounts())
         for entry in entries:
             await asyncio.to_thread(files.write_file, tree, entry, self._parts.ids)
@@ -334,10 +271,10 @@ class Container:
         _check_tar(status, said)
 
     def _tree_for(self, path: str) -> tuple[files.Tree, str]:
-        self._check(Move.LOOK)
+        self._check(Action.LOOK)
         parts = self._parts
         root_fd = parts.root_fd
-        if self._died.is_set() and parts.home_fd >= 0:
+        if self._body.died.is_set() and parts.home_fd >= 0:
             # The container's mounts went apart with pid 1; the home's own tree is still held.
             inner = os.path.normpath(path)
             if inner == HOME or inner.startswith(HOME + "/"):
@@ -346,41 +283,12 @@ class Container:
 
     # Inside.
 
-    @property
-    def _cgroup(self) -> CgroupSet:
-        assert self._parts.cgroup is not None
-        return self._parts.cgroup
-
-    def _check(self, move: Move) -> None:
-        if (self.state, move) not in MOVES:
-            raise WrongState(f"{self.handle}: cannot {move} while {self.state}")
-
-    def _enter(self, move: Move) -> None:
-        self._check(move)
-        self.state = MOVES[self.state, move]
+    def _check(self, action: Action) -> None:
+        self._body.check(action)
 
     def _change_limits(self, limits: Limits) -> None:
         self._parts.limits = limits
-        self._save()
-
-    def _save(self) -> None:
-        self._parts.events = self.events.kinds
-        snapshot.write(self._parts.directory, self._parts.snapshot(Phase.MADE))
-
-    def _on_oom(self) -> None:
-        self.events.tell(kinds.OUT_OF_MEMORY)
-        if self.state is not ContainerState.DESTROYED:
-            self._save()
-
-    def _on_death(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._parts.pidfd)
-        self._enter(Move.DIE)
-        self._died.set()
-        for job in self.jobs.values():
-            job.status  # noqa: B018  settled now: the files may be removed before a waiter has its turn
-        for wake in tuple(self._jobs_host.on_death):
-            wake()
-        self.events.tell(kinds.DEAD)
+        self._body.save()
 
 
 def _check_tar(status: ExitStatus, said: str) -> None:

@@ -1,11 +1,12 @@
 """The depot: all containers of a host, and the only entry for callers.
 
-    depot = await Depot.open(settings)
-    await depot.recover()
-    container = await depot.create(spec)
+    async with Depot.open(settings) as depot:
+        await depot.recover()
+        container = await depot.create(spec)
 
 Create and destroy run in tasks of the depot's own: a caller that is cancelled cannot leave half a container
-behind. The steps themselves are in make.py.
+behind. The steps themselves are the rungs of create.py. The depot owns destruction: a container is in `handles`
+until nothing of it is left, and what cannot be removed is tried again for as long as the depot is open.
 """
 
 from __future__ import annotations
@@ -13,54 +14,52 @@ from __future__ import annotations
 import asyncio
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import wsh
-from container import locks, make, seccomp, snapshot, users
+from container import create, locks, seccomp, snapshot, users
 from container.aio import Background, FileWatcher, Log, SilentLog, finish
+from container.body import Body
+from container.build import Build
 from container.cgroups import open_backend
 from container.container import Container
+from container.create import Abandoned, CreateError
 from container.disk import Disks
+from container.errors import ContainerError
 from container.guard import Guard
-from container.host import HostUnfit, check_kernel, refuse_if_short, text_of
-from container.make import Abandoned, CreateError, Host, Ladder
-from container.network import Networks, Restored
+from container.host import HostUnfit, check_kernel, text_of
+from container.network import Networks
 from container.network.firewall import FirewallError
 from container.network.ports import NoPorts
-from container.parts import ContainerState, Parts
-from container.pools import IdLease, IdSource, NoLease, Pool, address_leases, id_leases
+from container.parts import Action
+from container.pools import IdSource, NoLease, Pool, address_leases, id_leases
+from container.recovery import Recovery, recover
 from container.resolver import resolver_for
 from container.retries import Retries
 from container.rotation import Rotation
 from container.settings import DepotSettings, beside, network_settings
-from container.snapshot import Holdings, LaterSnapshot, Phase, Snapshot, SnapshotError
+from container.shared import Shared
 from container.spec import ContainerSpec, SpecError
-from container.undo import UndoStack
-from container.wshd import LaterWshd, Launcher, WshdError, WshdSilent
+from container.wshd import Launcher, WshdError, WshdSilent
 
 _CLOSE_TIMEOUT_S: Final = 30.0
 
 
-class UnknownHandle(LookupError):
+class UnknownHandle(ContainerError, LookupError):
     def __init__(self, handle: str) -> None:
         super().__init__(f"no container {handle!r}")
         self.handle = handle
 
 
-@dataclass(frozen=True, slots=True)
-class Recovery:
-    """Handles: taken up again, removed whole, and left alone because a later version made them. ``records``: what the caller kept
-    beside those that were removed.
-    """
+class RecoverFirst(ContainerError, RuntimeError):
+    """The depot directory has containers of a former manager: `Depot.recover` comes before the first create."""
 
-    found: tuple[str, ...]
-    removed: tuple[str, ...]
-    left_alone: tuple[str, ...] = ()
-    records: Mapping[str, bytes] = field(default_factory=dict)
+
+class ContainersLeft(ContainerError, RuntimeError):
+    """The tables of the firewall are needed by containers that are still there."""
 
 
 def no_fault(rung: str) -> None:
@@ -69,8 +68,35 @@ def no_fault(rung: str) -> None:
 
 @dataclass(slots=True)
 class _Making:
-    task: asyncio.Task[Container]
-    ladder: Ladder
+    task: asyncio.Task[None]
+    build: Build
+
+
+@dataclass(slots=True)
+class _Held:
+    """``container`` None: its create failed, and could not be undone whole."""
+
+    build: Build
+    container: Container | None
+
+
+class _Opening:
+    """Awaited it is the depot; as a block it is closed in the end, and containers go on."""
+
+    def __init__(self, opening: Coroutine[Any, Any, Depot]) -> None:
+        self._opening = opening
+        self._depot: Depot | None = None
+
+    def __await__(self) -> Generator[Any, None, Depot]:
+        return self._opening.__await__()
+
+    async def __aenter__(self) -> Depot:
+        self._depot = await self._opening
+        return self._depot
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._depot is not None
+        await self._depot.close()
 
 
 @dataclass
@@ -78,9 +104,10 @@ class Depot:
     """See the module. Made by `Depot.open`."""
 
     settings: DepotSettings
-    _host: Host
+    _shared: Shared
     _locks: ExitStack
-    _containers: dict[str, Container] = field(default_factory=dict)
+    _unrecovered: bool
+    _held: dict[str, _Held] = field(default_factory=dict)
     _making: dict[str, _Making] = field(default_factory=dict)
     _ending: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _guarding: asyncio.Task[None] | None = None
@@ -88,22 +115,33 @@ class Depot:
     _retries: Retries = field(init=False)
 
     def __post_init__(self) -> None:
-        self._retries = Retries(self._host.background, self._host.log)
+        self._retries = Retries(self._shared.background, self._shared.log)
 
     @classmethod
-    async def open(
+    def open(
         cls,
         settings: DepotSettings,
         *,
         log: Log | None = None,
         port_rests: Callable[[int], bool] = lambda _: False,
         fault: Callable[[str], None] = no_fault,
-    ) -> Depot:
-        """Set up the host: firewall base, forwarding, cgroup parents, directories. Containers are
-        `recover`'s. HostUnfit: why there can be none; DepotBusy: another manager has part of it.
+    ) -> _Opening:
+        """Set up the host: firewall base, forwarding, cgroup parents, directories. ``await`` it, or open it as a
+        block with ``async with``. Containers of a former manager are `recover`'s.
 
+        HostUnfit: why there can be none; DepotBusy: another manager has part of it.
         ``port_rests``: asked before a host port is given out; True: not this one yet.
         """
+        return _Opening(cls._open(settings, log, port_rests, fault))
+
+    @classmethod
+    async def _open(
+        cls,
+        settings: DepotSettings,
+        log: Log | None,
+        port_rests: Callable[[int], bool],
+        fault: Callable[[str], None],
+    ) -> Depot:
         log = log if log is not None else SilentLog()
         check_kernel(platform.release())
         users.check_ids_free(
@@ -150,7 +188,7 @@ class Depot:
             rotation.attach(addresses, lambda lease: str(lease.network))
             rotation.attach(networks.port_pool, str)
             undo.push_async_callback(networks.close)
-            host = Host(
+            shared = Shared(
                 depot_dir=settings.depot_dir,
                 boot_id=snapshot.boot_id(),
                 cgroups=cgroups,
@@ -168,71 +206,79 @@ class Depot:
                 fault=fault,
             )
             undo.pop_all()
-            depot = cls(settings, host, held)
-            guard = Guard(
-                depot._containers.values, log, period_s=settings.guard_period_s, patience_s=settings.silence_s
-            )
+            depot = cls(settings, shared, held, any(settings.depot_dir.iterdir()))
+            guard = Guard(depot._bodies, log, period_s=settings.guard_period_s, patience_s=settings.silence_s)
             depot._guarding = asyncio.get_running_loop().create_task(guard.run(), name="guard")
             return depot
 
     def find(self, handle: str) -> Container:
-        try:
-            return self._containers[handle]
-        except KeyError:
-            raise UnknownHandle(handle) from None
+        """UnknownHandle."""
+        held = self._held.get(handle)
+        if held is None or held.container is None:
+            raise UnknownHandle(handle)
+        return held.container
 
     def handles(self) -> tuple[str, ...]:
-        """Also of containers whose destroy has failed: they are tried again until they are gone."""
-        return tuple(self._containers)
+        """Of all containers of which something is left: those whose destroy has failed, and remains of a create
+        that could not be undone (`find` does not know these), are tried again until they are gone.
+        """
+        return tuple(self._held)
+
+    def _bodies(self) -> list[Body]:
+        return [held.build.body for held in self._held.values() if held.container is not None]
 
     async def create(self, spec: ContainerSpec, *, record: bytes | None = None) -> Container:
         """Make a container. NoLease: a pool is empty. SpecError: the handle is in use. CreateError: a rung
-        broke. ``record``: the caller's own bytes, kept beside the snapshot (`Container.keep_record`).
+        broke. RecoverFirst. ``record``: the caller's own bytes, kept beside the snapshot (`Container.keep_record`).
         """
-        link_id = self._host.link_ids.take()
+        if self._unrecovered:
+            raise RecoverFirst(f"{self.settings.depot_dir} is not empty: call recover() before create()")
+        link_id = self._shared.link_ids.take()
         handle = spec.handle or link_id
-        if handle in self._containers or handle in self._making or handle in self._retries:
+        if handle in self._held or handle in self._making:
             raise SpecError("handle", f"{handle!r} is in use")
-        ladder = Ladder(self._host.fault)
-        undo = UndoStack()
-        work = make.build(self._host, spec, handle, link_id, ladder, undo, record)
-        task = self._host.background.start(work, name=f"create-{handle}", watched=True)
-        self._making[handle] = _Making(task, ladder)
+        build = Build(self._shared, handle, link_id, spec=spec, record=record)
+        task = self._shared.background.start(create.build(build), name=f"create-{handle}", watched=True)
+        self._making[handle] = _Making(task, build)
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
-            ladder.abandoned = True
-            await self._undo_abandoned(task)
+            build.abandoned = True
+            await self._undo_abandoned(task, build)
             raise
         except (NoLease, SpecError):
             raise
         except Exception as e:  # the frame that names the rung; the cause is kept
-            raise CreateError(ladder.rung, str(e) or repr(e)) from e
+            raise CreateError(build.broken, str(e) or repr(e)) from e
         finally:
             del self._making[handle]
-            if len(undo):
-                self._retries.add(handle, undo.aclose)
-        container = task.result()
-        self._containers[handle] = container
+            if build.broken and build.standing:
+                self._held[handle] = held = _Held(build, None)
+                self._retries.add(handle, lambda: self._destroy(held, 0))
+        return self._hold(build)
+
+    def _hold(self, build: Build) -> Container:
+        container = Container(build.body, self.destroy)
+        self._held[build.handle] = _Held(build, container)
         return container
 
-    async def _undo_abandoned(self, task: asyncio.Task[Container]) -> None:
-        """The caller is gone: the ladder ends at its next rung, or has just been climbed."""
+    async def _undo_abandoned(self, task: asyncio.Task[None], build: Build) -> None:
+        """The caller is gone: the create ends at its next rung, or has just been done."""
 
         async def undo() -> None:
             try:
-                container = await task
+                await task
             except Exception as e:
                 if not isinstance(e, Abandoned):
-                    self._host.log.warning("abandoned_create_failed", error=repr(e))
+                    self._shared.log.warning("abandoned_create_failed", error=repr(e))
                 return
-            self._containers[container.handle] = container
+            container = self._hold(build)
             try:
-                await self.destroy(container.handle)
+                await container.destroy()
             except Exception as e:  # it is tried again like any other; the caller is gone
-                self._host.log.warning("abandoned_create_not_undone", error=repr(e))
+                self._shared.log.warning("abandoned_create_not_undone", error=repr(e))
 
-        work = self._host.background.start(undo(), name="undo-abandoned-create")
+        work = self._shared.background.start(undo(), name="undo-abandoned-create")
         try:
             await finish(work)
         except asyncio.CancelledError:
@@ -245,136 +291,89 @@ class Depot:
         """
         task = self._ending.get(handle)
         if task is None:
-            container = self._containers.get(handle)
-            if container is None:
+            held = self._held.get(handle)
+            if held is None:
                 return
-            task = self._host.background.start(
-                self._destroy(container, grace_s), name=f"destroy-{handle}", watched=True
+            task = self._shared.background.start(
+                self._destroy(held, grace_s), name=f"destroy-{handle}", watched=True
             )
             self._ending[handle] = task
         await finish(task)
 
-    async def _destroy(self, container: Container, grace_s: float) -> None:
+    async def _destroy(self, held: _Held, grace_s: float) -> None:
+        handle = held.build.handle
         try:
-            try:
-                if grace_s > 0 and container.state is not ContainerState.DESTROYED:
-                    await container.stop(grace_s)
-            except WshdSilent as e:
-                self._host.log.warning("container_silent_killing", handle=container.handle, error=str(e))
-            finally:
-                await container.release()
+            if held.container is not None:
+                await self._end(held.build.body, held.container, grace_s)
+            await create.undo(held.build)
+        except BaseException:
+            if held.container is not None:
+                held.build.body.enter(Action.FAIL)
+            self._retries.add(handle, lambda: self.destroy(handle))
+            raise
+        else:  # its handle is free only when nothing of it is left
+            if held.container is not None:
+                held.build.body.enter(Action.END)
+            del self._held[handle]
+            self._retries.drop(handle)
         finally:
-            del self._ending[container.handle]
-            if container.is_released:  # its handle is free only when nothing of it is left
-                del self._containers[container.handle]
-                self._retries.drop(container.handle)
-            else:
-                self._retries.add(container.handle, lambda: self.destroy(container.handle))
+            self._ending.pop(handle, None)
+            if held.container is not None:
+                held.build.body.events.close()
+
+    async def _end(self, body: Body, container: Container, grace_s: float) -> None:
+        """Whatever keeps its processes from ending in peace, they are killed after it."""
+        try:
+            if grace_s > 0 and body.may(Action.STOP):
+                await container.stop(grace_s)
+        except WshdSilent as e:
+            self._shared.log.warning("container_silent_killing", handle=body.handle, error=str(e))
+        except (OSError, WshdError) as e:
+            self._shared.log.warning("container_not_stopped_killing", handle=body.handle, error=str(e))
+        finally:
+            body.enter(Action.DESTROY)
 
     async def recover(self) -> Recovery:
-        """After a start: take up what lives, leave alone what a later version made, remove the rest whole. Called once, before the
-        first create. HostUnfit: it is short of descriptors or memory; nothing was ended for that.
+        """After a start: take up what lives, leave alone what a later version made, remove the rest whole. Called once,
+        before the first create. HostUnfit: it is short of descriptors or memory; nothing was ended for that.
         """
-        host, found, later = self._host, dict[str, Parts](), dict[str, Holdings]()
-        removed, records = list[str](), dict[str, bytes]()
-        for directory in sorted(host.depot_dir.iterdir()):
-            known, why = None, "was being made"
-            try:
-                known = _snapshot_of(directory)
-                if known.phase is Phase.MADE and known.boot_id == host.boot_id:
-                    found[known.handle] = await make.rebuild(host, known)
-                    continue
-            except (LaterSnapshot, LaterWshd) as e:
-                later[directory.name] = snapshot.read_holdings(directory)
-                host.log.warning("container_of_a_later_version_left_alone", handle=directory.name, why=str(e))
-                continue
-            except Exception as e:  # whatever is wrong with one costs no other its life, and no start
-                refuse_if_short(e)
-                why = str(e) or repr(e)
-            host.log.info("container_removed", handle=directory.name, why=why)
-            if (record := snapshot.read_record(directory)) is not None:
-                records[directory.name] = record
-            try:
-                await make.remove_remains(host, directory, known)
-            except Exception as e:
-                # One that cannot be removed is no reason not to take up the others.
-                host.log.warning("container_not_removed", handle=directory.name, error=str(e))
-                continue
-            removed.append(directory.name)
-        self._left_alone = tuple(later)
-        kept = [self._hold(one) for one in later.values()]
-        await self._sweep_cgroups({parts.link_id for parts in found.values()}, list(later.values()))
-        await self._restore_links(list(found.values()), [one for one in kept if one is not None])
-        for handle, parts in found.items():
-            self._containers[handle] = make.adopt(host, parts)
-        # Together: one that does not answer holds up no other.
-        await asyncio.gather(*(self._recover_jobs(container) for container in self._containers.values()))
-        return Recovery(tuple(found), tuple(removed), tuple(later), records)
+        builds, recovery = await recover(self._shared)
+        for build in builds:
+            self._hold(build)
+        await asyncio.gather(*(self._recover_jobs(build.body) for build in builds))
+        self._left_alone = recovery.left_alone
+        self._unrecovered = False
+        return recovery
 
-    async def _recover_jobs(self, container: Container) -> None:
+    async def _recover_jobs(self, body: Body) -> None:
         try:
-            await container.recover_jobs()
+            await body.jobs.recover()
         except (OSError, WshdError) as e:  # its jobs are unknown then, which is for the caller to judge
-            self._host.log.warning("jobs_not_recovered", handle=container.handle, error=str(e))
-
-    def _hold(self, held: Holdings) -> Restored | None:
-        """What a container that is left alone has of the host is nobody else's; its rules stand on."""
-        host = self._host
-        if held.ids_first is not None:
-            host.ids.claim(IdLease(held.ids_first))
-        lease = next((one for one in host.addresses.entries if one.network == held.network), None)
-        if lease is None or held.link_id is None:
-            return None
-        host.addresses.claim(lease)
-        return Restored(held.link_id, lease, held.egress, held.ports)
-
-    async def _sweep_cgroups(self, owned: set[str], later: list[Holdings]) -> None:
-        if any(one.link_id is None for one in later):
-            self._host.log.warning(
-                "cgroups_not_swept", why="one of them is a later version's, and not known by name"
-            )
-            return
-        owned |= {one.link_id for one in later if one.link_id is not None}
-        for name in self._host.cgroups.list():
-            if name in owned:
-                continue
-            try:
-                await make.remove_cgroup(self._host, name)
-            except (OSError, ValueError) as e:  # a process does not go; or the directory is none of ours
-                self._host.log.warning("cgroup_not_removed", name=name, error=str(e))
-
-    async def _restore_links(self, found: list[Parts], kept: list[Restored]) -> None:
-        """All at once, also when there are none: rules of containers that are gone go with it."""
-        wanted = [
-            Restored(parts.link_id, parts.lease, parts.egress, parts.ports)
-            for parts in found
-            if parts.lease is not None
-        ]
-        links = await self._host.networks.restore([*wanted, *kept])
-        for parts in found:
-            parts.link = links.get(parts.link_id)
+            self._shared.log.warning("jobs_not_recovered", handle=body.handle, error=str(e))
 
     async def close(self, *, remove_tables: bool = False) -> None:
         """Let go. Containers go on, and another `open` and `recover` finds them.
 
-        ``remove_tables``: the host's shared pieces go too (tables, empty cgroup parents); for the last one out, which
-        is who has no `handles` left. They stay where a container of a later version was left alone.
+        ``remove_tables``: the host's shared pieces go too (tables, empty cgroup parents). ContainersLeft: `handles` are
+        left that need them; nothing is closed then. They stay where a container of a later version was left alone.
         """
-        host = self._host
+        shared = self._shared
+        if remove_tables and self._held:
+            raise ContainersLeft(f"the firewall's tables are needed by {', '.join(self._held)}")
         if self._guarding is not None:
             self._guarding.cancel()
             await asyncio.gather(self._guarding, return_exceptions=True)
         remove_tables = remove_tables and not self._left_alone
         self._retries.stop()
-        await host.background.close(_CLOSE_TIMEOUT_S)
-        for container in self._containers.values():
-            container.detach()
-        self._containers.clear()
-        host.watcher.close()
-        host.launcher.close()
-        await host.networks.close(remove_tables=remove_tables)
+        await shared.background.close(_CLOSE_TIMEOUT_S)
+        for held in self._held.values():
+            create.let_go(held.build)
+        self._held.clear()
+        shared.watcher.close()
+        shared.launcher.close()
+        await shared.networks.close(remove_tables=remove_tables)
         if remove_tables:
-            host.cgroups.remove_parents()
+            shared.cgroups.remove_parents()
         self._locks.close()
 
 
@@ -386,11 +385,3 @@ async def _open_networks(
         return await Networks.open(chosen, log)
     except (FirewallError, NoPorts) as e:
         raise HostUnfit(f"network: {e}") from e
-
-
-def _snapshot_of(directory: Path) -> Snapshot:
-    """SnapshotError, LaterSnapshot."""
-    found = snapshot.read(directory)
-    if found.handle != directory.name:
-        raise SnapshotError(f"the snapshot is of {found.handle!r}")
-    return found

@@ -1,40 +1,49 @@
-"""What happens to a container: kept, and told to subscribers."""
+"""What happens to a container: the kinds are kept, and each occurrence goes to the subscribers."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
-from typing import Final
+from enum import StrEnum
 
-OUT_OF_MEMORY: Final = "out of memory"
-DEAD: Final = "dead"
-OVERRAN: Final = "command exceeded maximum output"
+
+class EventKind(StrEnum):
+    """The values are what snapshots keep and what Warden's clients read."""
+
+    OUT_OF_MEMORY = "out of memory"
+    """The kernel killed a process of the container for memory."""
+    DEAD = "dead"
+    """pid 1 is dead, and every process with it."""
+    OVERRAN = "command exceeded maximum output"
+    """A job with ``Past.KILL`` was killed for its output."""
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
-    """``at`` is the time of the loop's clock, in seconds."""
+class ContainerEvent:
+    """``at_s`` is the time of the loop's clock."""
 
-    kind: str
-    at: float
+    kind: EventKind
+    at_s: float
 
 
 class Events:
-    """Kinds are a set, as Warden has it (D.7); subscribers hear of each occurrence."""
+    """Kinds are kept as a set; subscribers receive each occurrence. A kind that a later version wrote is ignored."""
 
-    def __init__(self, kinds: tuple[str, ...] = ()) -> None:
-        self._kinds = dict.fromkeys(kinds)
-        self._subscribers: set[asyncio.Queue[Event | None]] = set()
+    def __init__(self, kinds: Iterable[str] = ()) -> None:
+        known = {kind.value: kind for kind in EventKind}
+        self._kinds = dict.fromkeys(known[kind] for kind in kinds if kind in known)
+        self._subscribers: set[asyncio.Queue[ContainerEvent | None]] = set()
         self._closed = False
 
     @property
-    def kinds(self) -> tuple[str, ...]:
+    def kinds(self) -> tuple[EventKind, ...]:
+        """What has happened so far, in the order of its first occurrence."""
         return tuple(self._kinds)
 
-    def tell(self, kind: str) -> None:
+    def publish(self, kind: EventKind) -> None:
         self._kinds[kind] = None
-        event = Event(kind, asyncio.get_running_loop().time())
+        event = ContainerEvent(kind, asyncio.get_running_loop().time())
         for queue in self._subscribers:
             queue.put_nowait(event)
 
@@ -44,9 +53,9 @@ class Events:
         for queue in self._subscribers:
             queue.put_nowait(None)
 
-    async def subscribe(self) -> AsyncGenerator[Event, None]:
+    async def subscribe(self) -> AsyncGenerator[ContainerEvent, None]:
         """Events from the first turn of the iterator on, until the container is destroyed."""
-        queue: asyncio.Queue[Event | None] = asyncio.Queue()
+        queue: asyncio.Queue[ContainerEvent | None] = asyncio.Queue()
         self._subscribers.add(queue)
         try:
             while not self._closed and (event := await queue.get()) is not None:

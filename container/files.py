@@ -19,6 +19,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from container import linux, users
+from container.errors import ContainerError
 from container.pools import IdLease
 from container.spec import JobSpec, User
 
@@ -29,11 +30,11 @@ _ENV: Final = ("PATH=/usr/bin:/bin", "LANG=C.UTF-8")
 _SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
-class NotAFile(OSError):
+class NotAFile(ContainerError, OSError):
     """The path names something that is not a regular file of the container's own."""
 
 
-class FilesError(RuntimeError):
+class FilesError(ContainerError, RuntimeError):
     """tar inside the container failed; the text is what it said."""
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from container.aio import Log
-from container.container import Container
+from container.body import Body
 from container.wshd import WshdError, WshdGone, WshdSilent
 
 _AT_ONCE: Final = 16
@@ -34,13 +34,13 @@ class Guard:
     """
 
     def __init__(
-        self, containers: Callable[[], Iterable[Container]], log: Log, *, period_s: float, patience_s: float
+        self, containers: Callable[[], Iterable[Body]], log: Log, *, period_s: float, patience_s: float
     ) -> None:
         self._containers = containers
         self._log = log
         self._period_s = period_s
         self._patience_s = patience_s
-        self._silent: dict[Container, _Silence] = {}
+        self._silent: dict[Body, _Silence] = {}
 
     async def run(self) -> None:
         """For ever. An error costs its own container's turn."""
@@ -58,15 +58,15 @@ class Guard:
                     self._log.warning("guard_failed", handle=container.handle, error=repr(result))
             await asyncio.sleep(max(0.0, began_s + self._period_s - time.monotonic()))
 
-    async def _look(self, container: Container, slots: asyncio.Semaphore) -> None:
+    async def _look(self, container: Body, slots: asyncio.Semaphore) -> None:
         asked_s = time.monotonic()
         try:
             if container in self._silent:  # nobody waits behind one that is known to be silent
-                await container.look_at_jobs(self._period_s)
+                await container.jobs.look(self._period_s)
             else:
                 async with slots:
                     asked_s = time.monotonic()
-                    await container.look_at_jobs(self._period_s)
+                    await container.jobs.look(self._period_s)
         except WshdSilent:
             await self._note_silence(container, asked_s)
         except (WshdGone, WshdError):  # it dies just now; or says something else, which is an answer
@@ -75,7 +75,7 @@ class Guard:
             if self._silent.pop(container, None) is not None:
                 self._log.info("container_answers_again", handle=container.handle)
 
-    async def _note_silence(self, container: Container, asked_s: float) -> None:
+    async def _note_silence(self, container: Body, asked_s: float) -> None:
         silence = self._silent.setdefault(container, _Silence(asked_s))
         silence.asked += 1
         silent_s = time.monotonic() - silence.since_s

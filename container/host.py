@@ -7,11 +7,13 @@ import re
 from pathlib import Path
 from typing import Final
 
+from container.errors import ContainerError
+
 #: The first kernel whose overlay takes idmapped layers (mount_setattr(2), house.md "Shape").
 MINIMUM_KERNEL: Final = (5, 19)
 
 
-class HostUnfit(RuntimeError):
+class HostUnfit(ContainerError, RuntimeError):
     """This host, as it is or as it is configured, cannot have a depot; the text says why."""
 
 

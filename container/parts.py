@@ -1,4 +1,4 @@
-"""What a container consists of, its states as a table, and what is told of it. Values only."""
+"""What a container consists of, the table of its states, and what is reported of it. Values only."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Final
 from container import linux
 from container.cgroups import CgroupSet
 from container.disk import Disk
+from container.errors import ContainerError
+from container.events import EventKind
 from container.network import Link
 from container.pools import AddressLease, IdLease
 from container.snapshot import Phase, Snapshot
@@ -22,41 +24,51 @@ class ContainerState(StrEnum):
     ACTIVE = "active"
     STOPPED = "stopped"
     DEAD = "dead"
+    """pid 1 is dead. Files of the home and measurements can still be read."""
+    DESTROYING = "destroying"
+    DESTROY_FAILED = "destroy failed"
+    """A piece could not be removed. The depot tries again, with growing pauses and at the next `Depot.destroy`."""
     DESTROYED = "destroyed"
 
 
-class Move(StrEnum):
+class Action(StrEnum):
     STOP = "stop"
     DIE = "die"
     DESTROY = "destroy"
+    FAIL = "fail"
+    END = "end"
     SPAWN = "spawn"
     CHANGE = "change"
     LOOK = "look"
 
 
-_S, _M = ContainerState, Move
-MOVES: Final[Mapping[tuple[ContainerState, Move], ContainerState]] = {
-    (_S.ACTIVE, _M.SPAWN): _S.ACTIVE,
-    (_S.ACTIVE, _M.CHANGE): _S.ACTIVE,
-    (_S.ACTIVE, _M.LOOK): _S.ACTIVE,
-    (_S.ACTIVE, _M.STOP): _S.STOPPED,
-    (_S.ACTIVE, _M.DIE): _S.DEAD,
-    (_S.ACTIVE, _M.DESTROY): _S.DESTROYED,
-    (_S.STOPPED, _M.CHANGE): _S.STOPPED,
-    (_S.STOPPED, _M.LOOK): _S.STOPPED,
-    (_S.STOPPED, _M.STOP): _S.STOPPED,
-    (_S.STOPPED, _M.DIE): _S.DEAD,
-    (_S.STOPPED, _M.DESTROY): _S.DESTROYED,
-    (_S.DEAD, _M.LOOK): _S.DEAD,
-    (_S.DEAD, _M.STOP): _S.DEAD,
-    (_S.DEAD, _M.DIE): _S.DEAD,
-    (_S.DEAD, _M.DESTROY): _S.DESTROYED,
-    (_S.DESTROYED, _M.DIE): _S.DESTROYED,
-    (_S.DESTROYED, _M.DESTROY): _S.DESTROYED,
+_S, _A = ContainerState, Action
+ACTIONS: Final[Mapping[tuple[ContainerState, Action], ContainerState]] = {
+    (_S.ACTIVE, _A.SPAWN): _S.ACTIVE,
+    (_S.ACTIVE, _A.CHANGE): _S.ACTIVE,
+    (_S.ACTIVE, _A.LOOK): _S.ACTIVE,
+    (_S.ACTIVE, _A.STOP): _S.STOPPED,
+    (_S.ACTIVE, _A.DIE): _S.DEAD,
+    (_S.ACTIVE, _A.DESTROY): _S.DESTROYING,
+    (_S.STOPPED, _A.CHANGE): _S.STOPPED,
+    (_S.STOPPED, _A.LOOK): _S.STOPPED,
+    (_S.STOPPED, _A.STOP): _S.STOPPED,
+    (_S.STOPPED, _A.DIE): _S.DEAD,
+    (_S.STOPPED, _A.DESTROY): _S.DESTROYING,
+    (_S.DEAD, _A.LOOK): _S.DEAD,
+    (_S.DEAD, _A.STOP): _S.DEAD,
+    (_S.DEAD, _A.DIE): _S.DEAD,
+    (_S.DEAD, _A.DESTROY): _S.DESTROYING,
+    (_S.DESTROYING, _A.DIE): _S.DESTROYING,
+    (_S.DESTROYING, _A.FAIL): _S.DESTROY_FAILED,
+    (_S.DESTROYING, _A.END): _S.DESTROYED,
+    (_S.DESTROY_FAILED, _A.DIE): _S.DESTROY_FAILED,
+    (_S.DESTROY_FAILED, _A.DESTROY): _S.DESTROYING,
+    (_S.DESTROYED, _A.DIE): _S.DESTROYED,
 }
 
 
-class WrongState(RuntimeError):
+class WrongState(ContainerError, RuntimeError):
     """The container is in no state for that (any more)."""
 
 
@@ -65,7 +77,7 @@ class Info:
     """A measurement of one moment. ``memory_bytes``: rss + cache - inactive_file."""
 
     state: ContainerState
-    events: tuple[str, ...]
+    events: tuple[EventKind, ...]
     job_ids: tuple[str, ...]
     memory_bytes: int
     memory_limit_bytes: int | None
@@ -79,7 +91,7 @@ class Info:
 
 @dataclass(slots=True)
 class Parts:
-    """What a container is made of; filled rung by rung (make.py)."""
+    """What a container is made of; filled rung by rung (create.py)."""
 
     handle: str
     link_id: str

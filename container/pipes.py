@@ -13,12 +13,13 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from container.aio import readable, writable
+from container.errors import ContainerError
 
 PIPE_BYTES = 1 << 20
 _CHUNK_BYTES = 256 << 10
 
 
-class TooMuch(RuntimeError):
+class TooMuch(ContainerError, RuntimeError):
     """More bytes came out of a container than the caller takes."""
 
 

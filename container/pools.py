@@ -12,13 +12,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
+from container.errors import ContainerError
+
 #: Ids of one container. The last one is wshd's own and is not mapped inside.
 IDS_PER_CONTAINER: Final = 65536
 
 T = TypeVar("T")
 
 
-class NoLease(RuntimeError):
+class NoLease(ContainerError, RuntimeError):
     """A pool is used up. ``kind``: what it is a pool of (address, ids, port)."""
 
     def __init__(self, kind: str, size: int) -> None:

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 import msgspec
 
+from container.errors import ContainerError
 from container.spec import EgressRule, Limits, PortMapping
 
 VERSION: Final = 1
@@ -31,7 +32,7 @@ _LIMIT_BYTES: Final = 4 << 20
 _RECORD_LIMIT_BYTES: Final = 16 << 20
 
 
-class SnapshotError(ValueError):
+class SnapshotError(ContainerError, ValueError):
     """The file is absent or damaged. The container cannot be taken up again."""
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from pathlib import Path, PurePosixPath
 
+from container.errors import ContainerError
+
 #: Lowers that fsconfig takes at most (see design notes in ARCHITECTURE.md).
 MAX_LAYERS = 15
 
@@ -20,7 +22,7 @@ _HANDLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\Z")
 
 
-class SpecError(ValueError):
+class SpecError(ContainerError, ValueError):
     """A request that makes no sense: ``field`` says where, the text what was expected and what came."""
 
     def __init__(self, field: str, message: str) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from container.aio import readable, writable
+from container.errors import ContainerError
 from container.plan import Plan
 
 #: Of any request but `wait`, which lasts as long as its job; `guard.py` watches over that one.
@@ -36,11 +37,11 @@ _BIG_REQUEST_BYTES: Final = 100_000
 _SO_SNDBUFFORCE: Final = 32
 
 
-class LaunchError(RuntimeError):
+class LaunchError(ContainerError, RuntimeError):
     """wshd gave up; the text is its own line, which names what, on what, and the error."""
 
 
-class WshdGone(ConnectionError):
+class WshdGone(ContainerError, ConnectionError):
     """Nobody answers: pid 1 is dead."""
 
 
@@ -52,7 +53,7 @@ class WshdSilent(WshdGone):
     """pid 1 may be alive, and has not answered in time. What was asked may have been done, or may be done yet."""
 
 
-class WshdError(RuntimeError):
+class WshdError(ContainerError, RuntimeError):
     """The request was refused; ``name`` is EINVAL, ENOENT, EEXIST, EBUSY..."""
 
     def __init__(self, name: str, text: str) -> None:

@@ -12,8 +12,7 @@ import time
 from typing import Final
 
 from agent.instances.instance import Instance
-from container import Container, Job, WrongState
-from container.events import OUT_OF_MEMORY
+from container import Container, EventKind, Job, WrongState
 
 #: How long a killed process may take to be gone, and a shell to end with its child.
 SETTLE_S: Final = 5.0
@@ -34,7 +33,7 @@ class MemoryKills:
             if before := self._count():  # of an app's first moment, or while a former agent looked
                 self._settle_later(before)
             async for event in self._container.events.subscribe():
-                if event.kind == OUT_OF_MEMORY:
+                if event.kind is EventKind.OUT_OF_MEMORY:
                     self._instance.remark(time.time(), REMARK.format(limit=self._instance.memory_mb))
                     self._settle_later(self._count())
         finally:

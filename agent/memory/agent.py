@@ -6,6 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from agent.instances.instance import Instance
@@ -15,7 +16,7 @@ from agent.memory import records
 from agent.memory.ahead import RETRY_S, Memory
 from agent.memory.records import Head, Phase, SavedStaging
 from agent.memory.store import HEAD, INSTANCES, STAGINGS, Store, staging_name
-from container import ContainerState, Depot, UnknownHandle
+from container import Depot, UnknownHandle, WrongState
 
 
 class AgentMemory:
@@ -90,12 +91,8 @@ class AgentMemory:
 
     def _copy(self, instance: Instance, data: bytes) -> None:
         """Beside its container, from which the record can be made again."""
-        try:
-            container = self.depot.find(instance.handle or "")
-        except UnknownHandle:
-            return
-        if container.state is not ContainerState.DESTROYED:
-            container.keep_record(data)
+        with suppress(UnknownHandle, WrongState):  # it is gone, or going
+            self.depot.find(instance.handle or "").keep_record(data)
 
     async def wait_written(self) -> None:
         await self.written.wait_written(self.written.generation)

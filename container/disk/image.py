@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from container import linux
+from container.errors import ContainerError
 
 #: What every image is formatted with; a cluster is one of these.
 BLOCK_BYTES: Final = 4096
@@ -27,7 +28,7 @@ _LEAST_RESERVE_BYTES: Final = 16 << 10
 _MOST_RESERVE_BYTES: Final = 64 << 20
 
 
-class DiskError(RuntimeError):
+class DiskError(ContainerError, RuntimeError):
     """A disk could not be made or changed; the text names what and why."""
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from container.errors import ContainerError
 from container.pools import NoLease, Pool
 from container.spec import PortMapping, Protocol
 
@@ -19,11 +20,11 @@ LAST_PORT = 65000
 LEAST_PORTS = 1000
 
 
-class PortTaken(RuntimeError):
+class PortTaken(ContainerError, RuntimeError):
     """Another process listens there, or the port is published already; the text says which."""
 
 
-class NoPorts(RuntimeError):
+class NoPorts(ContainerError, RuntimeError):
     """The pool of host ports is used up, or is too small from the start."""
 
 

@@ -112,7 +112,7 @@ async def until(fact: Callable[[], bool], told: Callable[[], str], within_s: flo
 
 
 def leases_in_use(depot: Depot) -> int:
-    host = depot._host
+    host = depot._shared
     return len(host.addresses.in_use) + len(host.ids.in_use)
 
 

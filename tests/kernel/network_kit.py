@@ -129,7 +129,7 @@ async def rig(base: Path, stack: Path, **changes: object) -> AsyncIterator[Rig]:
                 await depot.destroy(handle)
             await nothing_left(settings)
             await depot.close(remove_tables=True)
-            depot._host.cgroups.remove_parents()
+            depot._shared.cgroups.remove_parents()
 
 
 def tcp(host_port: int | None = None, container_port: int | None = APP_PORT) -> PortMapping:

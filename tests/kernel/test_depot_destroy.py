@@ -14,7 +14,14 @@ from depot_kit import app, close_empty, leases_in_use, nothing_left, settings_fo
 from depot_kit import depot as depot
 from depot_kit import stack as stack
 
-from container import CreateError, Depot, SpecError
+from container import (
+    ContainersLeft,
+    CreateError,
+    Depot,
+    SpecError,
+    UnknownHandle,
+    WrongState,
+)
 
 pytestmark = pytest.mark.kernel
 
@@ -42,6 +49,9 @@ async def test_a_failed_destroy_keeps_the_container_until_it_is_gone(depot: Depo
 
         assert depot.handles() == ("box",)
         assert depot.find("box") is box
+        assert str(box.state) == "destroy failed"
+        with pytest.raises(WrongState, match="cannot look while destroy failed"):
+            await box.info()
         assert leases_in_use(depot) == leases
         with pytest.raises(SpecError, match="in use"):
             await depot.create(app(stack, handle="box"))
@@ -50,6 +60,7 @@ async def test_a_failed_destroy_keeps_the_container_until_it_is_gone(depot: Depo
 
     await until(lambda: depot.handles() == (), lambda: "it is not tried again", 60)
     await nothing_left(depot.settings)
+    assert str(box.state) == "destroyed"
     again = await depot.create(app(stack, handle="box"))
     assert (await again.run(sh("echo on"))).stdout == b"on\n"
 
@@ -89,6 +100,9 @@ async def test_a_create_that_cannot_be_undone_keeps_its_leases_until_it_is(
         with pytest.raises(CreateError, match="broken on purpose"):
             await depot.create(app(stack, handle="box"))
         assert leases_in_use(depot) == 2
+        assert depot.handles() == ("box",)
+        with pytest.raises(UnknownHandle):
+            depot.find("box")
         with pytest.raises(SpecError, match="in use"):
             await depot.create(app(stack, handle="box"))
     finally:
@@ -108,6 +122,8 @@ async def test_the_tables_stay_for_as_long_as_a_container_does(tmp_path: Path, s
     with in_the_way(box.directory):
         with pytest.raises(OSError, match="mounted here"):
             await first.destroy("box")
+        with pytest.raises(ContainersLeft, match="box"):
+            await first.close(remove_tables=True)
         await asyncio.wait_for(first.close(remove_tables=not first.handles()), 20)  # as the agent does
         assert "table inet garrison" in testhost.run("nft", "list", "tables")
 

@@ -31,7 +31,7 @@ from depot_kit import (
 
 from container import CreateError, Depot, Limits
 from container.cgroups import CgroupSet
-from container.make import RUNGS
+from container.create import RUNGS
 
 pytestmark = pytest.mark.kernel
 MANAGER = Path(__file__).with_name("depot_manager.py")
@@ -59,7 +59,7 @@ async def opened(base: Path, **changes: object) -> AsyncIterator[tuple[Depot, Fa
         await close_empty(depot)
 
 
-@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("rung", [rung.name for rung in RUNGS])
 async def test_a_broken_rung_leaves_nothing(rung: str, tmp_path: Path, stack: Path) -> None:
     """The error names the rung, everything below it is given back, and the next create works."""
     async with opened(tmp_path) as (depot, faults):
@@ -245,7 +245,7 @@ async def test_many_broken_creates_leave_nothing(tmp_path: Path, stack: Path) ->
     async with opened(tmp_path) as (depot, faults):
         descriptors = len(os.listdir("/proc/self/fd"))
         for turn in range(10 * SCALE):
-            faults.rung = RUNGS[turn % len(RUNGS)]
+            faults.rung = RUNGS[turn % len(RUNGS)].name
             results = await asyncio.gather(
                 *(depot.create(app(stack)) for _ in range(5)), return_exceptions=True
             )

@@ -21,10 +21,10 @@ from container import (
     Access,
     BindMount,
     Container,
+    ContainerEvent,
     ContainerState,
     Depot,
     DepotBusy,
-    Event,
     FileEntry,
     JobSpec,
     Limits,
@@ -189,7 +189,7 @@ async def test_a_dead_pid_1_is_seen_and_its_files_are_still_there(depot: Depot, 
     await done.wait()
     open_job = await box.spawn(sh("exec sleep 1000"))
     events = box.events.subscribe()
-    heard: asyncio.Task[Event] = asyncio.create_task(anext(events))
+    heard: asyncio.Task[ContainerEvent] = asyncio.create_task(anext(events))
     await asyncio.sleep(0)
 
     os.kill(box.pid, signal.SIGKILL)
@@ -295,7 +295,7 @@ async def test_out_of_memory_takes_the_job_and_not_wshd(box: Container) -> None:
 async def test_a_fork_bomb_is_bounded_and_stopped(box: Container) -> None:
     """pids holds it, stop ends it."""
     await box.spawn(sh("bomb() { bomb | bomb & bomb; }; bomb"))
-    await until(lambda: box._cgroup.pids() >= 20, lambda: "the bomb did not go off")
+    await until(lambda: box._body.cgroup.pids() >= 20, lambda: "the bomb did not go off")
 
     assert (await box.info()).pids <= 64
     await asyncio.wait_for(box.stop(0), 20)
@@ -369,9 +369,12 @@ async def test_a_depot_has_one_manager_whatever_else_the_second_has(depot: Depot
     other = f"{depot.settings.cgroup_parent}-other"
     elsewhere = Namespace.new()
 
+    async def open_it() -> None:
+        await Depot.open(replace(depot.settings, cgroup_parent=other))
+
     def second() -> str:
         try:
-            asyncio.run(Depot.open(replace(depot.settings, cgroup_parent=other)))
+            asyncio.run(open_it())
         except DepotBusy as e:
             return str(e)
         return "opened"

@@ -90,7 +90,7 @@ async def test_a_link_to_another_mount_is_not_written(box: Container, place: str
 
 async def test_after_its_end_the_home_is_read_and_nothing_else(box: Container) -> None:
     """Its tree is still held by the manager; links in it end there."""
-    await box.kill()
+    await box._body.kill()
     assert await box.read_file("/home/vcap/own", 100) == b"own\n"
     for at in range(len(FOREIGN)):
         with pytest.raises(OSError):
@@ -111,7 +111,7 @@ async def test_a_home_that_is_exchanged_before_a_restart(tmp_path: Path, stack: 
     found = second.find("box")
     with pytest.raises(NotAFile):
         await asyncio.wait_for(found.read_file("/home/vcap/kmsg", 100), PATIENCE_S)
-    await found.kill()
+    await found._body.kill()
     with pytest.raises(OSError):
         await asyncio.wait_for(found.read_file("/home/vcap/kmsg", 100), PATIENCE_S)
     await close_empty(second)

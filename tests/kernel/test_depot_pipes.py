@@ -90,7 +90,7 @@ async def test_the_counter_ends_what_has_no_end(box: Container) -> None:
         with pytest.raises(TooMuch, match="more than 3145728 bytes"):
             await box.copy_out("/home/vcap/sparse", out.fileno(), limit_bytes=3 * MIB)
         assert out.seek(0, os.SEEK_END) <= 3 * MIB
-    await until(lambda: box._cgroup.pids() == 0, lambda: "tar goes on")
+    await until(lambda: box._body.cgroup.pids() == 0, lambda: "tar goes on")
 
 
 async def test_who_holds_a_pipe_holds_up_nobody(box: Container) -> None:
@@ -123,7 +123,7 @@ async def test_all_jobs_end_and_the_container_stays(box: Container) -> None:
     await asyncio.wait_for(box.end_jobs(0.1), 20)
 
     assert box.state is ContainerState.ACTIVE
-    assert box._cgroup.pids() == 0
+    assert box._body.cgroup.pids() == 0
     assert (await frozen.wait()).signal is not None
     assert (await running.wait()).signal == 15
     assert (await box.run(sh("echo next"))).stdout == b"next\n"

@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,17 +21,18 @@ from depot_kit import app, close_empty, leases_in_use, links, nothing_left, sett
 from depot_kit import stack as stack
 
 from container import (
-    Container,
     ContainerState,
     Depot,
     DepotBusy,
     Limits,
     Output,
     Past,
+    RecoverFirst,
     WshdError,
     snapshot,
     wshd,
 )
+from container.body import Body
 from container.host import HostUnfit
 from container.network.policy import interface_of
 from container.snapshot import Phase, Snapshot
@@ -111,7 +113,7 @@ async def test_a_container_of_a_later_version_is_left_alone(left: Path) -> None:
     assert is_alive(known.pid)
     assert leases_in_use(depot) == 2
     assert links() == [interface_of(known.link_id)]
-    assert known.link_id in depot._host.cgroups.list()
+    assert known.link_id in depot._shared.cgroups.list()
     assert (directory / snapshot.FILE_NAME).read_bytes() == later
     await depot.close(remove_tables=True)
     (directory / snapshot.FILE_NAME).write_bytes(ours)
@@ -170,6 +172,13 @@ async def test_one_of_another_boot_is_removed(left: Path) -> None:
 
 async def test_a_pid_that_was_given_away_is_left_alone(left: Path) -> None:
     """The number in the snapshot is another process by now: that one lives on, the container goes."""
+    born = rewrite(left, lambda found: found).pid_start_ticks
+    ticks_a_s = os.sysconf(
+        "SC_CLK_TCK"
+    )  # two processes of one tick cannot be told apart, nor have one number
+    await until(
+        lambda: time.clock_gettime(time.CLOCK_BOOTTIME) * ticks_a_s > born + 2, lambda: "the clock stands"
+    )
     with subprocess.Popen(["sleep", "1000"]) as stranger:
         old = rewrite(left, lambda found: msgspec.structs.replace(found, pid=stranger.pid))
         await removes_it_whole(left, old.pid)
@@ -279,7 +288,7 @@ async def test_one_that_cannot_be_taken_up_costs_no_other(left: Path, stack: Pat
     snapshot.write(
         depot_dir / "named", msgspec.structs.replace(snapshot.read(depot_dir / "named"), link_id="../else")
     )
-    strange = first._host.cgroups.directory / "not one of ours"
+    strange = first._shared.cgroups.directory / "not one of ours"
     strange.mkdir()
     try:
         second = await Depot.open(settings_for(left))
@@ -339,15 +348,14 @@ async def test_a_container_that_dies_while_it_is_taken_up(
     job = await first.find("left").spawn(sh("echo begun; exec sleep 1000", job_id="job"))
     await anext(job.stream("stdout"))
     await first.close()
-    recover_jobs = Container.recover_jobs
+    recover_jobs = Depot._recover_jobs
 
-    async def after_its_death(box: Container) -> None:
-        os.kill(box.pid, signal.SIGKILL)
-        pidfd = box._parts.pidfd
-        await asyncio.to_thread(os.waitid, os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT)
-        await recover_jobs(box)
+    async def after_its_death(depot: Depot, body: Body) -> None:
+        os.kill(body.parts.pid, signal.SIGKILL)
+        await asyncio.to_thread(os.waitid, os.P_PIDFD, body.parts.pidfd, os.WEXITED | os.WNOWAIT)
+        await recover_jobs(depot, body)
 
-    monkeypatch.setattr(Container, "recover_jobs", after_its_death)
+    monkeypatch.setattr(Depot, "_recover_jobs", after_its_death)
     second = await Depot.open(settings_for(left))
     assert (await second.recover()).found == ("left",)
     box = second.find("left")
@@ -390,7 +398,19 @@ async def test_a_snapshot_that_cannot_be_written_keeps_no_job_alive(tmp_path: Pa
         await box.stop(0)
 
     assert (await job.wait()).signal in (signal.SIGTERM, signal.SIGKILL)
-    with pytest.raises(IsADirectoryError):
-        await depot.destroy("x", grace_s=1)
+    await depot.destroy("x", grace_s=1)  # nothing is left of it, so there is nothing to raise
     assert depot.handles() == ()
     await close_empty(depot)
+
+
+async def test_a_depot_with_containers_takes_no_create_before_it_has_recovered(
+    left: Path, stack: Path
+) -> None:
+    """Their ids and addresses are not known to be taken until then."""
+    async with Depot.open(settings_for(left)) as depot:
+        with pytest.raises(RecoverFirst, match="is not empty"):
+            await depot.create(app(stack))
+        await depot.recover()
+        box = await depot.create(app(stack))
+        await box.destroy()
+        assert depot.handles() == ("left",)

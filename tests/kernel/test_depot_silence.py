@@ -69,7 +69,7 @@ async def test_one_that_answers_again_in_time_lives(guarded: Depot, stack: Path)
     for _ in range(3):
         with stopped(container):
             await asyncio.sleep(0.6)  # of one second: the time is what is tested
-        await container.look_at_jobs(10)
+        await container._body.jobs.look(10)
         await asyncio.sleep(0.5)
     assert (container.state, job.status) == (ContainerState.ACTIVE, None)
 
@@ -83,7 +83,7 @@ async def test_each_request_but_wait_has_a_time_out(
     job = await container.spawn(sh("sleep 1000"))
     with stopped(container):
         with pytest.raises(WshdSilent, match=r"list: no answer in 0\.2 s"):
-            await container.look_at_jobs(0.2)
+            await container._body.jobs.look(0.2)
         with pytest.raises(WshdSilent, match=r"stop: no answer in 0\.5 s"):
             await container.end_jobs(0.2)
         with pytest.raises(WshdSilent, match=r"stop: no answer in 0\.4 s"):
@@ -135,10 +135,10 @@ async def test_a_manager_that_begins_takes_a_silent_one_up_and_waits_for_it_no_l
 
 async def test_a_frozen_one_is_destroyed(depot: Depot, stack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever froze it: a signal alone does not end a frozen process on v1, and pid 1 waits for it."""
-    monkeypatch.setattr("container.container._DEATH_S", 1.0)
+    monkeypatch.setattr("container.body._DEATH_S", 1.0)
     container = await depot.create(app(stack))
     await container.spawn(sh("sleep 1000"))
-    await asyncio.to_thread(container._cgroup.freeze)
+    await asyncio.to_thread(container._body.cgroup.freeze)
     await asyncio.wait_for(depot.destroy(container.handle), 60)
     assert depot.handles() == ()
 
@@ -183,9 +183,10 @@ async def test_an_end_is_noticed_without_its_record(base_dir: Path, stack: Path)
         assert ending.record().status is None
         assert sleeper.status is None
         # Nothing can be removed from it: the disk goes as a whole, once the container's processes have ended.
-        await container.kill()
+        await container._body.kill()
         await until(lambda: container.state is ContainerState.DEAD, lambda: repr(container))
         for handle in opened.handles():
             with pytest.raises(OSError):
                 await opened.destroy(handle)
+        opened._held.clear()  # else its tables stay, for a next manager that would remove it
         await opened.close(remove_tables=True)

@@ -143,7 +143,7 @@ async def test_limits_that_cannot_be_set_again_cost_no_app_its_life(
     def refuse(_: object) -> None:
         raise OSError(1, "Operation not permitted", "cpu.shares")
 
-    kind = type(second._host.cgroups.find(second._host.cgroups.list()[0]))
+    kind = type(second._shared.cgroups.find(second._shared.cgroups.list()[0]))
     monkeypatch.setattr(kind, "take_up", refuse)
 
     assert (await second.recover()).found == ("old",)

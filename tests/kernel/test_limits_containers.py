@@ -14,7 +14,7 @@ from depot_kit import depot as depot
 from depot_kit import stack as stack
 from disk_kit import loops
 
-from container import Container, Depot, Event, Limits, PortMapping, User
+from container import Container, ContainerEvent, Depot, Limits, PortMapping, User
 from container.disk import DiskError
 
 pytestmark = pytest.mark.kernel
@@ -26,9 +26,9 @@ FILLS = "dd if=/dev/zero of=/home/vcap/big bs=64k"
 BOMB = "bomb() { bomb | bomb & }; bomb; while :; do bomb; done"
 
 
-async def next_event(box: Container) -> asyncio.Task[Event]:
+async def next_event(box: Container) -> asyncio.Task[ContainerEvent]:
     """Listens from now on."""
-    heard: asyncio.Task[Event] = asyncio.create_task(anext(box.events.subscribe()))
+    heard: asyncio.Task[ContainerEvent] = asyncio.create_task(anext(box.events.subscribe()))
     await asyncio.sleep(0)
     return heard
 

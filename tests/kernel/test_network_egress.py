@@ -218,7 +218,7 @@ async def test_forty_at_once_share_one_chain_and_leave_none(scene: Rig) -> None:
 async def test_a_refused_change_leaves_the_others_of_its_batch(scene: Rig) -> None:
     """The kernel refuses the whole transaction; then each is tried by itself."""
     first, second = await scene.box("first", ports=(tcp(7006),)), await scene.box("second")
-    networks = scene.depot._host.networks
+    networks = scene.depot._shared.networks
 
     def twice(held: Ruleset) -> Ruleset:
         return held.publish(second.container.link_id, tcp(7006))

@@ -144,7 +144,7 @@ async def test_a_router_that_ends_after_us_keeps_what_it_opened(scene: Rig) -> N
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
     await scene.told.wait("forwarding_set", before + 1)
 
-    await scene.depot._host.networks._forwarding.give_back()
+    await scene.depot._shared.networks._forwarding.give_back()
     assert (is_on("all"), is_on("uplink2")) == (True, True)
     Path("/proc/sys/net/ipv4/ip_forward").write_text("0")
     await scene.told.wait("forwarding_set", before + 2)
@@ -212,7 +212,7 @@ async def test_a_manager_takes_up_containers_while_nothing_can_be_switched(
     await second.destroy("app")
     await nothing_left(settings)
     await second.close(remove_tables=True)
-    second._host.cgroups.remove_parents()
+    second._shared.cgroups.remove_parents()
 
 
 async def test_a_published_port_of_a_router_begun_without_us_is_served(
@@ -220,7 +220,7 @@ async def test_a_published_port_of_a_router_begun_without_us_is_served(
 ) -> None:
     """The guard that a manager left behind lets conversations and published ports of others pass."""
     await serve_containers(scene, "app", 7300)
-    scene.depot._host.networks._forwarding.stop_following()
+    scene.depot._shared.networks._forwarding.stop_following()
     scene.host.run("nft", "add table ip theirs")
     chain = "type nat hook prerouting priority dstnat"
     scene.host.run("nft", f"add chain ip theirs pre {{ {chain}; }}")
@@ -257,7 +257,7 @@ async def test_what_a_former_manager_opened_is_closed_by_the_last(tmp_path: Path
         await second.destroy("app")
         await nothing_left(settings)
         await second.close(remove_tables=True)
-        second._host.cgroups.remove_parents()
+        second._shared.cgroups.remove_parents()
         assert (is_on("uplink0"), is_on("theirs0"), is_on("all")) == (False, True, False)
         assert not (tmp_path / "depot.forwarding").exists()
     finally:

@@ -189,7 +189,7 @@ async def test_nothing_else_of_the_host_is_touched(tmp_path: Path, stack: Path) 
     await depot.destroy("app")
     await nothing_left(settings)
     await depot.close(remove_tables=True)
-    depot._host.cgroups.remove_parents()
+    depot._shared.cgroups.remove_parents()
     after = State.of(host)
     host.run("nft", "delete table inet theirs")
     host.close()
@@ -218,7 +218,7 @@ async def test_a_link_to_a_process_that_is_gone_is_refused_and_named(scene: Rig)
     lease = AddressLease("10.254.9.0/30", "10.254.9.1", "10.254.9.2")
 
     with pytest.raises(OSError, match="link w-00000000001-0: No such process"):
-        await scene.depot._host.networks.attach("00000000001", process.pid, lease, (EVERYWHERE,))
+        await scene.depot._shared.networks.attach("00000000001", process.pid, lease, (EVERYWHERE,))
 
     assert links() == []
     assert scene.rules() == before
@@ -230,7 +230,7 @@ async def test_a_network_rests_until_its_link_is_gone(tmp_path: Path, stack: Pat
         box = await scene.depot.create(app(stack, handle="one"))
         held = Namespace.of(box.pid)
         await scene.depot.destroy("one")
-        leases = scene.depot._host.addresses
+        leases = scene.depot._shared.addresses
 
         assert len(leases.in_use) == 1
         with pytest.raises(Exception, match="no free address: all 1 are in use or resting"):
@@ -249,7 +249,7 @@ async def test_a_network_rests_after_its_release(tmp_path: Path, stack: Path) ->
         second = (await scene.box("two")).address
 
         assert second != first
-        await until(lambda: len(scene.depot._host.addresses.in_use) == 1, lambda: "the link did not go")
+        await until(lambda: len(scene.depot._shared.addresses.in_use) == 1, lambda: "the link did not go")
         with pytest.raises(Exception, match="no free address: all 2 are in use or resting"):
             await scene.box("three")
 

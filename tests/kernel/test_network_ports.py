@@ -249,7 +249,7 @@ async def test_after_a_restart_ports_are_held_again(tmp_path: Path, stack: Path)
         listener(TCP, "0.0.0.0", 7300).close()
         await nothing_left(settings)
         await second.close(remove_tables=True)
-        second._host.cgroups.remove_parents()
+        second._shared.cgroups.remove_parents()
 
 
 async def test_the_pools_go_on_after_a_restart_where_they_were(tmp_path: Path, stack: Path) -> None:
@@ -270,7 +270,7 @@ async def test_the_pools_go_on_after_a_restart_where_they_were(tmp_path: Path, s
         await depot.close(remove_tables=number == 4)
     assert [port for port, _ in given] == [20_000, 20_001, 20_002, 20_000, 20_001]
     assert [network for _, network in given] == [f"10.254.0.{4 * number}/30" for number in (0, 1, 2, 3, 0)]
-    depot._host.cgroups.remove_parents()
+    depot._shared.cgroups.remove_parents()
 
 
 async def test_what_recovery_removes_rests_as_what_is_released(tmp_path: Path, stack: Path) -> None:
@@ -295,7 +295,7 @@ async def test_what_recovery_removes_rests_as_what_is_released(tmp_path: Path, s
     await second.destroy("alive")
     await nothing_left(settings)
     await second.close(remove_tables=True)
-    second._host.cgroups.remove_parents()
+    second._shared.cgroups.remove_parents()
 
 
 async def test_an_explicit_port_of_the_pool_is_not_given_out_twice(scene: Rig) -> None:

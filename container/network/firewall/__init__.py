@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Protocol
 
+from container.errors import ContainerError
 from container.network.policy import Policy, Ruleset
 
 
-class FirewallError(RuntimeError):
+class FirewallError(ContainerError, RuntimeError):
     """The kernel refused a change, or the back end cannot work on this host; the text says what and why."""
 
 

@@ -1,0 +1,137 @@
+"""The inner half of a container: its state, its pid 1, its jobs, and the events of both.
+
+`Container` is the outer half, which callers have; `Depot` and the rungs of create.py work on this one. Both share
+the one state of the table `parts.ACTIONS`. pid 1 is watched by its pidfd, so its death is seen at once, whoever
+caused it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from container import snapshot
+from container.aio import FileWatcher
+from container.cgroups import CgroupSet
+from container.events import EventKind, Events
+from container.job import JobHost
+from container.jobs import Jobs
+from container.network import Networks
+from container.parts import ACTIONS, Action, ContainerState, Parts, WrongState
+from container.snapshot import Phase
+from container.wshd import Wshd
+
+#: A killed process ends at once, unless it is frozen or waits for a device.
+_DEATH_S: Final = 10.0
+
+
+class Body:
+    """Made by the last rung; `watch` begins its life, `unwatch` ends this manager's part in it."""
+
+    def __init__(self, parts: Parts, watcher: FileWatcher, networks: Networks) -> None:
+        self.parts = parts
+        self.networks = networks
+        self.died = asyncio.Event()
+        self.state = ContainerState.STOPPED if parts.stopped else ContainerState.ACTIVE
+        self.events = Events(parts.events)
+        self.wshd = Wshd(parts.dir_fd, parts.handle)
+        self._jobs_host = JobHost(
+            parts.spool,
+            watcher,
+            self.wshd,
+            self.died.is_set,
+            lambda: self.events.publish(EventKind.OVERRAN),
+        )
+        self.jobs = Jobs(self._jobs_host, parts.ids, lambda: self.check(Action.SPAWN))
+        self._unwatch: list[Callable[[], object]] = []
+
+    def __repr__(self) -> str:
+        return (
+            f"<Container {self.parts.handle} {self.state} pid={self.parts.pid} jobs={len(self.jobs.known)}>"
+        )
+
+    @property
+    def handle(self) -> str:
+        return self.parts.handle
+
+    @property
+    def cgroup(self) -> CgroupSet:
+        assert self.parts.cgroup is not None
+        return self.parts.cgroup
+
+    # States.
+
+    def may(self, action: Action) -> bool:
+        return (self.state, action) in ACTIONS
+
+    def check(self, action: Action) -> None:
+        """WrongState."""
+        if not self.may(action):
+            raise WrongState(f"{self.handle}: cannot {action} while {self.state}")
+
+    def enter(self, action: Action) -> None:
+        """WrongState."""
+        self.check(action)
+        self.state = ACTIONS[self.state, action]
+
+    def save(self) -> None:
+        """Write the snapshot. OSError."""
+        self.parts.events = self.events.kinds
+        snapshot.write(self.parts.directory, self.parts.snapshot(Phase.MADE))
+
+    # pid 1.
+
+    def watch(self) -> None:
+        """Notice the death of pid 1 and memory kills. OSError: the kernel refuses (limit of inotify instances)."""
+        loop, pidfd = asyncio.get_running_loop(), self.parts.pidfd
+        loop.add_reader(pidfd, self._on_death)
+        self._unwatch.append(lambda: loop.remove_reader(pidfd))
+        self._unwatch.append(self.cgroup.watch_oom(loop, self._on_oom))
+
+    def unwatch(self) -> None:
+        """Idempotent. To be called before the descriptors of the parts are closed."""
+        while self._unwatch:
+            self._unwatch.pop()()
+
+    @property
+    def can_be_asked(self) -> bool:
+        """True while there is a pid 1 that should answer."""
+        return self.state in (ContainerState.ACTIVE, ContainerState.STOPPED) and not self.died.is_set()
+
+    async def kill(self) -> None:
+        """End pid 1, and with it every process inside. Idempotent. TimeoutError: it does not end."""
+        if self.parts.pidfd >= 0:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.parts.pidfd, signal.SIGKILL)
+        if not await self._dies_within(_DEATH_S):
+            await self.kill_by_cgroup()
+
+    async def kill_by_cgroup(self) -> None:
+        """As `kill`, whatever state its processes are in: frozen ones are thawed. TimeoutError."""
+        await asyncio.to_thread(self.cgroup.kill_all)
+        if not await self._dies_within(_DEATH_S):
+            raise TimeoutError(f"{self.handle}: pid 1 ({self.parts.pid}) does not end")
+
+    async def _dies_within(self, timeout_s: float) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self.died.wait()
+        return self.died.is_set()
+
+    def _on_oom(self) -> None:
+        self.events.publish(EventKind.OUT_OF_MEMORY)
+        if self.may(Action.LOOK):  # else its directory may be gone
+            self.save()
+
+    def _on_death(self) -> None:
+        asyncio.get_running_loop().remove_reader(self.parts.pidfd)
+        self.enter(Action.DIE)
+        self.died.set()
+        for job in self.jobs.known.values():
+            job.status  # noqa: B018  settled now: the files may be removed before a waiter has its turn
+        for wake in tuple(self._jobs_host.on_death):
+            wake()
+        self.events.publish(EventKind.DEAD)
