@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 
 from msgspec import UNSET
 
+from agent.admission import Admission
 from agent.bus import messages as m
 from agent.bus.connection import Bus
 from agent.config import Settings
@@ -18,6 +19,8 @@ from agent.config_host import no_stack
 from agent.instances.instance import IN_HEARTBEAT, ROUTED, Instance, State
 from agent.instances.registry import Registry
 from agent.logs import Log
+from agent.phases import Phases
+from agent.probe import WriteProbe
 from agent.resources import MIB, Capacity
 from agent.supervisor import Supervisor
 
@@ -155,28 +158,27 @@ def _entry(instance: Instance) -> m.HeartbeatEntry:
 
 
 class Announcer:
-    """Adverts, heartbeats, routes. ``left``: what the host has to give now; ``look``: before each advert, tries whether its disk
-    can be written; ``takes_nothing``: it has no disk to give."""
+    """Adverts, heartbeats, routes: each at its period, and sooner when it is due for another reason."""
 
     def __init__(
         self,
         settings: Settings,
         voice: Voice,
         bus: Bus,
+        admission: Admission,
+        phases: Phases,
+        probe: WriteProbe,
         *,
-        left: Callable[[], Capacity],
-        look: Callable[[], Awaitable[None]],
-        takes_nothing: Callable[[], bool],
         log: Log,
     ) -> None:
         self._settings = settings
         self._voice = voice
         self._bus = bus
-        self._left = left
-        self._look = look
-        self._takes_nothing = takes_nothing
+        self._admission = admission
+        self._phases = phases
+        self._probe = probe
         self._log = log
-        self._in_pool = True
+        self._published_shutdown = False
         self._absent: dict[str, str] = {}
         """Stacks that are not there, and why."""
         self._beat_period_s = settings.intervals.heartbeat
@@ -215,31 +217,25 @@ class Announcer:
         self._bus.repeat_unregisters()
         self._routes_due.set()
 
-    @property
-    def in_pool(self) -> bool:
-        """Controllers may place here."""
-        return self._in_pool
-
-    def leave_pool(self) -> None:
-        """No more adverts; who placed on this host is told. Idempotent."""
-        if self._in_pool:
-            self._in_pool = False
+    def publish_shutdown(self) -> None:
+        """The host has left the pool: controllers are told, once."""
+        if not self._published_shutdown:
+            self._published_shutdown = True
             self._bus.tell(self._voice.shutdown())
 
-    def evacuate(self) -> None:
-        """The pool is left; a heartbeat now and more often, so that replacements start soon (dea-bus.md 5.4)."""
-        self.leave_pool()
+    def hurry(self) -> None:
+        """A heartbeat now and more often, so that replacements of an evacuation start soon (dea-bus.md 5.4)."""
         self._beat_period_s = min(self._beat_period_s, EVACUATION_PERIOD_S)
         self._beat_due.set()
 
     async def _look_and_advertise(self) -> None:
-        await self._look()
+        await self._probe.look()
         self._advertise()
 
     def _advertise(self) -> None:
-        if not self._in_pool or self._takes_nothing():
+        if not self._phases.permits.adverts or self._admission.takes_nothing():
             return
-        dea, staging = self._voice.adverts(self._left(), self._stacks_there())
+        dea, staging = self._voice.adverts(self._admission.left(), self._stacks_there())
         self._bus.say(dea)
         if self._settings.staging.enabled:
             self._bus.say(staging)

@@ -13,49 +13,51 @@ from collections.abc import Callable, Sized
 from agent.announce import Announcer
 from agent.instances.keeper import Keeper
 from agent.logs import Log
-from agent.memory import Phase
 from agent.memory.agent import AgentMemory
+from agent.phases import Phases, Wish
 
 EMPTY_LOOK_S = 0.2
 
 
 class Leaving:
-    """``end`` is called when the host is empty or the time is over; ``ending`` is set when it ends for another reason."""
+    """``end`` is called when the host is empty or the time of an evacuation is over."""
 
     def __init__(
         self,
+        phases: Phases,
         memory: AgentMemory,
         keeper: Keeper,
         announcer: Announcer,
         stagings: Sized,
         *,
         bail_out_s: float,
-        ending: asyncio.Event,
         end: Callable[[], None],
         log: Log,
     ) -> None:
+        self._phases = phases
         self._memory = memory
         self._keeper = keeper
         self._announcer = announcer
         self._stagings = stagings
         self._bail_out_s = bail_out_s
-        self._ending = ending
         self._end = end
         self._log = log
 
     def leave_pool(self) -> None:
-        if self._memory.head.phase is Phase.SERVING:
-            self._memory.enter(Phase.OUT_OF_POOL)
-        self._announcer.leave_pool()
+        """Idempotent."""
+        if self._phases.take(Wish.LEAVE_POOL):
+            self._memory.enter(self._phases.now)
+            self._announcer.publish_shutdown()
 
     def begin_evacuation(self) -> bool:
-        """False: it has been begun before. Else `end_when_empty` is due."""
-        if self._keeper.evacuating:
+        """False: it has been begun before, or the agent ends. Else `end_when_empty` is due."""
+        if not self._phases.take(Wish.EVACUATE):
             return False
         self._log.info("evacuation_begun")
-        self._memory.enter(Phase.EVACUATING)
+        self._memory.enter(self._phases.now)
         self._keeper.evacuate()
-        self._announcer.evacuate()
+        self._announcer.publish_shutdown()
+        self._announcer.hurry()
         return True
 
     async def end_when_empty(self) -> None:
@@ -65,7 +67,7 @@ class Leaving:
         while (self._keeper.busy() or len(self._stagings)) and time.monotonic() < bail_out:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(EMPTY_LOOK_S):
-                    await self._ending.wait()
-            if self._ending.is_set():
+                    await self._phases.ending.wait()
+            if self._phases.ending.is_set():
                 return
         self._end()

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from agent import recovery
+from agent.admission import Admission
 from agent.config import Settings
 from agent.droplets.layers import Layers
 from agent.instances import crashes
@@ -28,6 +29,7 @@ class Upkeep:
         supervisor: Supervisor,
         registry: Registry,
         keeper: Keeper,
+        admission: Admission,
         depot: Depot,
         layers: Layers,
         log: Log,
@@ -36,6 +38,7 @@ class Upkeep:
         self._supervisor = supervisor
         self._registry = registry
         self._keeper = keeper
+        self._admission = admission
         self._depot = depot
         self._layers = layers
         self._log = log
@@ -66,5 +69,5 @@ class Upkeep:
         with self._supervisor.guard("reaper"):
             self._keeper.reap_crashes(time.time())
             await crashes.sweep(self.crashes_dir, lambda name: self._registry.find(name) is not None)
-        if self._keeper.is_low():
+        if self._admission.is_low():
             await self._layers.sweep({one.message.sha1 for one in self._registry if one.message.sha1})

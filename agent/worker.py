@@ -14,11 +14,11 @@ import signal
 import time
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
-from enum import Enum
 from typing import Any
 
 import buildpacks
 from agent import recovery
+from agent.admission import Admission
 from agent.announce import Announcer, Voice
 from agent.bus import commands as c
 from agent.bus.connection import Bus
@@ -34,8 +34,8 @@ from agent.instances.registry import Registry
 from agent.lag import LoopLag
 from agent.leaving import Leaving
 from agent.logs import Log, LogFile, reopen
-from agent.memory import Phase
 from agent.memory.agent import AgentMemory
+from agent.phases import RESUMED, AgentPhase, Phases, Wish
 from agent.probe import WriteProbe
 from agent.resources import MIB, host_memory_mb
 from agent.signals import Signals, hold
@@ -49,11 +49,6 @@ from container import Depot
 
 FAREWELL_S = 3.0
 STAGINGS_END_S = 2.0
-
-
-class End(Enum):
-    SHUTDOWN = "shutdown"
-    DETACH = "detach"
 
 
 async def _wait(tasks: set[asyncio.Task[None]], timeout_s: float) -> None:
@@ -73,8 +68,7 @@ class Worker:
         self._lag = LoopLag(log)
         self._probe = WriteProbe(settings.base_dir, log)
         self._registry = Registry()
-        self._ending: asyncio.Event = asyncio.Event()
-        self._end = End.SHUTDOWN
+        self._phases = Phases()
         self._deadline = float("inf")
         self._lives: dict[Instance, asyncio.Task[None]] = {}
         self._staging_runs: set[asyncio.Task[None]] = set()
@@ -100,7 +94,7 @@ class Worker:
                     status = 1
         finally:
             hold()
-        self._log.info("agent_ended", status=status, how=self._end.value)
+        self._log.info("agent_ended", status=status, phase=self._phases.now.value)
         return status
 
     async def _serve(self) -> None:
@@ -118,8 +112,8 @@ class Worker:
             self._log.info(
                 "agent_started", id=self._id, ip=self._ip, stacks=[s.name for s in self._settings.stacks]
             )
-            await self._ending_asked()
-            await (self._let_go() if self._end is End.DETACH else self._shut_down())
+            await self._phases.ending.wait()
+            await (self._let_go() if self._phases.now is AgentPhase.DETACHING else self._shut_down())
             with supervisor.guard("memory"):
                 await self._memory.written.save()
             for task in (*self._lives.values(), *self._staging_runs):
@@ -133,9 +127,18 @@ class Worker:
         undo.callback(self._memory.written.close)
         self._id = self._memory.agent_id
         base = settings.base_dir
-        self._depot = await Depot.open(
-            depot_settings(settings), log=log, port_rests=lambda port: self._bus.port_rests(port)
+        self._bus = Bus(
+            settings.nats,
+            agent_id=self._id,
+            outbox_dir=base / "outbox",
+            apply=self._apply,
+            on_connected=self._publish_anew,
+            staging=settings.staging.enabled,
+            log=log,
+            port_rest_s=settings.port.rest_s,
+            ahead=self._memory.written,
         )
+        self._depot = await Depot.open(depot_settings(settings), log=log, port_rests=self._bus.port_rests)
         self._memory.depot = self._depot
         undo.push_async_callback(self._close_depot)
         self._recovered = await self._depot.recover()
@@ -153,38 +156,22 @@ class Worker:
         await self._layers.open()
         for left in (base / "staging").iterdir():  # by an agent that was killed
             self._layers.throw_away(left)
+        self._admission = Admission(settings, self._registry, self._probe, host_memory_mb=host_memory_mb())
+        self._voice = Voice(settings, self._id, self._ip, self._registry)
         self._keeper = Keeper(
             settings,
             self._registry,
+            self._admission,
+            self._phases,
+            self._bus,
+            self._voice,
             log=log,
-            host_memory_mb=host_memory_mb(),
-            staging_claims=lambda: self._stagings.claims(),
             begin=self._begin_life,
             save=self._memory.save,
         )
-        self._voice = Voice(settings, self._id, self._ip, self._registry)
-        self._bus = Bus(
-            settings.nats,
-            agent_id=self._id,
-            outbox_dir=base / "outbox",
-            apply=self._apply,
-            on_connected=lambda: self._announcer.speak_anew(),
-            staging=settings.staging.enabled,
-            log=log,
-            port_rest_s=settings.port.rest_s,
-            ahead=self._memory.written,
-        )
         self._announcer = Announcer(
-            settings,
-            self._voice,
-            self._bus,
-            left=self._keeper.left,
-            look=self._probe.look,
-            takes_nothing=self._keeper.takes_nothing,
-            log=log,
+            settings, self._voice, self._bus, self._admission, self._phases, self._probe, log=log
         )
-        self._keeper.bus, self._keeper.voice = self._bus, self._voice
-        self._keeper.is_writable = lambda: self._probe.is_writable
         shop = Workshop(
             settings,
             self._depot,
@@ -199,20 +186,20 @@ class Worker:
         self._stagings = StagingRegistry(
             shop,
             self._bus,
+            self._admission,
+            self._phases,
             begin=self._begin_staging,
             start=self._keeper.start,
-            starts_here=lambda: self._announcer.in_pool,
-            lacks=self._keeper.lacks,
             changed=self._memory.save_staging,
         )
         self._leaving = Leaving(
+            self._phases,
             self._memory,
             self._keeper,
             self._announcer,
             self._stagings,
             bail_out_s=settings.evacuation_bail_out_time_in_seconds,
-            ending=self._ending,
-            end=lambda: self._ask_end(End.SHUTDOWN),
+            end=self._ask_stop,
             log=log,
         )
         self._home = Home(
@@ -227,11 +214,18 @@ class Worker:
             save=self._memory.save,
             record=self._memory.record,
             written=self._memory.wait_written,
-            wait_room=self._keeper.room_of,
+            admitted=self._admission.admitted,
             deadline_s=self._left_s,
         )
         self._upkeep = Upkeep(
-            settings, self._supervisor, self._registry, self._keeper, self._depot, self._layers, log
+            settings,
+            self._supervisor,
+            self._registry,
+            self._keeper,
+            self._admission,
+            self._depot,
+            self._layers,
+            log,
         )
         self._control = Control(
             registry=self._registry,
@@ -269,10 +263,15 @@ class Worker:
 
     def _resume_phase(self) -> None:
         """A former agent was leaving: so is this one."""
-        if self._memory.head.phase is Phase.OUT_OF_POOL:
-            self._leaving.leave_pool()
-        elif self._memory.head.phase is Phase.EVACUATING:
-            self._evacuate()
+        match RESUMED.get(self._memory.head.phase):
+            case Wish.LEAVE_POOL:
+                self._leaving.leave_pool()
+            case Wish.EVACUATE:
+                self._evacuate()
+
+    def _publish_anew(self) -> None:
+        """The bus is connected (again)."""
+        self._announcer.speak_anew()
 
     # -- commands ----------------------------------------------------------------------------------------------
 
@@ -327,20 +326,19 @@ class Worker:
     def _listen_to_signals(self) -> None:
         """First of all. What needs parts that are not built yet is told to `Signals` later."""
         self._signals.listen(asyncio.get_running_loop())
-        self._signals.on(lambda: self._ask_end(End.SHUTDOWN), signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+        self._signals.on(self._ask_stop, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
         self._signals.on(lambda: reopen(self._log_file, self._log), signal.SIGHUP)
 
-    async def _ending_asked(self) -> None:
-        await self._ending.wait()
-
-    def _ask_end(self, how: End) -> None:
-        if not self._ending.is_set():
-            self._log.info("agent_ending", how=how.value)
-            self._end = how
-            self._ending.set()
+    def _ask_stop(self) -> None:
+        self._ask(Wish.STOP)
 
     def _ask_detach(self) -> None:
-        self._ask_end(End.DETACH)
+        self._ask(Wish.DETACH)
+
+    def _ask(self, wish: Wish) -> None:
+        """Also before the parts are built: whoever serves then ends at once."""
+        if self._phases.take(wish):
+            self._log.info("agent_ending", phase=self._phases.now.value)
 
     def _evacuate(self) -> None:
         if self._leaving.begin_evacuation():
@@ -355,8 +353,7 @@ class Worker:
         deadline_s = self._settings.shutdown.deadline_s
         self._deadline = time.monotonic() + deadline_s
         self._bus.ignore_commands()
-        self._keeper.evacuating = True
-        self._announcer.leave_pool()
+        self._announcer.publish_shutdown()
         self._stagings.stop_all()
         for instance in self._registry:
             if instance.state is not State.CRASHED:
@@ -371,7 +368,7 @@ class Worker:
             for task in killing:
                 task.cancel()
         await self._bus.farewell(min(FAREWELL_S, max(0.5, self._left_s())))
-        self._memory.enter(Phase.SERVING)  # what was drained is empty: the next agent begins anew
+        self._memory.enter(AgentPhase.SERVING)  # what was drained is empty: the next agent begins anew
 
     async def _let_go(self) -> None:
         """The lives end, the containers do not."""
@@ -385,7 +382,7 @@ class Worker:
         await self._bus.farewell(FAREWELL_S)
 
     def _status(self) -> dict[str, Any]:
-        left = self._keeper.left()
+        left = self._admission.left()
         return {
             "id": self._id,
             "ip": self._ip,
@@ -394,7 +391,7 @@ class Worker:
             "disk_left_mb": left.disk_mb,
             "instances": len(self._registry),
             "stagings": len(self._stagings),
-            "evacuating": self._keeper.evacuating,
+            "evacuating": not self._phases.permits.starts,
             "failures": self._supervisor.failures,
             **self._lag.status(),
         }

@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
+from agent.admission import Admission
 from agent.announce import Voice
 from agent.bus import messages as m
 from agent.bus.connection import Bus
@@ -30,7 +31,8 @@ from agent.instances.instance import (
 )
 from agent.instances.registry import Registry
 from agent.logs import Log
-from agent.resources import Capacity, Claim, Short, claim_of, free_disk_mb, make_capacity
+from agent.phases import Phases
+from agent.resources import Claim, Short
 
 
 def new_id() -> str:
@@ -39,89 +41,36 @@ def new_id() -> str:
 
 
 class Keeper:
-    """``begin`` starts the life task of an instance; ``staging_claims`` is what stagings hold; ``save`` marks an instance as
-    changed, before anything is published that follows from the change."""
+    """``begin`` starts the life task of an instance; ``save`` marks an instance as changed, before anything is published
+    that follows from the change."""
 
     def __init__(
         self,
         settings: Settings,
         registry: Registry,
+        admission: Admission,
+        phases: Phases,
+        bus: Bus,
+        voice: Voice,
         *,
         log: Log,
-        host_memory_mb: int,
-        staging_claims: Callable[[], tuple[Claim, ...]],
         begin: Callable[[Instance], None],
         save: Callable[[Instance], None],
     ) -> None:
         self._settings = settings
         self._registry = registry
+        self._admission = admission
+        self._phases = phases
+        self._bus = bus
+        self._voice = voice
         self._log = log
-        self._host_memory_mb = host_memory_mb
-        self._staging_claims = staging_claims
         self._begin = begin
         self._save = save
-        self._rooms: dict[Instance, asyncio.Event] = {}
-        self._capacity: Capacity | None = None
-        self.bus: Bus
-        self.voice: Voice
-        self.is_writable: Callable[[], bool] = lambda: True
-        self.evacuating = False
-
-    # -- what the host has -------------------------------------------------------------------------------------
-
-    def capacity(self) -> Capacity:
-        """Taken once: the disk that instances use later is what they were promised."""
-        if self._capacity is None:
-            self._capacity = make_capacity(
-                self._settings.resources, self._host_memory_mb, free_disk_mb(self._settings.base_dir)
-            )
-        return self._capacity
-
-    def left(self) -> Capacity:
-        return self.capacity().left((self._registry.held, *self._staging_claims()))
-
-    def is_low(self) -> bool:
-        """The host's disk is at its low-water mark: nothing new is taken, what runs writes on."""
-        return free_disk_mb(self._settings.base_dir) < self._settings.resources.low_water_mb
-
-    def takes_nothing(self) -> bool:
-        """Nothing that is new: its disk is low, or cannot be written."""
-        return not self.is_writable() or self.is_low()
-
-    def lacks(self, claim: Claim) -> Short | None:
-        return Short.DISK if self.takes_nothing() else self.left().lacks(claim)
-
-    def room_of(self, instance: Instance) -> asyncio.Event:
-        """Set: there is room."""
-        room = self._rooms.get(instance)
-        if room is None:
-            room = asyncio.Event()
-            room.set()
-        return room
-
-    def _left_without(self, instances: Iterable[Instance]) -> Capacity:
-        """What there would be if these held nothing."""
-        left = self.left()
-        given_back = tuple(map(claim_of, instances))
-        return Capacity(
-            left.memory_mb + sum(one.memory_mb for one in given_back),
-            left.disk_mb + sum(one.disk_mb for one in given_back),
-        )
-
-    def _give_room(self) -> None:
-        """Instances of an app that wait for their predecessors, in the order in which they came."""
-        waiting = tuple(self._rooms)
-        left = self._left_without(waiting)
-        for instance in waiting:
-            claim = Claim(instance.memory_mb, instance.disk_mb)
-            if left.lacks(claim) is None:
-                self._rooms.pop(instance).set()
-                left = left.left((claim,))
 
     # -- commands ----------------------------------------------------------------------------------------------
 
     def start(self, message: m.StartMessage) -> None:
-        if self.evacuating:
+        if not self._phases.permits.starts:
             self._log.info("start_ignored_evacuating", app=message.app, index=message.index)
             return
         if message.instance_id and self._registry.find(message.instance_id) is not None:
@@ -137,27 +86,16 @@ class Keeper:
             record=new_id(),
             state_since_s=time.time(),
         )
-        claim = Claim(instance.memory_mb, instance.disk_mb)
-        short = self.lacks(claim)
-        room = asyncio.Event()
-        if short is None:
-            room.set()
-        elif not self._fits_after_its_own(instance, claim):
+        short = self._admission.lacks(Claim(instance.memory_mb, instance.disk_mb))
+        if short is not None and not self._admission.fits_later(instance):
             self._refuse(instance, short)
             return
         self._registry.add(instance)
         self._save(instance)
-        if not room.is_set():
+        if short is not None:
             self._log.info("start_waits_for_predecessor", app=instance.app, index=instance.index)
-            self._rooms[instance] = room
+            self._admission.wait(instance)
         self._begin(instance)
-
-    def _fits_after_its_own(self, instance: Instance, claim: Claim) -> bool:
-        """Would it fit once what is stopping of its own app is gone? Then it waits instead of being refused."""
-        going = [one for one in self._registry.of_app(instance.app) if one.state is State.STOPPING]
-        if not going or self.takes_nothing():
-            return False
-        return self._left_without(going).lacks(claim) is None
 
     def _refuse(self, instance: Instance, short: Short) -> None:
         instance.exit = Exit(-1, f"Not enough {short.value} resource available.")
@@ -168,8 +106,8 @@ class Keeper:
             app=instance.app,
             index=instance.index,
             short=short.value,
-            low_water=self.is_low(),
-            left=self.left(),
+            low_water=self._admission.is_low(),
+            left=self._admission.left(),
         )
         self.happen(instance, Event.REFUSED)
 
@@ -182,7 +120,7 @@ class Keeper:
         self._log.info("instance_stopping", app=instance.app, instance=instance.id, index=instance.index)
         self.happen(instance, Event.STOP)
         instance.stop_requested.set()
-        self._rooms.pop(instance, None)
+        self._admission.stop_waiting(instance)
 
     def update(self, message: m.UpdateMessage) -> None:
         """Routes in place; a new version gives a new id (dea-bus.md 1.5). A start that is under way changes too: what it
@@ -200,7 +138,7 @@ class Keeper:
                 changed = True
             all_changed &= changed
         if all_changed:
-            self.bus.say(self.voice.heartbeat())
+            self._bus.say(self._voice.heartbeat())
 
     def _update_routes(self, instance: Instance, message: m.UpdateMessage) -> bool:
         wanted = tuple(message.uris or ())
@@ -209,16 +147,16 @@ class Keeper:
         instance.uris = wanted
         if not (instance.healthy and instance.state in ROUTED):
             return bool(new or old)  # nothing of it is registered yet
-        if new and (registered := self.voice.register(instance, new)) is not None:
+        if new and (registered := self._voice.register(instance, new)) is not None:
             instance.routed = True
-            self.bus.say(registered)
+            self._bus.say(registered)
         if old:
             self._unregister(instance, tuple(old))
         return bool(new or old)
 
     def find(self, message: m.FindMessage, reply_to: str) -> None:
         for instance in self._registry.select(message):
-            self.bus.answer(reply_to, self.voice.found(instance, message))
+            self._bus.answer(reply_to, self._voice.found(instance, message))
 
     # -- what the table says -----------------------------------------------------------------------------------
 
@@ -245,11 +183,11 @@ class Keeper:
     def _carry_out(self, effect: Effect, instance: Instance) -> None:
         match effect:
             case Effect.HEARTBEAT:
-                self.bus.say(self.voice.heartbeat())
+                self._bus.say(self._voice.heartbeat())
             case Effect.REGISTER:
-                if (registered := self.voice.register(instance, instance.uris)) is not None:
+                if (registered := self._voice.register(instance, instance.uris)) is not None:
                     instance.routed = bool(instance.uris)
-                    self.bus.say(registered)
+                    self._bus.say(registered)
             case Effect.UNREGISTER:
                 self._withdraw(instance)
             case Effect.ANNOUNCE_EXIT:
@@ -258,16 +196,16 @@ class Keeper:
                 self._save(instance)
             case Effect.FORGET:
                 self._registry.remove(instance)
-                self._rooms.pop(instance, None)
-                self._give_room()
+                self._admission.stop_waiting(instance)
+                self._admission.admit_waiting()
 
     def _withdraw(self, instance: Instance) -> None:
         """Takes its routes back, where it ever had one."""
-        unregistered = self.voice.unregister(instance, instance.uris)
+        unregistered = self._voice.unregister(instance, instance.uris)
         if instance.routed and unregistered is not None:
             instance.routed = False
             instance.withdrawn = asyncio.Event()
-            self.bus.tell(unregistered, passed=instance.withdrawn.set)
+            self._bus.tell(unregistered, passed=instance.withdrawn.set)
 
     def announce_exit(self, instance: Instance) -> None:
         """Pending until the outbox has it: an agent that is killed before leaves it to the next one, with the same bytes."""
@@ -278,19 +216,19 @@ class Keeper:
             self._drop_older_crashes(instance.app)  # this one may have been waiting to go
 
         instance.exit_pending = True
-        self.bus.tell(self.voice.exited(instance), on_kept=kept)
+        self._bus.tell(self._voice.exited(instance), on_kept=kept)
 
     # -- after a restart ---------------------------------------------------------------------------------------
 
     def resume_waiting(self, instance: Instance) -> None:
-        """A start that a former agent had accepted: its room is given, it need not wait for it."""
+        """A start that a former agent had accepted is admitted; it does not wait again."""
         self._save(instance)
 
     def announce_what_is_pending(self, instance: Instance) -> None:
         """The exit of a crash that a former agent remembered and did not come to publish: the same bytes."""
         if not instance.exit_pending:
             return
-        if self.bus.is_kept(self.voice.exited(instance)):
+        if self._bus.is_kept(self._voice.exited(instance)):
             instance.exit_pending = False
             return
         self._withdraw(instance)
@@ -305,7 +243,7 @@ class Keeper:
 
     def _unregister(self, instance: Instance, uris: tuple[str, ...]) -> None:
         """Pending until the outbox has it, as an exit."""
-        unregistered = self.voice.unregister(instance, uris)
+        unregistered = self._voice.unregister(instance, uris)
         if unregistered is None:
             return
 
@@ -314,7 +252,7 @@ class Keeper:
             self._save(instance)
 
         instance.leaving = (*instance.leaving, *uris)
-        self.bus.tell(unregistered, on_kept=kept)
+        self._bus.tell(unregistered, on_kept=kept)
 
     # -- crashes -----------------------------------------------------------------------------------------------
 
@@ -339,7 +277,7 @@ class Keeper:
             self._registry.settle(instance)
 
     def evacuate(self) -> None:
-        self.evacuating = True
+        """Tell controllers that what runs here must be replaced."""
         for instance in self._registry:
             if instance.state in (State.BORN, State.STARTING, State.RUNNING):
                 self.happen(instance, Event.EVACUATE)

@@ -85,7 +85,7 @@ class Home:
     """What is remembered of it, as it is now."""
     written: Callable[[], Awaitable[None]]
     """Until all that was marked is on disk."""
-    wait_room: Callable[[Instance], asyncio.Event]
+    admitted: Callable[[Instance], asyncio.Event]
     deadline_s: Callable[[], float]
 
 
@@ -200,7 +200,7 @@ async def _course(instance: Instance, home: Home, held: AsyncExitStack, log: Log
     if instance.job is not None:
         container, job = _take_up(instance, home, held), instance.job
     else:
-        await home.wait_room(instance).wait()
+        await home.admitted(instance).wait()
         home.happen(instance, Event.START)
         began = time.monotonic()
         container, job = await _start(instance, home, held, log)

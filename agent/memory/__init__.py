@@ -6,7 +6,6 @@ ahead.py     keeps the files up to date, and tells who publishes when a record h
 """
 
 from agent.memory.ahead import Memory as Memory
-from agent.memory.records import Phase as Phase
 from agent.memory.records import SavedInstance as SavedInstance
 from agent.memory.records import SavedStaging as SavedStaging
 from agent.memory.store import Found as Found

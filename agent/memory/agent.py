@@ -14,8 +14,9 @@ from agent.instances.registry import Registry
 from agent.logs import Log
 from agent.memory import records
 from agent.memory.ahead import RETRY_S, Memory
-from agent.memory.records import Head, Phase, SavedStaging
+from agent.memory.records import Head, SavedStaging
 from agent.memory.store import HEAD, INSTANCES, STAGINGS, Store, staging_name
+from agent.phases import AgentPhase
 from container import Depot, UnknownHandle, WrongState
 
 
@@ -67,7 +68,7 @@ class AgentMemory:
 
     # -- the agent itself --------------------------------------------------------------------------------------
 
-    def enter(self, phase: Phase) -> None:
+    def enter(self, phase: AgentPhase) -> None:
         """Idempotent: a phase begins once."""
         if phase is not self._head.phase:
             self._head = Head(agent_id=self.agent_id, phase=phase, since_s=time.time())

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from typing import TypeVar
 
 import msgspec
@@ -17,6 +16,7 @@ import msgspec
 from agent.bus.messages import AppLimits, StartMessage
 from agent.bus.routes import routes_of
 from agent.instances.instance import Exit, Instance, State
+from agent.phases import AgentPhase
 from container import PortMapping
 
 FORMAT = 2
@@ -34,20 +34,12 @@ class Later(ValueError):
     """The record was written by a later release."""
 
 
-class Phase(StrEnum):
-    """Of the agent as a whole, as far as the next agent must know it."""
-
-    SERVING = "serving"
-    OUT_OF_POOL = "out of pool"
-    EVACUATING = "evacuating"
-
-
 class Head(msgspec.Struct, frozen=True, kw_only=True):
     """``since_s``: when the phase began, by the host's clock."""
 
     agent_id: str
     format: int = FORMAT
-    phase: Phase = Phase.SERVING
+    phase: AgentPhase = AgentPhase.SERVING
     since_s: float = 0.0
 
 

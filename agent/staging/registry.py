@@ -11,11 +11,13 @@ from dataclasses import dataclass
 
 from msgspec import structs
 
+from agent.admission import Admission
 from agent.bus import messages as m
 from agent.bus.connection import Bus
 from agent.cause import host_paths, public
 from agent.memory import SavedStaging
-from agent.resources import Claim, Short
+from agent.phases import Phases
+from agent.resources import Claim
 from agent.staging.buildpacks import StagingFailed
 from agent.staging.log import Piece
 from agent.staging.task import Staged, StagingTask, Workshop
@@ -42,26 +44,26 @@ class _Run:
 
 
 class StagingRegistry:
-    """``begin`` owns background tasks; ``start`` starts the staged app, where ``starts_here``; ``lacks`` asks for room; ``changed``
-    marks what is remembered of a staging, named by its task and its inbox, as changed."""
+    """``begin`` owns background tasks; ``start`` starts the staged app, unless the host has left the pool; ``changed`` marks
+    what is remembered of a staging, named by its task and its inbox, as changed."""
 
     def __init__(
         self,
         shop: Workshop,
         bus: Bus,
+        admission: Admission,
+        phases: Phases,
         *,
         begin: Callable[[str, Coroutine[None, None, None]], None],
         start: Callable[[m.StartMessage], None],
-        starts_here: Callable[[], bool],
-        lacks: Callable[[Claim], Short | None],
         changed: Callable[[str, str, Callable[[], SavedStaging | None]], None],
     ) -> None:
         self._shop = shop
         self._bus = bus
+        self._admission = admission
+        self._phases = phases
         self._begin = begin
         self._start = start
-        self._starts_here = starts_here
-        self._lacks = lacks
         self._changed = changed
         self._runs: list[_Run] = []
         self._ended: deque[StagingTask] = deque(maxlen=ENDED_KEPT)
@@ -69,9 +71,6 @@ class StagingRegistry:
 
     def _under_way(self) -> tuple[_Run, ...]:
         return tuple(run for run in self._runs if not run.over)
-
-    def claims(self) -> tuple[Claim, ...]:
-        return tuple(Claim(run.task.memory_mb, run.task.disk_mb) for run in self._under_way())
 
     def _save(self, run: _Run) -> None:
         self._changed(run.task.message.task_id, run.task.reply_to, run.saved)
@@ -93,7 +92,8 @@ class StagingRegistry:
         try:
             start = m.convert(m.StartMessage, message.start_message) if message.start_message else None
             task = StagingTask(message, reply_to, start, self._shop)
-            short = self._lacks(Claim(task.memory_mb, task.disk_mb))
+            claim = Claim(task.memory_mb, task.disk_mb)
+            short = self._admission.lacks(claim)
         except m.MessageError as e:
             self.refuse(message.task_id, f"Error staging: start_message: {e}", reply_to)
             return
@@ -106,6 +106,7 @@ class StagingRegistry:
             return
         run = _Run(task)
         self._runs.append(run)
+        self._admission.hold(run, claim)
         task.log.info("staging_begun", stack=message.stack, memory_mb=task.memory_mb)
         self._save(run)
         self._begin(task.message.task_id, self._live(run))
@@ -144,6 +145,7 @@ class StagingRegistry:
                     run, StagingFailed("Error staging: internal error", "StagingError", type(error).__name__)
                 )
         finally:
+            self._admission.release(run)
             self._runs.remove(run)
             self._ended.append(task)
 
@@ -174,6 +176,7 @@ class StagingRegistry:
         if run.over:
             return
         run.over = True
+        self._admission.release(run)
         run.task.output.close()
 
         def kept() -> None:
@@ -207,7 +210,7 @@ class StagingRegistry:
         pool starts nothing: without a checksum the controller starts all of them elsewhere.
         """
         task, outcome, message = run.task, staged.outcome, run.task.message
-        starts_here = self._starts_here()
+        starts_here = self._phases.permits.adverts
         # the reply waits for this mark, and so for that of the start, which is made in the same turn
         self._save(run)
         reply = m.StagingReply2(

@@ -20,8 +20,9 @@ from agent.instances.registry import Registry
 from agent.memory import agent as agent_memory
 from agent.memory import ahead, records
 from agent.memory.ahead import Memory
-from agent.memory.records import FORMAT, Head, OneFile, Phase, SavedInstance, SavedStaging
+from agent.memory.records import FORMAT, Head, OneFile, SavedInstance, SavedStaging
 from agent.memory.store import HEAD, INSTANCES, STAGINGS, Store
+from agent.phases import AgentPhase
 from container import PortMapping, UnknownHandle
 
 pytestmark = pytest.mark.unit
@@ -141,7 +142,7 @@ def test_a_record_with_ports_that_are_none_is_no_record(ports: tuple[int, int]) 
 def test_what_is_written_is_read(store: Store, tmp_path: Path) -> None:
     """Each record in a file of its own, which only root reads; a removed one is gone."""
     head, staging = (
-        Head(agent_id="me", phase=Phase.EVACUATING, since_s=7.5),
+        Head(agent_id="me", phase=AgentPhase.EVACUATING, since_s=7.5),
         SavedStaging("t", "app", "inbox"),
     )
     store.write(HEAD, "agent", records.encode(head))

@@ -12,6 +12,7 @@ import structlog
 from agent.bus import messages as m
 from agent.memory.ahead import Memory
 from agent.memory.store import INSTANCES, STAGINGS, Store
+from agent.phases import Phases
 from agent.staging.registry import StagingRegistry, _Run
 
 pytestmark = pytest.mark.unit
@@ -30,10 +31,10 @@ async def test_the_second_reply_waits_for_the_record_of_the_start_that_it_tells(
     stagings = StagingRegistry(
         SimpleNamespace(),  # type: ignore[arg-type]
         told,  # type: ignore[arg-type]
+        SimpleNamespace(release=lambda _: None),  # type: ignore[arg-type]
+        Phases(),
         begin=lambda *_: None,
         start=lambda _: memory.keep(INSTANCES, "first", lambda: b"{}"),
-        starts_here=lambda: True,
-        lacks=lambda _: None,
         changed=lambda task_id, _, __: memory.keep(STAGINGS, task_id, lambda: b"{}"),
     )
     task = SimpleNamespace(
