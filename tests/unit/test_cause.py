@@ -77,3 +77,8 @@ def test_a_variable_that_is_too_long_is_named() -> None:
     assert too_long((fits,), 100) is None
     told = too_long((fits, over), 100)
     assert told == "environment: OVER has 101 bytes, one variable has less than 100"
+
+
+def test_a_cause_is_at_most_four_kib() -> None:
+    """Pinned as a number: it goes into messages and into the app's log."""
+    assert LIMIT_BYTES == 4096

@@ -7,7 +7,7 @@ import asyncio
 import msgspec
 import pytest
 
-from agent.plain_yaml import LIMIT_BYTES, LIMIT_NODES, YamlError, load, load_aside
+from agent.plain_yaml import LIMIT_BYTES, LIMIT_NODES, YamlError, load, load_aside, load_map
 
 pytestmark = pytest.mark.unit
 
@@ -95,3 +95,26 @@ async def test_the_loop_turns_while_a_document_is_read() -> None:
         await asyncio.sleep(0)
     assert len(await reading) == 1300
     assert turns > 2
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (b"", {}),
+        (b"---\n", {}),
+        (b"''\n", {}),
+        (b"web: ~\nworker: null\nclock:\n", {"web": "", "worker": "", "clock": ""}),
+        (b"web: yes\nport: 0x1f\nday: 2001-01-01\n", {"web": "yes", "port": "0x1f", "day": "2001-01-01"}),
+        (b"web: a\nweb: b\n", {"web": "b"}),
+    ],
+)
+def test_a_map_of_words(text: bytes, found: dict[str, str]) -> None:
+    """Nothing is turned into a number or a date; an empty document is an empty map."""
+    assert load_map(text) == found
+
+
+@pytest.mark.parametrize(("text", "what"), [(b"[web]\n", "a list"), (b"web\n", "a text")])
+def test_what_is_no_map_is_refused(text: bytes, what: str) -> None:
+    """A Procfile that is none says so, instead of having no processes."""
+    with pytest.raises(YamlError, match=f"expected a map, got {what}"):
+        load_map(text)

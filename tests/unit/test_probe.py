@@ -58,3 +58,25 @@ async def test_a_disk_that_does_not_answer_is_as_good_as_none(
     monkeypatch.setattr(probe, "PATIENCE_S", 60)
     await looks.look()
     assert looks.is_writable
+
+
+async def test_a_fault_of_the_probe_itself_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the supervisor, which logs it: a programming error is no broken disk."""
+
+    def broken(_: Path) -> None:
+        raise ValueError("a fault of ours")
+
+    monkeypatch.setattr(probe, "write", broken)
+    looks = WriteProbe(tmp_path, structlog.wrap_logger(CapturingLogger(), processors=[]))
+    with pytest.raises(ValueError, match="a fault of ours"):
+        await looks.look()
+    assert looks.is_writable
+
+
+async def test_a_disk_that_was_always_there_is_not_announced(tmp_path: Path) -> None:
+    """Only a change is."""
+    kept = CapturingLogger()
+    looks = WriteProbe(tmp_path, structlog.wrap_logger(kept, processors=[]))
+    for _ in range(2):
+        await looks.look()
+    assert kept.calls == []

@@ -7,10 +7,10 @@ from itertools import count
 
 import pytest
 
-from agent.bus.messages import AppLimits, StartMessage
+from agent.bus.messages import AppLimits, Filter, StartMessage
 from agent.instances.crashes import KEPT_PER_APP, to_keep
 from agent.instances.instance import OUT_OF_MEMORY, Exit, Instance, State
-from agent.instances.registry import Registry
+from agent.instances.registry import Registry, matches
 from agent.resources import Claim, claim_of
 
 pytestmark = pytest.mark.unit
@@ -88,3 +88,32 @@ def test_at_most_ten_are_kept_of_an_app() -> None:
     assert kept == {*ooms, *exits[-7:]}
     assert exits[-1] in to_keep([*(crash(at, at, OUT_OF_MEMORY) for at in range(15)), exits[-1]])
     assert to_keep([]) == frozenset()
+
+
+#: What a filter asks for, and whether an instance of version "v", id "i1", index 2, RUNNING is meant.
+FILTERS = {
+    "the app alone": ({}, True),
+    "its version": ({"version": "v"}, True),
+    "another version": ({"version": "w"}, False),
+    "an empty version": ({"version": ""}, True),
+    "its id": ({"instances": ("i0", "i1")}, True),
+    "its id by the other name": ({"instance_ids": ("i1",)}, True),
+    "other ids": ({"instances": ("i0",)}, False),
+    "its index": ({"indices": (1, 2)}, True),
+    "another index": ({"indices": (0,)}, False),
+    "no index at all": ({"indices": ()}, True),
+    "its state": ({"states": ("RUNNING", "CRASHED")}, True),
+    "its state in small letters": ({"states": ("running",)}, True),
+    "another state": ({"states": ("CRASHED",)}, False),
+    "one that holds and one that does not": ({"version": "v", "indices": (0,)}, False),
+    "all that hold": ({"version": "v", "instances": ("i1",), "indices": (2,), "states": ("RUNNING",)}, True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FILTERS)
+def test_every_filter_that_is_there_must_hold(case: str) -> None:
+    """One that is absent or empty excludes nobody."""
+    wanted, meant = FILTERS[case]
+    one = instance(index=2)
+    one.id = "i1"
+    assert matches(one, Filter("app", **wanted)) is meant  # type: ignore[arg-type]  # a table of keywords

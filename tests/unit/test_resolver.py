@@ -73,3 +73,10 @@ def test_a_list_is_bounded() -> None:
     words = " ".join(f"w{number}" for number in range(1000))
     found = parse(f"search {words}\n" + f"options {words}\n" * 2)
     assert (len(found.search), len(found.options)) == (MAX_WORDS, MAX_WORDS)
+
+
+def test_the_bound_of_a_list_and_that_of_words() -> None:
+    """Pinned as a number: glibc takes 6 to 32 by version. `domain` names one domain, whatever stands behind it."""
+    assert MAX_WORDS == 32
+    found = parse("nameserver 10.0.0.1 10.0.0.2\ndomain a.example b.example\n")
+    assert (found.servers, found.search) == (("10.0.0.1",), ("a.example",))

@@ -103,3 +103,39 @@ async def test_who_goes_away_while_waiting_or_running_leaves_no_slot_behind() ->
     crowd.begin("d")
     await settle()
     assert crowd.running == ["d"]
+
+
+async def test_one_that_gives_up_while_it_waits_costs_no_slot() -> None:
+    """Its turn is not kept for it, and the next of its owner has it."""
+    crowd = Crowd(1)
+    crowd.begin("a")
+    await settle()
+    gone = crowd.begin("b")
+    crowd.begin("b")
+    await settle()
+    gone.cancel()
+    await settle()
+    assert crowd.slots._waiting["b"], "the second of it still waits"
+
+    await crowd.end()
+    assert crowd.running == ["b"]
+    for _ in range(2):  # the one that gave up is counted by the crowd still
+        await crowd.end()
+    assert (crowd.slots._free, crowd.slots._waiting, dict(crowd.slots._held)) == (1, {}, {})
+
+
+async def test_one_that_gives_up_as_its_turn_comes_gives_the_slot_on() -> None:
+    """Both happen in one turn of the loop, in either order."""
+    for cancelled_first in (True, False):
+        crowd = Crowd(1)
+        holder = crowd.begin("a")
+        await settle()
+        gone, next_one = crowd.begin("b"), crowd.begin("c")
+        await settle()
+        for task in (gone, holder) if cancelled_first else (holder, gone):
+            task.cancel()
+        await settle()
+        assert crowd.running == ["c"]
+        next_one.cancel()
+        await settle()
+        assert (crowd.slots._free, crowd.slots._waiting, dict(crowd.slots._held)) == (1, {}, {})

@@ -186,3 +186,31 @@ async def test_a_signal_that_came_too_early_is_carried_out_when_it_can_be() -> N
         for number in HANDLED:
             loop.remove_signal_handler(number)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+
+
+async def test_what_is_due_comes_once() -> None:
+    """Sooner than its period; then the period counts again."""
+    due, rounds, first = asyncio.Event(), list[int](), asyncio.Event()
+
+    def round_() -> None:
+        rounds.append(1)
+        first.set()
+
+    async with Supervisor(Log().log) as supervised:
+        supervised.every("round", round_, lambda: 1000.0, due)
+        due.set()
+        await asyncio.wait_for(first.wait(), 10)
+        for _ in range(20):
+            await asyncio.sleep(0)
+    assert rounds == [1]
+
+
+async def test_a_complaint_of_the_loop_without_an_error_is_a_warning() -> None:
+    """It is nobody's failure, so it is not counted."""
+    log = Log()
+    async with Supervisor(log.log) as supervised:
+        asyncio.get_running_loop().call_exception_handler({"message": "a transport was not closed"})
+    assert supervised.failures == {}
+    assert [call.kwargs["error"] for call in log.kept.calls if call.method_name == "warning"] == [
+        "a transport was not closed"
+    ]

@@ -113,3 +113,17 @@ def test_what_a_former_agent_took_back_rests_or_has_rested() -> None:
     kept.add(2, route(RouterUnregister, "b", port=2), rested_at_s=5.0)
     assert (kept.rests(1, 1e9), kept.rests(2, 5.0)) == (True, False)
     assert [number for number, _ in kept.repeat()] == [1, 2]
+
+
+def test_a_dropped_unregister_lets_its_port_go() -> None:
+    """Of two that were taken back at one port, the other one still holds it."""
+    kept = gone("a")
+    kept.add(2, route(RouterUnregister, "b", owner="p2"))
+    kept.drop(1)
+    kept.drop(1)
+    assert kept.rests(PORT, 0.0)
+    kept.drop(2)
+    assert not kept.rests(PORT, 0.0)
+    kept.add(3, route(RouterUnregister, "c", owner="p3"))
+    kept.passed(3, 0.0)
+    assert not kept.rests(PORT, REST_S), "what was dropped holds nothing"
