@@ -21,8 +21,9 @@ from agent.instances.registry import Registry
 from agent.logs import Log
 from agent.phases import Phases
 from agent.probe import WriteProbe
-from agent.resources import MIB, Capacity
+from agent.resources import Capacity
 from agent.supervisor import Supervisor
+from container.units import MIB
 
 AGENT_VERSION = "0.0.1"  # what the original always said in dea.shutdown
 REGISTER_FLOOR_S, REGISTER_CEILING_S = 1.0, 20.0

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from agent.config import ResourceSettings
 from agent.instances.instance import HOLDS, Instance, State
+from container.units import MIB
 
-MIB = 1 << 20
 #: Of the host's memory, what is left to the host where no `memory_mb` is configured.
 HOST_SHARE = 0.1
 

@@ -37,7 +37,7 @@ from agent.logs import Log, LogFile, reopen
 from agent.memory.agent import AgentMemory
 from agent.phases import RESUMED, AgentPhase, Phases, Wish
 from agent.probe import WriteProbe
-from agent.resources import MIB, host_memory_mb
+from agent.resources import host_memory_mb
 from agent.signals import Signals, hold
 from agent.staging.admin import AdminBuildpacks
 from agent.staging.buildpacks import own_buildpacks
@@ -46,6 +46,7 @@ from agent.staging.task import Workshop
 from agent.supervisor import Supervisor
 from agent.upkeep import Upkeep
 from container import Depot
+from container.units import MIB
 
 FAREWELL_S = 3.0
 STAGINGS_END_S = 2.0
@@ -112,7 +113,7 @@ class Worker:
             self._log.info(
                 "agent_started", id=self._id, ip=self._ip, stacks=[s.name for s in self._settings.stacks]
             )
-            await self._phases.ending.wait()
+            await self._until_asked_to_end()
             await (self._let_go() if self._phases.now is AgentPhase.DETACHING else self._shut_down())
             with supervisor.guard("memory"):
                 await self._memory.written.save()
@@ -328,6 +329,9 @@ class Worker:
         self._signals.listen(asyncio.get_running_loop())
         self._signals.on(self._ask_stop, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
         self._signals.on(lambda: reopen(self._log_file, self._log), signal.SIGHUP)
+
+    async def _until_asked_to_end(self) -> None:
+        await self._phases.ending.wait()
 
     def _ask_stop(self) -> None:
         self._ask(Wish.STOP)

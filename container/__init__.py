@@ -1,97 +1,112 @@
 """The container manager, a library: depot, container, job, limits, network, files, recovery.
 
-`Depot` is the entry; what stands here is the public interface.
+`Depot` is the entry, `ContainerError` the base of every error; what stands here is the public interface. Each name
+is loaded when it is first used, so that a program which only wants a value type does not pay for netlink and asyncio.
+docs/containers.md begins with a whole program.
 """
 
-from container.container import Container
-from container.create import CreateError
-from container.depot import ContainersLeft, Depot, RecoverFirst, UnknownHandle
-from container.disk import DiskError
-from container.errors import ContainerError
-from container.events import ContainerEvent, EventKind
-from container.files import FileEntry, FilesError, NotAFile
-from container.host import HostUnfit, check_kernel, kernel_version
-from container.job import Chunk, ExitStatus, Job
-from container.jobs import PipedJob, RunResult, TerminalJob
-from container.locks import DepotBusy
-from container.network import NoPorts
-from container.network.firewall import FirewallError
-from container.network.ports import PortTaken
-from container.parts import ContainerState, Info, WrongState
-from container.pipes import TooMuch
-from container.pools import NoLease
-from container.recovery import Recovery
-from container.settings import DepotSettings
-from container.spec import (
-    Access,
-    BindMount,
-    ContainerSpec,
-    EgressRule,
-    JobSpec,
-    Limits,
-    Output,
-    Past,
-    PortMapping,
-    PortRange,
-    Protocol,
-    SpecError,
-    User,
-    parse_network,
-)
-from container.users import IdsTaken
-from container.wshd import LaunchError, WshdError, WshdGone, WshdSilent
+from __future__ import annotations
 
-__all__ = [
-    "Access",
-    "BindMount",
-    "Chunk",
-    "Container",
-    "ContainerError",
-    "ContainerEvent",
-    "ContainerSpec",
-    "ContainerState",
-    "ContainersLeft",
-    "CreateError",
-    "Depot",
-    "DepotBusy",
-    "DepotSettings",
-    "DiskError",
-    "EgressRule",
-    "EventKind",
-    "ExitStatus",
-    "FileEntry",
-    "FilesError",
-    "FirewallError",
-    "HostUnfit",
-    "IdsTaken",
-    "Info",
-    "Job",
-    "JobSpec",
-    "LaunchError",
-    "Limits",
-    "NoLease",
-    "NoPorts",
-    "NotAFile",
-    "Output",
-    "Past",
-    "PipedJob",
-    "PortMapping",
-    "PortRange",
-    "PortTaken",
-    "Protocol",
-    "RecoverFirst",
-    "Recovery",
-    "RunResult",
-    "SpecError",
-    "TerminalJob",
-    "TooMuch",
-    "UnknownHandle",
-    "User",
-    "WrongState",
-    "WshdError",
-    "WshdGone",
-    "WshdSilent",
-    "check_kernel",
-    "kernel_version",
-    "parse_network",
-]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from container.container import Container as Container
+    from container.create import CreateError as CreateError
+    from container.depot import ContainersLeft as ContainersLeft
+    from container.depot import Depot as Depot
+    from container.depot import RecoverFirst as RecoverFirst
+    from container.depot import UnknownHandle as UnknownHandle
+    from container.disk import DiskError as DiskError
+    from container.errors import ContainerError as ContainerError
+    from container.events import ContainerEvent as ContainerEvent
+    from container.events import EventKind as EventKind
+    from container.events import Events as Events
+    from container.files import FileEntry as FileEntry
+    from container.files import FilesError as FilesError
+    from container.files import NotAFile as NotAFile
+    from container.host import HostUnfit as HostUnfit
+    from container.host import check_kernel as check_kernel
+    from container.host import kernel_version as kernel_version
+    from container.job import Chunk as Chunk
+    from container.job import ExitStatus as ExitStatus
+    from container.job import Job as Job
+    from container.jobs import PipedJob as PipedJob
+    from container.jobs import RunResult as RunResult
+    from container.jobs import TerminalJob as TerminalJob
+    from container.locks import DepotBusy as DepotBusy
+    from container.network import NoPorts as NoPorts
+    from container.network.firewall import FirewallError as FirewallError
+    from container.network.ports import PortTaken as PortTaken
+    from container.parts import ContainerState as ContainerState
+    from container.parts import Info as Info
+    from container.parts import WrongState as WrongState
+    from container.pipes import Pipe as Pipe
+    from container.pipes import TooMuch as TooMuch
+    from container.pools import NoLease as NoLease
+    from container.recovery import Recovery as Recovery
+    from container.settings import DepotSettings as DepotSettings
+    from container.spec import Access as Access
+    from container.spec import BindMount as BindMount
+    from container.spec import ContainerSpec as ContainerSpec
+    from container.spec import EgressRule as EgressRule
+    from container.spec import JobSpec as JobSpec
+    from container.spec import Limits as Limits
+    from container.spec import Output as Output
+    from container.spec import Past as Past
+    from container.spec import PortMapping as PortMapping
+    from container.spec import PortRange as PortRange
+    from container.spec import Protocol as Protocol
+    from container.spec import SpecError as SpecError
+    from container.spec import User as User
+    from container.spec import parse_network as parse_network
+    from container.users import IdsTaken as IdsTaken
+    from container.wshd import LaunchError as LaunchError
+    from container.wshd import WshdError as WshdError
+    from container.wshd import WshdGone as WshdGone
+    from container.wshd import WshdSilent as WshdSilent
+
+#: Where each public name lives; the block above says the same to type checkers, and a test compares the two.
+_MODULES = {
+    "container": ("Container",),
+    "create": ("CreateError",),
+    "depot": ("ContainersLeft", "Depot", "RecoverFirst", "UnknownHandle"),
+    "disk": ("DiskError",),
+    "errors": ("ContainerError",),
+    "events": ("ContainerEvent", "EventKind", "Events"),
+    "files": ("FileEntry", "FilesError", "NotAFile"),
+    "host": ("HostUnfit", "check_kernel", "kernel_version"),
+    "job": ("Chunk", "ExitStatus", "Job"),
+    "jobs": ("PipedJob", "RunResult", "TerminalJob"),
+    "locks": ("DepotBusy",),
+    "network": ("NoPorts",),
+    "network.firewall": ("FirewallError",),
+    "network.ports": ("PortTaken",),
+    "parts": ("ContainerState", "Info", "WrongState"),
+    "pipes": ("Pipe", "TooMuch"),
+    "pools": ("NoLease",),
+    "recovery": ("Recovery",),
+    "settings": ("DepotSettings",),
+    "spec": (
+        "Access", "BindMount", "ContainerSpec", "EgressRule", "JobSpec", "Limits", "Output", "Past", "PortMapping",
+        "PortRange", "Protocol", "SpecError", "User", "parse_network",
+    ),
+    "users": ("IdsTaken",),
+    "wshd": ("LaunchError", "WshdError", "WshdGone", "WshdSilent"),
+}  # fmt: skip
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """A public name at its first use (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

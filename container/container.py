@@ -18,9 +18,9 @@ from container.events import Events
 from container.job import ExitStatus, Job
 from container.jobs import PipedJob, RunResult, TerminalJob
 from container.parts import Action, ContainerState, Info, WrongState
-from container.plan import HOME
 from container.spec import EgressRule, JobSpec, Limits, PortMapping, User
 from container.wshd import WshdGone, WshdSilent
+from wsh.vcap import VCAP_HOME
 
 #: Of a tree that is copied out: a sparse file is terabytes of zeros to tar.
 COPY_OUT_BYTES: Final = 4 << 30
@@ -50,22 +50,27 @@ class Container:
 
     @property
     def state(self) -> ContainerState:
+        """Where it stands; see `ContainerState`."""
         return self._body.state
 
     @property
     def events(self) -> Events:
+        """What has happened to it, and a subscription to what happens."""
         return self._body.events
 
     @property
     def handle(self) -> str:
+        """Its name in the depot; the one that was asked for, or `link_id`."""
         return self._parts.handle
 
     @property
     def link_id(self) -> str:
+        """11 characters of [0-9a-v] that name its cgroup, its link and its firewall elements."""
         return self._parts.link_id
 
     @property
     def pid(self) -> int:
+        """The host's number of its pid 1."""
         return self._parts.pid
 
     @property
@@ -75,26 +80,42 @@ class Container:
 
     @property
     def socket_path(self) -> Path:
+        """The socket of its pid 1, for `wsh`; closed to all but root of the host."""
         return self._parts.directory / "wshd.sock"
 
     @property
     def properties(self) -> Mapping[str, str]:
+        """The caller's own words, kept over restarts; `set_properties` replaces them."""
         return self._parts.properties
+
+    def set_properties(self, properties: Mapping[str, str]) -> None:
+        """Replace them. OSError: they could not be written down, and are as before; WrongState."""
+        self._check(Action.CHANGE)
+        before, self._parts.properties = self._parts.properties, dict(properties)
+        try:
+            self._body.save()
+        except OSError:
+            self._parts.properties = before
+            raise
 
     @property
     def address(self) -> str | None:
+        """Its address inside; None: it has no network."""
         return self._parts.lease.container_ip if self._parts.lease is not None else None
 
     @property
     def host_address(self) -> str | None:
+        """The host's end of its link, which is its gateway; None: it has no network."""
         return self._parts.lease.host_ip if self._parts.lease is not None else None
 
     @property
     def ports(self) -> tuple[PortMapping, ...]:
+        """The published ports, with the numbers that they got."""
         return self._parts.ports
 
     @property
     def limits(self) -> Limits:
+        """The limits that hold now."""
         return self._parts.limits
 
     @property
@@ -165,6 +186,7 @@ class Container:
     # Limits and measurements.
 
     async def info(self) -> Info:
+        """Measure it. 0.3 ms. WrongState: it is being destroyed; OSError: a file of the kernel cannot be read."""
         self._check(Action.LOOK)
         cgroup, disk = self._parts.cgroup, self._parts.disk
         assert cgroup is not None
@@ -189,16 +211,19 @@ class Container:
         return self._body.cgroup.oom_kills()
 
     async def limit_memory(self, limit_bytes: int | None) -> None:
+        """In bytes; None: no limit. OSError EBUSY on cgroup v1: it uses more than that now. WrongState."""
         self._check(Action.CHANGE)
         self._body.cgroup.set_memory(limit_bytes)
         self._change_limits(replace(self.limits, memory_bytes=limit_bytes))
 
     async def limit_cpu(self, shares: int) -> None:
+        """Its weight against other containers: 1,024 is the usual one. OSError, WrongState."""
         self._check(Action.CHANGE)
         self._body.cgroup.set_cpu_shares(shares)
         self._change_limits(replace(self.limits, cpu_shares=shares))
 
     async def limit_pids(self, count: int | None) -> None:
+        """How many processes and threads it may have; None: no limit. OSError, WrongState."""
         self._check(Action.CHANGE)
         self._body.cgroup.set_pids(count)
         self._change_limits(replace(self.limits, pids=count))
@@ -256,14 +281,14 @@ class Container:
         for entry in entries:
             await asyncio.to_thread(files.write_file, tree, entry, self._parts.ids)
 
-    async def copy_in(self, tar: bytes | int, destination: str, *, user: User = User.VCAP) -> None:
+    async def copy_in(self, tar: bytes | int, destination: str, *, user: int = User.VCAP) -> None:
         """Unpack a tar stream (bytes, or a descriptor to read from) below ``destination``, by tar inside."""
         with await self.spawn_piped(files.unpack_job(destination, user), "stdin", "stderr") as job:
             _, status, said = await job.run(job.pipe("stdin").send(tar))
         _check_tar(status, said)
 
     async def copy_out(
-        self, path: str, to_fd: int, *, user: User = User.VCAP, limit_bytes: int = COPY_OUT_BYTES
+        self, path: str, to_fd: int, *, user: int = User.VCAP, limit_bytes: int = COPY_OUT_BYTES
     ) -> None:
         """Pack ``path`` as a tar stream into a descriptor, by tar inside. FilesError, TooMuch: more than ``limit_bytes``."""
         with await self.spawn_piped(files.pack_job(path, user), "stdout", "stderr") as job:
@@ -277,8 +302,8 @@ class Container:
         if self._body.died.is_set() and parts.home_fd >= 0:
             # The container's mounts went apart with pid 1; the home's own tree is still held.
             inner = os.path.normpath(path)
-            if inner == HOME or inner.startswith(HOME + "/"):
-                root_fd, path = parts.home_fd, inner[len(HOME) :] or "/"
+            if inner == VCAP_HOME or inner.startswith(VCAP_HOME + "/"):
+                root_fd, path = parts.home_fd, inner[len(VCAP_HOME) :] or "/"
         return files.Tree(root_fd, parts.own_mounts()), path
 
     # Inside.

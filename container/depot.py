@@ -49,6 +49,8 @@ _CLOSE_TIMEOUT_S: Final = 30.0
 
 
 class UnknownHandle(ContainerError, LookupError):
+    """No container of this depot has that handle (any more)."""
+
     def __init__(self, handle: str) -> None:
         super().__init__(f"no container {handle!r}")
         self.handle = handle
@@ -81,7 +83,9 @@ class _Held:
 
 
 class _Opening:
-    """Awaited it is the depot; as a block it is closed in the end, and containers go on."""
+    """Awaited it is the depot. As a block it is closed in the end: containers go on, and where there are none the
+    host's shared pieces go too.
+    """
 
     def __init__(self, opening: Coroutine[Any, Any, Depot]) -> None:
         self._opening = opening
@@ -96,7 +100,7 @@ class _Opening:
 
     async def __aexit__(self, *_: object) -> None:
         assert self._depot is not None
-        await self._depot.close()
+        await self._depot.close(remove_tables=not self._depot.handles())
 
 
 @dataclass

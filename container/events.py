@@ -42,6 +42,7 @@ class Events:
         return tuple(self._kinds)
 
     def publish(self, kind: EventKind) -> None:
+        """It has happened just now; for the manager itself."""
         self._kinds[kind] = None
         event = ContainerEvent(kind, asyncio.get_running_loop().time())
         for queue in self._subscribers:

@@ -1,10 +1,10 @@
 """Files of a container from outside, never following a link out of it.
 
 Paths are resolved by openat2 with the container's root as the end of the world (RESOLVE_IN_ROOT), so ``..``
-and absolute links stay inside, whatever an app does to the tree meanwhile. What is found must lie on a mount
+and absolute links stay inside, whatever a job does to the tree meanwhile. What is found must lie on a mount
 of the container's own (its root, its home): /proc and /sys inside answer the manager with the host's rights,
 and look like regular files. Whole trees are moved as tar streams by a job inside: the manager does not walk a
-tree that an app can change.
+tree that a job can change.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from container import linux, users
 from container.errors import ContainerError
 from container.pools import IdLease
 from container.spec import JobSpec, User
+from container.units import MIB
 
 _RESOLVE: Final = linux.RESOLVE_IN_ROOT | linux.RESOLVE_NO_MAGICLINKS
-#: By its path and with an environment of ours: what lies in a PATH inside is the app's to choose.
+#: By its path and with an environment of ours: what lies in a PATH inside is the job's to choose.
 _TAR: Final = "/bin/tar"
 _ENV: Final = ("PATH=/usr/bin:/bin", "LANG=C.UTF-8")
 _SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
@@ -45,7 +46,7 @@ class FileEntry:
     path: str
     data: bytes
     mode: int = 0o644
-    user: User = User.VCAP
+    user: int = User.VCAP
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ class Tree:
 
 
 def open_home(root_fd: int, path: str) -> int:
-    """The home's root, when a container is made or taken up: no link of the app's leads elsewhere."""
+    """The home's root, when a container is made or taken up: no link of a job leads elsewhere."""
     return linux.openat2(
         root_fd, path, os.O_PATH | os.O_DIRECTORY, resolve=_RESOLVE | linux.RESOLVE_NO_SYMLINKS
     )
@@ -86,7 +87,7 @@ def read_file(tree: Tree, path: str, max_bytes: int, offset: int = 0) -> bytes:
     with os.fdopen(fd, "rb", buffering=0) as file:
         file.seek(offset)
         parts, left = [], max_bytes
-        while left > 0 and (data := file.read(min(left, 1 << 20))):
+        while left > 0 and (data := file.read(min(left, MIB))):
             parts.append(data)
             left -= len(data)
         return b"".join(parts)
@@ -94,7 +95,7 @@ def read_file(tree: Tree, path: str, max_bytes: int, offset: int = 0) -> bytes:
 
 def write_file(tree: Tree, entry: FileEntry, ids: IdLease) -> None:
     """Write a file, replacing what is there; missing directories are made for the same user."""
-    owner = users.host_id(ids.first, entry.user.value)
+    owner = users.host_id(ids.first, entry.user)
     path = PurePosixPath("/") / entry.path
     parent = _open_directories(tree, path.parent, owner)
     try:
@@ -122,7 +123,7 @@ def _open_directories(tree: Tree, directory: PurePosixPath, owner: int) -> int:
     try:
         with contextlib.suppress(FileExistsError):
             os.mkdir(directory.name, 0o755, dir_fd=parent)
-            # By descriptor: an app could put a hard link to another's file in its place.
+            # By descriptor: a job could put a hard link to another's file in its place.
             made = os.open(directory.name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
             try:
                 os.fchown(made, owner, owner)
@@ -133,13 +134,13 @@ def _open_directories(tree: Tree, directory: PurePosixPath, owner: int) -> int:
     return tree.open(str(directory), flags)
 
 
-def unpack_job(destination: str, user: User) -> JobSpec:
+def unpack_job(destination: str, user: int) -> JobSpec:
     """tar reads the stream on stdin. Owners are not restored: all belongs to ``user``."""
     argv = (_TAR, "-x", "-o", "-f", "-", "-C", destination)
     return JobSpec(argv, env=_ENV, user=user, cwd="/")
 
 
-def pack_job(path: str, user: User) -> JobSpec:
+def pack_job(path: str, user: int) -> JobSpec:
     """tar writes the tree below ``path`` (or the file) to stdout, names beginning with its last part."""
     place = PurePosixPath(path)
     name = f"./{place.name}" if place.name else "."

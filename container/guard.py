@@ -1,6 +1,6 @@
 """Looks after each pid 1: does it still answer, and what does it know of its jobs?
 
-A wshd that is stopped or starved leaves its app running with nobody who sees its end, moves its output or stops it. One that has
+A wshd that is stopped or starved leaves its jobs running with nobody who sees its end, moves its output or stops it. One that has
 answered nothing for so long is killed with its container, so that the end is known. The request is `list`, which every wshd has: it
 tells of ended jobs as well, also where the record of an end could not be written (a file system that has become read-only).
 """

@@ -36,16 +36,15 @@ class ExitStatus:
     lost: bool = False
 
     @property
-    def bus_status(self) -> int:
-        """The one number that the bus has for it: -1 when lost, 255 for a signal or an overrun (Warden
-        A.5).
-        """
+    def number(self) -> int:
+        """The end as one number: the code, 255 for a signal or an overrun, -1 when lost. Warden's clients read this."""
         if self.lost:
             return -1
         return 255 if self.code is None else self.code
 
     @property
     def ok(self) -> bool:
+        """It ended by itself, with code 0."""
         return self.code == 0
 
 
@@ -100,9 +99,9 @@ def parse_record(data: bytes) -> Record:
 
 def spawn_keys(spec: JobSpec, io: str, fds: tuple[str, ...]) -> list[tuple[str, str]]:
     """The words of a spawn request. Pure."""
-    uid = str(spec.user.value)
+    uid = str(int(spec.user))
     keys = [("arg", word) for word in spec.argv]
-    keys += [("env", word) for word in spec.env]
+    keys += [("env", word) for word in spec.environment]
     keys += [("uid", uid), ("gid", uid), ("cwd", spec.cwd), ("umask", f"{spec.umask:o}")]
     keys += [("rlimit", f"{name}:{value}:{value}") for name, value in spec.rlimits.items()]
     keys.append(("io", io))
@@ -238,6 +237,7 @@ class Job:
         self._host.forgotten(self)
 
     def has_files(self) -> bool:
+        """False: they are half made or half removed."""
         return all(self._path(suffix).exists() for suffix in STREAMS.values())
 
     def remove_files(self) -> None:

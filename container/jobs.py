@@ -30,7 +30,7 @@ from container.job import (
 )
 from container.pipes import Pipe
 from container.pools import IdLease
-from container.spec import JobSpec, SpecError, User
+from container.spec import JobSpec, SpecError
 from container.wshd import RECOVERY_TIMEOUT_S, Started, Wshd, WshdError, WshdGone, WshdSilent
 
 STDERR_BYTES: Final = 4096
@@ -39,6 +39,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
+    """How a job ended, and the output that was kept."""
+
     status: ExitStatus
     stdout: bytes
     stderr: bytes
@@ -80,9 +82,11 @@ class PipedJob(DirectJob):
         self._pipes, self._over = pipes, over
 
     def pipe(self, name: str) -> Pipe:
+        """Our end of ``stdin``, ``stdout`` or ``stderr``. KeyError: it was not asked for."""
         return self._pipes[name]
 
     async def wait(self) -> ExitStatus:
+        """Until its first process has ended. Streams may still be held open by others."""
         status = await super().wait()
         self._over.set()
         return status
@@ -126,6 +130,7 @@ class TerminalJob(DirectJob):
         self.master = master
 
     async def resize(self, rows: int, cols: int) -> None:
+        """The window has another size. After the end of the job nothing happens."""
         with suppress(WshdGone):
             await self._wshd.winsize(self.id, rows, cols)
 
@@ -250,8 +255,8 @@ class Jobs:
             raise WshdError("EEXIST", f"job {job_id} is there already")
         return started
 
-    def _owner(self, user: User) -> int:
-        return users.host_id(self._ids.first, user.value)
+    def _owner(self, user: int) -> int:
+        return users.host_id(self._ids.first, user)
 
     def _id(self, spec: JobSpec) -> str:
         if spec.job_id is not None:

@@ -1,4 +1,4 @@
-"""Directories of a container's overlays, and the removal of trees that an app has made.
+"""Directories of a container's overlays, and the removal of trees that a job has made.
 
 The upper directories belong to the container's mapped ids: root's to its root, home's to its vcap. Nothing
 below them is ever chowned (that would copy everything up; house.md).
@@ -51,7 +51,7 @@ def stack_homes(layers: tuple[Path, ...]) -> tuple[Path, ...]:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory that an app may have filled: any depth, never through a link, nothing of another
+    """Remove a directory that a job may have filled: any depth, never through a link, nothing of another
     device.
 
     Idempotent. ``shutil.rmtree`` recurses and dies on deep trees; this one lifts subdirectories up to the

@@ -21,6 +21,8 @@ from container.spec import EgressRule, Limits, PortMapping
 
 
 class ContainerState(StrEnum):
+    """The table `ACTIONS` says what may be done in each, and where it leads."""
+
     ACTIVE = "active"
     STOPPED = "stopped"
     DEAD = "dead"

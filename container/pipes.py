@@ -14,8 +14,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 from container.aio import readable, writable
 from container.errors import ContainerError
+from container.units import MIB
 
-PIPE_BYTES = 1 << 20
+PIPE_BYTES = MIB
 _CHUNK_BYTES = 256 << 10
 
 
@@ -45,6 +46,7 @@ class Pipe:
             raise
 
     def close_theirs(self) -> None:
+        """The end that the job has by now; idempotent."""
         if self.theirs >= 0:
             os.close(self.theirs)
             self.theirs = -1

@@ -14,8 +14,7 @@ from typing import Final
 from container.pools import IDS_PER_CONTAINER, IdLease
 from container.resolver import Resolver
 from container.spec import BindMount, ContainerSpec
-
-HOME: Final = "/home/vcap"
+from wsh.vcap import VCAP_HOME
 
 #: capabilities(7) numbers. Never CAP_SYS_ADMIN: the masks inside rest on its absence (house.md, isolation).
 _CAPABILITIES: Final = {
@@ -107,7 +106,7 @@ def make_plan(spec: ContainerSpec, facts: Facts) -> Plan:
     directives += [("layer", str(layer)) for layer in spec.layers]
     directives.append(("upper", str(facts.upper_dir)))
     if spec.home_layers:
-        directives.append(("home", HOME))
+        directives.append(("home", VCAP_HOME))
         directives += [("home-layer", str(layer)) for layer in (*spec.home_layers, *facts.stack_homes)]
         directives.append(("home-upper", str(facts.home_upper_dir)))
     directives.append(("overlay", OVERLAY_OPTIONS))

@@ -22,11 +22,12 @@ from container.disk import DiskError
 from container.errors import ContainerError
 from container.files import open_home
 from container.parts import Parts
-from container.plan import HOME, Facts, make_plan
+from container.plan import Facts, make_plan
 from container.pools import IdLease
 from container.shared import Shared
 from container.snapshot import Phase, Snapshot
 from container.wshd import RECOVERY_TIMEOUT_S, Wshd, WshdSilent
+from wsh.vcap import VCAP_HOME
 
 
 class Rung:
@@ -313,7 +314,7 @@ class Files(Rung):
         parts = build.parts
         parts.root_fd = os.open(f"/proc/{parts.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            parts.home_fd = open_home(parts.root_fd, HOME)
+            parts.home_fd = open_home(parts.root_fd, VCAP_HOME)
         except OSError as e:
             if e.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):  # no home, or a link in its place
                 raise

@@ -1,6 +1,6 @@
 """A seccomp profile as a value, compiled to classic BPF. Pure; wshd only installs what comes out.
 
-The profile refuses by name what no app needs (mounting, namespaces, kernel keys, modules, io_uring, ...), looks at arguments
+The profile refuses by name what no program inside needs (mounting, namespaces, kernel keys, modules, io_uring, ...), looks at arguments
 where only some uses are dangerous, and answers ENOSYS for every number above those known here, so that a new kernel opens
 nothing by itself and libc falls back. docs/seccomp.md has each decision beside Docker's and containerd's.
 

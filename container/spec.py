@@ -10,10 +10,13 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum, StrEnum
+from enum import IntEnum, StrEnum
 from pathlib import Path, PurePosixPath
+from typing import Final
 
 from container.errors import ContainerError
+from container.units import MIB
+from wsh.vcap import VCAP_HOME, VCAP_ID
 
 #: Lowers that fsconfig takes at most (see design notes in ARCHITECTURE.md).
 MAX_LAYERS = 15
@@ -31,6 +34,8 @@ class SpecError(ContainerError, ValueError):
 
 
 class Access(StrEnum):
+    """How a bind mount is shown inside."""
+
     READ_ONLY = "ro"
     READ_WRITE = "rw"
 
@@ -44,17 +49,25 @@ class Past(StrEnum):
 
 
 class Protocol(StrEnum):
+    """Of an egress rule (all four) or of a published port (TCP, UDP)."""
+
     TCP = "tcp"
     UDP = "udp"
     ICMP = "icmp"
     ALL = "all"
 
 
-class User(Enum):
-    """Who a job runs as; numbers are those inside the container."""
+class User(IntEnum):
+    """Users that every stack has; numbers are those inside the container. A job may run as any other number too."""
 
-    VCAP = 2000
+    VCAP = VCAP_ID
     ROOT = 0
+
+
+#: The last id of a container's range is wshd's own.
+MAX_USER: Final = 65534
+DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""The PATH of a job whose environment has none."""
 
 
 def _inside(field_name: str, path: str) -> None:
@@ -81,6 +94,8 @@ class BindMount:
 
 @dataclass(frozen=True, slots=True)
 class PortRange:
+    """Ports from ``first`` to ``last``, both included. SpecError."""
+
     first: int
     last: int
 
@@ -180,7 +195,7 @@ class ContainerSpec:
     ports: tuple[PortMapping, ...] = ()
     egress: tuple[EgressRule, ...] = ()
     network: bool = True
-    shm_bytes: int = 64 << 20
+    shm_bytes: int = 64 * MIB
     properties: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -203,18 +218,23 @@ class ContainerSpec:
 class Output:
     """How much output is kept, in bytes, and what happens past it."""
 
-    limit_bytes: int | None = 10 << 20
+    limit_bytes: int | None = 10 * MIB
     past: Past = Past.DROP_OLDEST
 
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
-    """A program to run inside. The environment is exactly ``env`` (``K=V`` words)."""
+    """A program to run inside.
+
+    ``env``: ``NAME=VALUE`` words; the job has these and no others, but for a `DEFAULT_PATH` where there is no PATH.
+    ``user``: the number inside of its user and group, 0 to `MAX_USER` - 1. ``rlimits``: name in small letters
+    (``nofile``, ``nproc``, ...) to value, soft and hard. ``job_id`` None: a number is given.
+    """
 
     argv: tuple[str, ...]
     env: tuple[str, ...] = ()
-    user: User = User.VCAP
-    cwd: str = "/home/vcap"
+    user: int = User.VCAP
+    cwd: str = VCAP_HOME
     rlimits: Mapping[str, int] = field(default_factory=dict)
     umask: int = 0o022
     output: Output = Output()
@@ -232,5 +252,14 @@ class JobSpec:
             if word.find("=") < 1:
                 raise SpecError("env", f"expected NAME=VALUE, got {word[:40]!r}")
         _inside("cwd", self.cwd)
+        if not 0 <= self.user < MAX_USER:
+            raise SpecError("user", f"expected 0 to {MAX_USER - 1}, got {self.user}")
         if self.job_id is not None and not _HANDLE.match(self.job_id):
             raise SpecError("job_id", f"expected 1 to 63 of [A-Za-z0-9_.-], got {self.job_id!r}")
+
+    @property
+    def environment(self) -> tuple[str, ...]:
+        """What the job really has."""
+        if any(word.startswith("PATH=") for word in self.env):
+            return self.env
+        return (*self.env, f"PATH={DEFAULT_PATH}")

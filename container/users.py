@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from container.host import HostUnfit
 from container.pools import IDS_PER_CONTAINER
-from container.spec import User
+from wsh.vcap import VCAP_ID
 
 
 class IdsTaken(HostUnfit):
@@ -18,7 +18,7 @@ def host_id(first: int, inside: int) -> int:
 
 
 def vcap_host_id(first: int) -> int:
-    return host_id(first, User.VCAP.value)
+    return host_id(first, VCAP_ID)
 
 
 def check_ids_free(first: int, count: int, *, passwd: str, subuid: str, subgid: str = "") -> None:

@@ -21,6 +21,7 @@ from typing import Final
 from container.aio import readable, writable
 from container.errors import ContainerError
 from container.plan import Plan
+from container.units import MIB
 
 #: Of any request but `wait`, which lasts as long as its job; `guard.py` watches over that one.
 REQUEST_TIMEOUT_S: Final = 10.0
@@ -32,7 +33,7 @@ VERSION: Final = 1
 """Of the protocol (PROTOCOL.md)."""
 _LAUNCH_TIMEOUT_S: Final = 20.0
 _REPLY_BYTES: Final = 65536
-_REQUEST_BYTES: Final = 1 << 20
+_REQUEST_BYTES: Final = MIB
 _BIG_REQUEST_BYTES: Final = 100_000
 _SO_SNDBUFFORCE: Final = 32
 

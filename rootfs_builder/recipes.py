@@ -17,11 +17,11 @@ from pathlib import Path
 
 from rootfs_builder.apt import host_options, host_sources
 from rootfs_builder.stack import BuildError, Stack, building, publish
+from wsh.vcap import VCAP_HOME, VCAP_ID
 
 Progress = Callable[[str], object]
 Recipe = Callable[[Path, Progress], tuple[str, ...]]
 
-VCAP_ID = 2000
 SUITE = "bookworm"
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 DEBIAN_PACKAGES = ("bash", "ca-certificates", "python3", "python3-venv", "tar")
@@ -105,7 +105,7 @@ def finish(root: Path) -> None:
         path.mkdir(exist_ok=True)
         os.chown(path, owner, owner)
         path.chmod(mode)
-    _add_line(root / "etc/passwd", f"vcap:x:{VCAP_ID}:{VCAP_ID}:vcap:/home/vcap:{_shell(root)}")
+    _add_line(root / "etc/passwd", f"vcap:x:{VCAP_ID}:{VCAP_ID}:vcap:{VCAP_HOME}:{_shell(root)}")
     _add_line(root / "etc/group", f"vcap:x:{VCAP_ID}:")
     for name in ("hosts", "hostname", "resolv.conf"):
         _replace(root / "etc" / name, "")

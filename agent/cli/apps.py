@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from agent.cli import reach, ui
+from container.units import MIB
 
 COLOURS = {"running": "green", "crashing": "red", "starting": "yellow", "staging": "yellow", "stopped": "dim"}
 
@@ -42,7 +43,7 @@ def _cells(row: dict[str, Any], port: int) -> tuple[str, ...]:
     usage = _usage(row)
     memory = "–"
     if usage:
-        used = sum(stats["usage"]["mem"] for stats in usage) / (1 << 20)
+        used = sum(stats["usage"]["mem"] for stats in usage) / MIB
         memory = f"{used:.0f} / {sum(stats['mem_quota'] for stats in usage) >> 20} MiB"
     old = row["previous_running"]
     return (

@@ -14,6 +14,7 @@ import click
 
 from agent.cli import reach, ui
 from agent.cli.instances import find, listing
+from wsh.vcap import VCAP_HOME, VCAP_ID
 
 #: What root has of its own, and of an agent from before it gave the app's environment.
 _PATHS = {
@@ -53,7 +54,7 @@ def command(instance: str, argv: tuple[str, ...], root: bool, config: Path | Non
 
 def _words(there: dict[str, Any], wanted: tuple[str, ...], *, root: bool) -> list[str]:
     """wsh's words; the environment's descriptor stays open for it."""
-    user, home = ("root", "/root") if root else ("vcap", "/home/vcap")
+    user, home = ("root", "/root") if root else ("vcap", VCAP_HOME)
     own = [f"HOME={home}", f"USER={user}", "LANG=C.UTF-8", f"PATH={_PATHS[user]}"]
     app = there.get("environment", ())
     if root or not app:  # the later of two wins
@@ -64,7 +65,7 @@ def _words(there: dict[str, Any], wanted: tuple[str, ...], *, root: bool) -> lis
         wanted = wanted or (
             "/bin/bash",
         )  # no login shell: /etc/profile would undo the PATH of the app's .profile.d
-    uid = "0:0" if root else "2000:2000"
+    uid = "0:0" if root else f"{VCAP_ID}:{VCAP_ID}"
     return ["--user", uid, "--cwd", home, "--env-fd", str(_hand_over(environment)), "--", *before, *wanted]
 
 

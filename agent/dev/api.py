@@ -25,6 +25,7 @@ from aiohttp import web
 from agent.bus.client import NotConnected
 from agent.dev.controller import Controller
 from agent.dev.pushes import Changes, Push, Refused
+from container.units import MIB
 
 USER = "garrison"
 MAX_UPLOAD_BYTES = 2 << 30
@@ -48,7 +49,7 @@ class Api:
 
     def application(self) -> web.Application:
         pushes = self._controller.pushes
-        app = web.Application(middlewares=[self._guard], client_max_size=1 << 20)
+        app = web.Application(middlewares=[self._guard], client_max_size=MIB)
         app.add_routes(
             [
                 web.get("/v1/info", self._info),

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from container.units import MIB
+
 NAME_BYTES = 4095
 COMPONENT_BYTES = 255
 DEPTH = 128
@@ -40,7 +42,7 @@ class Bounds:
 
     def cpu_s(self, bytes_in: int) -> float:
         """What an archive of which ``bytes_in`` have been read may have cost so far."""
-        return self.cpu_base_s + self.cpu_s_per_mib * bytes_in / (1 << 20)
+        return self.cpu_base_s + self.cpu_s_per_mib * bytes_in / MIB
 
 
 class Kind(Enum):

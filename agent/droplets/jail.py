@@ -19,9 +19,11 @@ import signal
 import struct
 from pathlib import Path
 
+from wsh.vcap import VCAP_ID
+
 #: The worker's id on the host. Below the ids of containers (config: user.pool_start_uid), above those of people.
 WORKER_ID = 999_934_463
-VCAP = 2000
+VCAP = VCAP_ID
 MEMORY_BYTES = 1 << 30
 
 _CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000

@@ -20,11 +20,12 @@ from agent.droplets.archive import (
     clean_target,
     shown,
 )
+from container.units import MIB
 
 BLOCK = 512
 CHUNK = 256 << 10
 #: Headers about a header: a long name, a pax record list.
-META_BYTES = 1 << 20
+META_BYTES = MIB
 _ZEROS = bytes(BLOCK)
 _KINDS = {
     b"0": Kind.FILE,

@@ -23,9 +23,10 @@ import msgspec
 from yarl import URL
 
 from agent.droplets.slots import FairSlots
+from container.units import MIB
 
-CHUNK = 1 << 20
-ANSWER_BYTES = 1 << 20
+CHUNK = MIB
+ANSWER_BYTES = MIB
 STALL_S = 30.0
 MIN_RATE_BYTES_PER_S = 10 << 10
 POLL_PERIOD_S = 1.0

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from agent.droplets.archive import ArchiveError, Bounds
+from wsh.vcap import VCAP_ID
 
 REPLY_BYTES = 1 << 16
 #: Without a sign of the worker. It bounds its own processor time; this is for a disk or a kernel that does not answer.
@@ -140,4 +141,4 @@ class Unpacker:
 def make_root(target: Path) -> None:
     """The directory that a tree goes into: vcap's plain number, and a mode that no archive can change."""
     target.mkdir(mode=0o755)
-    os.chown(target, 2000, 2000)
+    os.chown(target, VCAP_ID, VCAP_ID)

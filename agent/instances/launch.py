@@ -8,9 +8,10 @@ from agent.config import Settings
 from agent.droplets.layers import Layer
 from agent.instances.environment import app_environment
 from agent.instances.instance import Instance
-from agent.instances.limits import MIB, bind_mounts, cpu_shares, egress_rules
+from agent.instances.limits import bind_mounts, cpu_shares, egress_rules
 from agent.instances.start import start_argv
 from container import ContainerSpec, JobSpec, Limits, Output, Past, PortMapping
+from container.units import MIB
 
 #: The app's own job among those of its container.
 JOB_ID = "app"

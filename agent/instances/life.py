@@ -29,7 +29,7 @@ from agent.instances.crashes import keep_cause
 from agent.instances.environment import VARIABLE_BYTES, too_long
 from agent.instances.instance import OUT_OF_MEMORY, Event, Exit, Instance, State
 from agent.instances.launch import make_job, make_spec
-from agent.instances.limits import MIB, ipv6_left_out, rootfs_of
+from agent.instances.limits import ipv6_left_out, rootfs_of
 from agent.instances.memory_kills import MemoryKills
 from agent.instances.readiness import health_check
 from agent.instances.start import HOME, OLD_STARTUP
@@ -49,6 +49,7 @@ from container import (
     WshdError,
     WshdGone,
 )
+from container.units import MIB
 
 NOT_HEALTHY = "failed to accept connections within health check timeout"
 NO_COMMAND = "missing start command"
@@ -243,8 +244,8 @@ def exit_of(status: ExitStatus, *, out_of_memory: bool) -> Exit:
     if status.lost:
         return Exit(-1, "unknown")
     if out_of_memory and not status.overran and (status.signal == signal.SIGKILL or status.code == 137):
-        return Exit(255 if status.code == 137 else status.bus_status, OUT_OF_MEMORY, status.signal)
-    return Exit(status.bus_status, EXITED, status.signal)
+        return Exit(255 if status.code == 137 else status.number, OUT_OF_MEMORY, status.signal)
+    return Exit(status.number, EXITED, status.signal)
 
 
 def _host_port(instance: Instance) -> int | None:

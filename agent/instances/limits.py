@@ -12,7 +12,6 @@ from agent.bus.messages import EgressMessage
 from agent.config import BindMountSettings, InstanceSettings
 from container import Access, BindMount, EgressRule, PortRange, Protocol, SpecError, parse_network
 
-MIB = 1 << 20
 ICMP_OF_IPV6 = ("icmpv6", "icmp6")
 
 

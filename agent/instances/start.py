@@ -14,7 +14,9 @@ from __future__ import annotations
 
 from typing import Final
 
-HOME: Final = "/home/vcap"
+from wsh.vcap import VCAP_HOME
+
+HOME: Final = VCAP_HOME
 APP: Final = f"{HOME}/app"
 BASH: Final = "/bin/bash"
 #: Droplets from before 2013 hold a script beside `app/`.

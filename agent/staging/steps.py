@@ -182,7 +182,7 @@ class Steps:
         async for chunk in job.stream(None):
             self._output.add(chunk.data, chunk.stream)
         status = await job.wait()
-        self._log.info("buildpack_ended", program=program, status=status.bus_status)
+        self._log.info("buildpack_ended", program=program, status=status.number)
         if not status.ok:
             ran_out = await self._memory_ran_out()
             self._output.say(f"bin/compile failed: {described(status)}{ran_out}")

@@ -26,7 +26,7 @@ from agent.droplets.pack import Packed
 from agent.droplets.transfer import TransferError, Transfers
 from agent.droplets.unpacker import JailError, Unpacker
 from agent.instances.environment import HOME, VARIABLE_BYTES, staging_environment, too_long, user_variables
-from agent.instances.limits import MIB, egress_rules, ipv6_left_out, rootfs_of
+from agent.instances.limits import egress_rules, ipv6_left_out, rootfs_of
 from agent.logs import Log
 from agent.staging import buildpacks as bp
 from agent.staging.admin import AdminBuildpacks
@@ -46,12 +46,14 @@ from container import (
     WshdError,
     WshdGone,
 )
+from container.units import MIB
+from wsh.vcap import VCAP_ID
 
 TIMED_OUT: Final = "Staging in container timed out"
 #: Of the time of a staging, for the download of the buildpack cache.
 CACHE_SHARE: Final = 0.25
 #: The number that trees on disk belong to (archives of apps have no owners of their own).
-VCAP: Final = 2000
+VCAP: Final = VCAP_ID
 
 
 @dataclass(frozen=True, slots=True)

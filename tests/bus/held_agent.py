@@ -153,7 +153,7 @@ def hold(phase: str, flag: Path) -> None:
         killed_at(phase, flag)
         return
     if phase == "broken":  # something that the agent cannot do without, when FLAG is gone
-        setattr(Worker, "_ending_asked", held(break_down, flag))  # noqa: B010  (mypy: not to be assigned)
+        setattr(Worker, "_until_asked_to_end", held(break_down, flag))  # noqa: B010  (mypy: not to be assigned)
         return
     if phase == "faulty":
         for fault, (owner, step) in FAULTS.items():

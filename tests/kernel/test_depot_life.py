@@ -142,7 +142,7 @@ async def test_past_its_limit_a_job_is_killed(box: Container) -> None:
     status = await asyncio.wait_for(job.wait(), 10)
 
     assert status.overran
-    assert status.bus_status == 255
+    assert status.number == 255
     assert "command exceeded maximum output" in box.events.kinds
 
 
@@ -418,3 +418,15 @@ async def test_properties_and_limits_are_told(depot: Depot, stack: Path) -> None
     assert (await box.info()).memory_limit_bytes == 32 << 20
     await box.limit_memory(48 << 20)
     assert box.limits.memory_bytes == 48 << 20
+
+
+async def test_properties_can_be_replaced_and_any_user_may_run(depot: Depot, stack: Path) -> None:
+    """The properties are the caller's own words; the user need not be in the stack's passwd."""
+    box = await depot.create(app(stack, handle="x", properties={"a": "1"}))
+    box.set_properties({"b": "2"})
+    assert box.properties == {"b": "2"}
+    result = await box.run(sh("id -u; id -g; echo $PATH", user=1234, env=()))
+    assert result.stdout == b"1234\n1234\n/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n"
+    await box.destroy()
+    with pytest.raises(WrongState):
+        box.set_properties({})

@@ -42,7 +42,7 @@ def test_the_bus_has_one_number_for_an_end() -> None:
         ExitStatus(signal=9, overran=True),
         ExitStatus(lost=True),
     ]
-    assert [end.bus_status for end in ends] == [7, 255, 255, -1]
+    assert [end.number for end in ends] == [7, 255, 255, -1]
 
 
 def test_the_words_of_a_spawn() -> None:

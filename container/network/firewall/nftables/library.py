@@ -37,7 +37,7 @@ class Context:
         self._ctx = self._lib.nft_ctx_new(0)
         if not self._ctx:
             raise FirewallError("libnftables gives no context")
-        # Without buffers the library writes to the agent's own stdout and stderr.
+        # Without buffers the library writes to our own stdout and stderr.
         self._lib.nft_ctx_buffer_error(self._ctx)
         self._lib.nft_ctx_buffer_output(self._ctx)
 

@@ -1,6 +1,6 @@
 """The rule set as text for nft(8), written from values. Pure; backend.py applies it.
 
-A packet of a container is judged in prerouting, before DNAT, where `ip daddr` still is the address that the app
+A packet of a container is judged in prerouting, before DNAT, where `ip daddr` still is the address that the job
 dialled. One place so serves what is forwarded and what is for the host itself. Maps keyed by interface and address lead
 to chains of permissions. These are named by a hash of their rules and shared, because the kernel validates the whole
 table at each new rule: a thousand containers should have few chains. For the same reason a rule names one range of

@@ -1,0 +1,8 @@
+"""Units of size."""
+
+from __future__ import annotations
+
+from typing import Final
+
+MIB: Final = 1 << 20
+"""Bytes of a mebibyte. What the platform's messages call MB is this."""
