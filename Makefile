@@ -57,7 +57,7 @@ soak: setup ## create/destroy, rung and kill tests at ten times their counts
 bench: setup ## figures against crun and bubblewrap in the same run
 	$(BIN)/python -m benchmarks
 
-lint: $(VENV)/.ready wsh/_bin/.ready ## ruff, mypy strict, import-linter, the C warnings
+lint: $(VENV)/.ready wsh/_bin/.ready ## ruff, mypy strict, import-linter, the C warnings, cited documents
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	MYPYPATH=tests $(BIN)/mypy agent container rootfs_builder wsh benchmarks tests/unit
@@ -65,6 +65,7 @@ lint: $(VENV)/.ready wsh/_bin/.ready ## ruff, mypy strict, import-linter, the C 
 	set -e; for room in tests/kernel tests/bus tests/e2e tests/long tests/vm; do \
 	    [ -z "$$(find $$room -name '*.py')" ] || MYPYPATH=tests:$$room $(BIN)/mypy $$room; done
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python tests/citations.py
 
 format: $(VENV)/.ready ## write the code the way lint wants it
 	$(BIN)/ruff check --fix .

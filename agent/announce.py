@@ -43,7 +43,7 @@ class Voice:
         self.register_interval_s = settings.intervals.router_register_in_seconds
 
     def heard_router(self, start: m.RouterStart) -> None:
-        """The smaller of the configured and the last heard interval, within bounds (peers-on-the-bus.md 4)."""
+        """The smaller of the configured and the last heard interval, within bounds (docs/protocol.md, "Routes")."""
         heard = start.interval_s
         if heard is not None:
             wanted = min(heard, self._settings.intervals.router_register_in_seconds, REGISTER_CEILING_S)
@@ -83,7 +83,7 @@ class Voice:
         return m.RouterRegister(*fields) if fields is not None and instance.healthy else None
 
     def unregister(self, instance: Instance, uris: Iterable[str]) -> m.RouterUnregister | None:
-        """None: it never had a port, so there is nothing to take back (peers-on-the-bus.md 4)."""
+        """None: it never had a port, so there is nothing to take back (docs/protocol.md, "Routes")."""
         fields = self._route(instance, uris)
         return m.RouterUnregister(*fields) if fields is not None else None
 
@@ -225,7 +225,7 @@ class Announcer:
             self._bus.tell(self._voice.shutdown())
 
     def hurry(self) -> None:
-        """A heartbeat now and more often, so that replacements of an evacuation start soon (dea-bus.md 5.4)."""
+        """A heartbeat now and more often, so that replacements of an evacuation start soon (docs/protocol.md, "Leaving the pool")."""
         self._beat_period_s = min(self._beat_period_s, EVACUATION_PERIOD_S)
         self._beat_due.set()
 

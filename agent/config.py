@@ -1,6 +1,6 @@
 """config.yml as one frozen value. A setting is one row: key, type, default, check; its meaning stands in config.yml.
 
-Keys follow the DEA's and Warden's where those have one (dea-bus.md 7, warden.md F), as nested sections. Whatever is wrong is
+Keys follow the DEA's and Warden's where those have one (config.yml), as nested sections. Whatever is wrong is
 told with its key path and line, all of it at once; a misspelt key gets the nearest right one.
 """
 

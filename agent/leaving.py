@@ -61,7 +61,7 @@ class Leaving:
         return True
 
     async def end_when_empty(self) -> None:
-        """When everything has been stopped by its controller, or the time is over (dea-bus.md 5.4)."""
+        """When everything has been stopped by its controller, or the time is over (docs/protocol.md, "Leaving the pool")."""
         begun_s = max(0.0, time.time() - self._memory.head.since_s)  # perhaps by a former agent
         bail_out = time.monotonic() + max(0.0, self._bail_out_s - begun_s)
         while (self._keeper.busy() or len(self._stagings)) and time.monotonic() < bail_out:

@@ -17,7 +17,7 @@ HOST_SHARE = 0.1
 
 
 class Short(Enum):
-    """What is missing; the words of dea-bus.md 1.4 and 3.3 are made from the value."""
+    """What is missing; the published texts are made from the value (docs/protocol.md, "Exits")."""
 
     DISK = "disk"
     MEMORY = "memory"
@@ -46,7 +46,7 @@ class Capacity:
         )
 
     def lacks(self, claim: Claim) -> Short | None:
-        """Equality fits; disk is looked at first (dea-bus.md 4)."""
+        """Equality fits; disk is looked at first (docs/protocol.md, "Start message")."""
         if claim.disk_mb > self.disk_mb:
             return Short.DISK
         return Short.MEMORY if claim.memory_mb > self.memory_mb else None
@@ -54,7 +54,7 @@ class Capacity:
 
 def claim_of(instance: Instance) -> Claim:
     """A crash holds the bytes that are kept of it, not the disk that the app might have used: its container is gone. In the original
-    it held all of it, and a few records of deleted apps closed a host for an hour (dea-bus.md 1.4, step 4).
+    it held all of it, and a few records of deleted apps closed a host for an hour.
     """
     if instance.state is State.CRASHED:
         return Claim(0, -(-instance.kept_bytes // MIB))
@@ -63,7 +63,7 @@ def claim_of(instance: Instance) -> Claim:
 
 
 def make_capacity(settings: ResourceSettings, host_memory_mb: int, free_disk_mb: int) -> Capacity:
-    """Without configured figures it follows the host (house.md: never the DEA's 16 TiB)."""
+    """Without configured figures it follows the host (the original assumed 16 TiB)."""
     memory = settings.memory_mb or int(host_memory_mb * (1 - HOST_SHARE))
     disk = settings.disk_mb or max(0, free_disk_mb - settings.low_water_mb)
     return Capacity(memory * settings.memory_overcommit_factor, disk * settings.disk_overcommit_factor)

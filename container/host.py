@@ -9,7 +9,7 @@ from typing import Final
 
 from container.errors import ContainerError
 
-#: The first kernel whose overlay takes idmapped layers (mount_setattr(2), house.md "Shape").
+#: The first kernel whose overlay takes idmapped layers (mount_setattr(2)).
 MINIMUM_KERNEL: Final = (5, 19)
 
 

@@ -1,6 +1,6 @@
 """A job: its files in the spool, its status, its output from any offset.
 
-wshd moves a job's output into two append-only files and its end into a record (PROTOCOL.md section 3). So
+wshd moves a job's output into two append-only files and its end into a record (PROTOCOL.md, "3. Files that the manager owns"). So
 all of it outlives wshd, this manager and a slow reader, and a restarted manager just reads on. Nothing is
 buffered here.
 """
@@ -297,7 +297,7 @@ class Job:
 
 
 class _Reader:
-    """Reads one spool file. Bytes are dropped at its head while we read (wshd.md, Output)."""
+    """Reads one spool file. Bytes are dropped at its head while we read (docs/wshd.md, "Output")."""
 
     def __init__(self, opened: ExitStack, path: Path, stream: str, offset: int) -> None:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -1,6 +1,6 @@
 """The jobs of one container: how each kind is started, and who knows of which.
 
-Three kinds (PROTOCOL.md section 2): on the spool, on pipes between it and the manager, on a terminal. No descriptor of a
+Three kinds (PROTOCOL.md, "2. The socket"): on the spool, on pipes between it and the manager, on a terminal. No descriptor of a
 caller's is handed over.
 """
 

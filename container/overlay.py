@@ -1,7 +1,7 @@
 """Directories of a container's overlays, and the removal of trees that a job has made.
 
 The upper directories belong to the container's mapped ids: root's to its root, home's to its vcap. Nothing
-below them is ever chowned (that would copy everything up; house.md).
+below them is ever chowned (that would copy everything up).
 """
 
 from __future__ import annotations

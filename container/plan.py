@@ -1,4 +1,4 @@
-"""Spec, leases and facts of the host -> the launch plan for wshd (PROTOCOL.md section 1). Pure.
+"""Spec, leases and facts of the host -> the launch plan for wshd (PROTOCOL.md, "1. The launch plan"). Pure.
 
 The same input gives the same plan, so a plan in a bug report can be run again by hand. Nothing here looks
 at the disk: what has to be looked up (does a stack have a /home/vcap, what does the host's resolv.conf say)
@@ -16,7 +16,7 @@ from container.resolver import Resolver
 from container.spec import BindMount, ContainerSpec
 from wsh.vcap import VCAP_HOME
 
-#: capabilities(7) numbers. Never CAP_SYS_ADMIN: the masks inside rest on its absence (house.md, isolation).
+#: capabilities(7) numbers. Never CAP_SYS_ADMIN: the masks inside rest on its absence (docs/wshd.md, "Isolation").
 _CAPABILITIES: Final = {
     "CHOWN": 0,
     "DAC_OVERRIDE": 1,
@@ -87,7 +87,7 @@ def _word(value: str) -> bytes:
 
 
 def hosts_file(hostname: str, address: str | None) -> str:
-    """/etc/hosts (Warden B.3 d)."""
+    """/etc/hosts, as Warden made it."""
     lines = ["127.0.0.1 localhost", f"{address or '127.0.0.1'} {hostname}"]
     return "\n".join(lines) + "\n"
 

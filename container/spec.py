@@ -18,7 +18,7 @@ from container.errors import ContainerError
 from container.units import MIB
 from wsh.vcap import VCAP_HOME, VCAP_ID
 
-#: Lowers that fsconfig takes at most (see design notes in ARCHITECTURE.md).
+#: Lowers that fsconfig takes at most on Linux 6.1.
 MAX_LAYERS = 15
 
 _HANDLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
@@ -41,7 +41,7 @@ class Access(StrEnum):
 
 
 class Past(StrEnum):
-    """What happens to a job whose output passes its limit (house.md, Output)."""
+    """What happens to a job whose output passes its limit (docs/containers.md, "Jobs and output")."""
 
     KILL = "kill"
     DROP_OLDEST = "drop-oldest"
@@ -105,7 +105,7 @@ class PortRange:
 
 
 def parse_network(text: str) -> tuple[ipaddress.IPv4Address, ipaddress.IPv4Address]:
-    """First and last address of ``ip``, ``ip/prefix`` or ``ip-ip`` (Warden A.4)."""
+    """First and last address of ``ip``, ``ip/prefix`` or ``ip-ip``, the forms that Warden takes."""
     try:
         if "-" in text:
             first, last = (ipaddress.IPv4Address(part.strip()) for part in text.split("-", 1))

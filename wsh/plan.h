@@ -1,4 +1,4 @@
-/* The launch plan (PROTOCOL.md, 1): words in, a checked value out. Every string points into one buffer. */
+/* The launch plan (PROTOCOL.md, "1. The launch plan"): words in, a checked value out. Every string points into one buffer. */
 #pragma once
 #include <linux/filter.h>
 #include "util.h"

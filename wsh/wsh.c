@@ -1,5 +1,5 @@
 /*
- * wsh: runs a program in a container, as ssh does on a host (PROTOCOL.md, 4).
+ * wsh: runs a program in a container, as ssh does on a host (PROTOCOL.md, "4. wsh").
  *
  * With a terminal on standard input the job gets one of its own, else three pipes that are made here; bytes are carried both
  * ways. This program's own descriptors never enter the container: a process that is left behind could read what is typed

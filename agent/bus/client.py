@@ -2,7 +2,7 @@
 
 The agent itself speaks through `Bus`, which keeps wire order and an outbox; a development peer needs neither.
 This wrapper keeps nats-py behind agent.bus, comes back by itself after the server was away (one client per
-connection, as in design/bus.md), and hands each message to a plain function that cannot break the connection.
+connection, see docs/bus.md, "Order of what comes in"), and hands each message to a plain function that cannot break the connection.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
     say     state and voice: sent now or not at all; after each connect the worker says everything anew
     answer  replies to a question: dropped when late
 
-One client per connection; the endless loop over the servers is here (bus.md 3). What leaves is the sender's.
+One client per connection; the endless loop over the servers is here (docs/bus.md, "One client a connection").
+What leaves is the sender's.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What goes over the bus, typed. Decoded once; past this file there are no dicts but those that are only passed on.
 
-Field names and order are the wire's (dea-bus.md 1 and 3; where peers-on-the-bus.md differs it wins). Unknown keys are
+Field names and order are the wire's (docs/protocol.md). Unknown keys are
 ignored, as peers of fifteen years send many. A message that makes no sense raises :class:`MessageError`.
 """
 
@@ -58,7 +58,7 @@ class AppLimits(Struct, frozen=True):
 
 
 class EgressMessage(Struct, frozen=True):
-    """One rule of `egress_network_rules` (dea-bus.md 2.7)."""
+    """One rule of `egress_network_rules` (docs/protocol.md, "Limits")."""
 
     protocol: str
     destination: str = ""
@@ -125,7 +125,7 @@ STATE_NAMES = frozenset(
 
 
 class Filter(Struct, frozen=True):
-    """Who is meant (dea-bus.md 1.5). An empty list is no filter; an unknown state name refuses the message."""
+    """Who is meant (docs/protocol.md, "Filters"). An empty list is no filter; an unknown state name refuses the message."""
 
     droplet: AppId | Count
     version: str | None = None
@@ -166,7 +166,7 @@ class FindMessage(Filter, frozen=True):
 
 
 class UpdateMessage(Struct, frozen=True):
-    """`dea.update`. Without version or uris these stay (peers-on-the-bus.md 4)."""
+    """`dea.update`. Without version or uris these stay (docs/protocol.md, "Update message")."""
 
     droplet: AppId | Count
     uris: tuple[str, ...] | None = None
@@ -375,5 +375,5 @@ def encode(message: Struct) -> bytes:
 
 
 def with_sha1(message: StartMessage, sha1: str) -> StartMessage:
-    """The start message of a staging, once the droplet is there (dea-bus.md 3.5)."""
+    """The start message of a staging, once the droplet is there (docs/protocol.md, "Staging replies")."""
     return msgspec.structs.replace(message, sha1=sha1)

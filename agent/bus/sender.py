@@ -3,7 +3,8 @@
     event   in the outbox until the barrier behind it has passed; an exit until somebody listened, too
     word    sent now or not at all
 
-An exit that nobody listens to waits aside and is asked about again; what is behind it goes on (bus.md 4).
+An exit that nobody listens to waits aside and is asked about again; what is behind it goes on
+(docs/bus.md, "Events without a listener").
 
 The receiver of staging replies counts them: the first message in its inbox is the first reply, the next one the second. So
 a first reply whose arrival is unknown (its barrier did not pass, or the agent ended before it did) is not sent again, and

@@ -1,7 +1,7 @@
 """One connection of nats-py: made fresh each time, with everything switched off that we do better ourselves.
 
 `Client.msg_class` is called by the parser once per message, in wire order, before any queue; the class made here
-hands commands over from there. It never raises: an exception would leave the client deaf (bus.md 1).
+hands commands over from there. It never raises: an exception would leave the client deaf (docs/bus.md, "Order of what comes in").
 
 A connection that failed once is thrown away. Two things of nats-py are private and touched all the same, each
 guarded by a test: `_process_msg`, so that a hostile header or reply subject costs its own message only; and the
@@ -28,7 +28,7 @@ from agent.config import NatsSettings
 
 CONNECT_TIMEOUT_S = 3.0
 CLOSE_TIMEOUT_S = 0.5
-#: nats-py's own ways to go on; and bounds, without which a stalled server holds us for ever (bus.md 3 and 4).
+#: nats-py's own ways to go on; and bounds, without which a stalled server holds us for ever (docs/bus.md, "One client a connection").
 SWITCHED_OFF: dict[str, Any] = {
     "allow_reconnect": False,
     "max_reconnect_attempts": 1,
@@ -220,7 +220,7 @@ class Connection:
 
     async def barrier(self, timeout_s: float = 2.0) -> None:
         """Returns when the server has everything published so far. BusError: not known, and the connection is
-        closed: the PONG of a question that was given up would end nats-py's read loop (bus.md 3)."""
+        closed: the PONG of a question that was given up would end nats-py's read loop (docs/bus.md, "One client a connection")."""
         try:
             await self._raced(self._barrier(), timeout_s)
         except BaseException:

@@ -1,7 +1,7 @@
 """What `garrison up` adds so that one laptop is a platform: a controller, a gateway, and what runs them all.
 
 To the agent these are the real Cloud Controller and the real gorouter: they speak with it over bus and HTTP
-only, in the shapes of spec/peers-on-the-bus.md, and nothing of the agent imports them.
+only, in the shapes of docs/protocol.md, and nothing of the agent imports them.
 
 placement.py   which host gets an instance or a staging: pure
 records.py     apps and what is known of their instances; what to start and stop: pure but for one file

@@ -2,7 +2,7 @@
 
 It reads one request head, picks an endpoint, and from then on moves bytes both ways; so bodies, streams and
 websockets pass as they are. Each connection serves one request (`Connection: close`), since the next one
-could be for another app. The rules of routes are gorouter's (spec/peers-on-the-bus.md 1): strict types,
+could be for another app. The rules of routes are gorouter's (docs/protocol.md, "Routes"): strict types,
 case-insensitive hosts, `host/path` uris, 120 s until a silent route is forgotten.
 """
 

@@ -1,4 +1,4 @@
-"""Which host gets an instance or a staging: the Cloud Controller's rules, pure (spec/peers-on-the-bus.md 3).
+"""Which host gets an instance or a staging: the Cloud Controller's rules, pure (docs/protocol.md, "Adverts").
 
 A pool keeps each host's last advertisement. After a placement the kept copy is changed (memory taken, app
 counted) until the host's next word, so that a burst of starts spreads.

@@ -1,8 +1,8 @@
 """A tar stream to a droplet, its checksum and its layer, in one pass.
 
 Own gzip blocks of 512 KiB in two threads: plain gzip to every reader, the same bytes for any number of threads and any
-chunking, six times as fast as gzip -6 at 2 % more size (archives.md, Packing). The tar itself is made inside the container: nobody
-here walks a hostile tree, but what comes out of the pipe is bounded (a sparse file is terabytes of zeros to tar).
+chunking, six times as fast as gzip -6 at 2 % more size (docs/droplets.md, "Packing"). The tar itself is made inside the
+container: nobody here walks a hostile tree, but what comes out of the pipe is bounded (a sparse file is terabytes of zeros to tar).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Droplets and packages over HTTP, as the Cloud Controller serves and takes them (dea-bus.md 2.3, 3.6).
+"""Droplets and packages over HTTP, as the Cloud Controller serves and takes them (docs/protocol.md, "Droplets over HTTP").
 
 Credentials travel as basic auth and stand in no message. A stall is an end: downloads by the socket's read time-out,
 uploads by watching the bytes that were taken. So is a trickle: a download has a lowest rate, too.
@@ -35,7 +35,7 @@ Sink = Callable[[bytes], Awaitable[Any]]
 
 
 class TransferError(RuntimeError):
-    """The words of dea-bus.md 2.3 and 3.6; without credentials."""
+    """The texts that the original publishes (docs/protocol.md, "Droplets over HTTP"); without credentials."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What is kept of crashes, and for how long (dea-bus.md 2.10). The choice is pure."""
+"""What is kept of crashes, and for how long (docs/protocol.md, "Instance states"). The choice is pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an app finds in its environment. Pure (dea-bus.md 2.8). docs/protocol.md says it for users.
+"""What an app finds in its environment. Pure. docs/apps.md, "Variables", says it for users.
 
 The environment is data: no shell looks at it. The original put user variables into double quotes of a script, so that
 `$HOME/logs` worked and passwords with a `$` were damaged; here a few names are expanded and nothing else is (`expand`).
@@ -143,7 +143,7 @@ def app_environment(
     host_port: int | None,
     container_port: int | None,
 ) -> tuple[str, ...]:
-    """Of an instance, in the order of dea-bus.md 2.8; the user's own come last."""
+    """Of an instance, in the order of the original; the user's own come last (docs/apps.md, "Variables")."""
     application = vcap_application(
         message, instance_id=instance_id, version=version, started_at_s=started_at_s, port=container_port
     )
@@ -179,7 +179,7 @@ def staging_environment(
     timeout_s: float,
     tmpdir: str,
 ) -> tuple[str, ...]:
-    """Of a staging (dea-bus.md 2.8, last paragraph); the timeout is a float's text."""
+    """Of a staging; the timeout is a float's text."""
     application = (message.vcap_application or {}) if message is not None else {}
     pairs: list[tuple[str, str]] = [
         *BASE_ENVIRONMENT,

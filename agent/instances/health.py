@@ -1,4 +1,4 @@
-"""When is an app healthy? When its port accepts; an app without routes is at once (dea-bus.md 2.6)."""
+"""When is an app healthy? When its port accepts; an app without routes is at once (docs/protocol.md, "Health check")."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from container import Job, PortMapping
 
 
 class State(StrEnum):
-    """The words that go on the wire (dea-bus.md 2.1)."""
+    """The values are published (docs/protocol.md, "Instance states")."""
 
     BORN = "BORN"
     STARTING = "STARTING"
@@ -65,7 +65,7 @@ _CRASH = Move(_S.CRASHED, (_F.SAVE, _F.UNREGISTER, _F.ANNOUNCE_EXIT))
 _GOING = Move(_S.STOPPING, (_F.SAVE, _F.UNREGISTER))
 _STILL_GOING = Move(_S.STOPPING)
 
-#: A stop wins over whatever ends meanwhile: such an end is no crash (peers-on-the-bus.md 4).
+#: A stop wins over whatever ends meanwhile: such an end is no crash (docs/protocol.md, "Stop message").
 MOVES: Final[Mapping[tuple[State, Event], Move]] = {
     (_S.BORN, _E.START): Move(_S.STARTING, (_F.SAVE,)),
     (_S.BORN, _E.REFUSED): Move(_S.CRASHED, (_F.SAVE, _F.ANNOUNCE_EXIT)),
@@ -106,11 +106,11 @@ LIFE_BROKE: Final[Mapping[State, Event]] = {
     _S.STOPPING: _E.GONE,
 }
 
-#: What reserves (dea-bus.md 2.1). EVACUATING did not in the original, so that a draining host looked empty.
+#: What reserves (docs/protocol.md, "Instance states"). EVACUATING did not in the original, so that a draining host looked empty.
 HOLDS: Final = frozenset({_S.BORN, _S.STARTING, _S.RUNNING, _S.STOPPING, _S.EVACUATING})
-#: What a heartbeat tells (dea-bus.md 1.9).
+#: What a heartbeat lists (docs/protocol.md, "Heartbeat").
 IN_HEARTBEAT: Final = frozenset({_S.STARTING, _S.RUNNING, _S.CRASHED, _S.EVACUATING})
-#: What a `dea.stop` stops (dea-bus.md 1.5).
+#: What a `dea.stop` stops (docs/protocol.md, "Stop message").
 STOPPABLE: Final = frozenset({_S.BORN, _S.STARTING, _S.RUNNING, _S.STOPPING, _S.EVACUATING})
 #: What has routes.
 ROUTED: Final = frozenset({_S.RUNNING, _S.EVACUATING})

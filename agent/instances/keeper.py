@@ -123,8 +123,8 @@ class Keeper:
         self._admission.stop_waiting(instance)
 
     def update(self, message: m.UpdateMessage) -> None:
-        """Routes in place; a new version gives a new id (dea-bus.md 1.5). A start that is under way changes too: what it
-        registers once it is healthy are the routes of the newest message."""
+        """Routes in place; a new version gives a new id (docs/protocol.md, "Update message"). A start that is
+        under way changes too: what it registers once it is healthy are the routes of the newest message."""
         touched = [one for one in self._registry.of_app(message.app) if one.state in UPDATABLE]
         if not touched:
             return

@@ -1,7 +1,7 @@
 """The life of one instance: one task from its start to its end.
 
 A stop does not cancel this task; it sets `stop_requested`, and the task cancels its own child and gives back what it holds. So
-a stop wins over a start at every point of it, and never waits behind one (bus.md 2).
+a stop wins over a start at every point of it, and never waits behind one (docs/protocol.md, "Stop message").
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ def _take_up(instance: Instance, home: Home, held: AsyncExitStack) -> Container:
 
 
 def exit_of(status: ExitStatus, *, out_of_memory: bool) -> Exit:
-    """What the bus is told (dea-bus.md 2.5). A shell in between gives the KILL of its child as 137. Pure.
+    """What is published of an end (docs/protocol.md, "Exits"). A shell in between gives the KILL of its child as 137. Pure.
 
     ``out_of_memory``: there was such a kill. It was the end only of what ended by one.
     """
@@ -354,7 +354,7 @@ class StagingInfo(msgspec.Struct, frozen=True):
 
 
 async def start_command(instance: Instance, container: Container) -> str:
-    """The message's, else the droplet's, else `./startup` of droplets from before 2013 (dea-bus.md 2.2, step 4)."""
+    """The message's, else the droplet's, else `./startup` of droplets from before 2013 (docs/apps.md, "The start")."""
     if instance.message.start_command:
         return instance.message.start_command
     try:

@@ -1,4 +1,4 @@
-"""From the bus's limits and rules to the container's. Pure (dea-bus.md 2.7)."""
+"""From the bus's limits and rules to the container's. Pure (docs/protocol.md, "Limits")."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""How an app tells that it is ready: by a file that its droplet names, else by its port, else it is at once (dea-bus.md 2.6).
+"""How an app tells that it is ready: by a file that its droplet names, else by its port, else it is at once
+(docs/protocol.md, "Health check").
 
 The files are the app's own, read by the manager within a bound and never through a link out of the container.
 """

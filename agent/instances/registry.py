@@ -10,7 +10,7 @@ from agent.resources import NOTHING, Claim, claim_of
 
 
 def matches(instance: Instance, wanted: Filter) -> bool:
-    """dea-bus.md 1.5: every filter that is there and not empty must hold."""
+    """Every filter that is there and not empty must hold (docs/protocol.md, "Filters")."""
     if wanted.version and instance.version != wanted.version:
         return False
     if wanted.ids and instance.id not in wanted.ids:
@@ -64,7 +64,7 @@ class Registry:
         )
 
     def rename(self, instance: Instance, new_id: str) -> None:
-        """A new version gives an instance a new id, under which alone it is found (dea-bus.md 1.5)."""
+        """A new version gives an instance a new id, under which alone it is found (docs/protocol.md, "Update message")."""
         del self._by_id[instance.id]
         instance.id = new_id
         self._by_id[new_id] = instance
@@ -79,7 +79,7 @@ class Registry:
         return tuple(one for one in self.of_app(wanted.app) if matches(one, wanted))
 
     def counts(self) -> dict[str, int]:
-        """Instances by app, in whatever state (dea-bus.md 1.3)."""
+        """Instances by app, in whatever state (docs/protocol.md, "Adverts")."""
         return {app: len(instances) for app, instances in self._by_app.items()}
 
     def in_states(self, states: frozenset[State]) -> tuple[Instance, ...]:

@@ -1,4 +1,4 @@
-"""What an instance uses, sampled: once when it runs, then at the configured period (dea-bus.md 2.11)."""
+"""What an instance uses, sampled: once when it runs, then at the configured period."""
 
 from __future__ import annotations
 

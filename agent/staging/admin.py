@@ -72,7 +72,7 @@ class AdminBuildpacks:
         found = []
         for one in wanted:
             if not is_url(one.url):
-                continue  # the original drops them (dea-bus.md 3.1)
+                continue  # the original drops them
             path = self._dir / _name(one.key)
             if not path.exists():
                 lock = self._locks.setdefault(path.name, asyncio.Lock())

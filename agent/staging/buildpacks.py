@@ -142,7 +142,8 @@ def decide(
     procfile: dict[str, str] | None,
     release: Release,
 ) -> Outcome:
-    """The start command: the user's, else the Procfile's `web`, else the release's (dea-bus.md 3.3)."""
+    """The start command: the user's, else the Procfile's `web`, else the release's
+    (docs/apps.md, "Staging: what a buildpack is promised")."""
     processes = dict(procfile if procfile is not None else release.default_process_types)
     released = release.default_process_types.get("web")
     if meta_command:

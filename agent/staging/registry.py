@@ -1,4 +1,4 @@
-"""The stagings of this host: accepted, refused, stopped; and what is told of each (dea-bus.md 3.4)."""
+"""The stagings of this host: accepted, refused, stopped; and what is published of each (docs/protocol.md, "Staging replies")."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ class StagingRegistry:
             outcome.processes,
         )
         self._failures.pop(message.app_id, None)
-        if staged.upload_error is not None:  # the checksum is told all the same (dea-bus.md 3.4)
+        if staged.upload_error is not None:  # the checksum is published all the same
             task.log.warning("droplet_not_uploaded", sha1=staged.sha1, error=staged.upload_error)
             task.output.say(f"Staging failed: {staged.upload_error}", "sys")
             self._tell_last(run, structs.replace(reply, error=staged.upload_error))

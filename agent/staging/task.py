@@ -260,7 +260,7 @@ class StagingTask:
             await self._shop.layers.adopt(tree, packed.sha1, packed.layer.bytes, packed.layer.files)
         return packed
 
-    # -- the buildpack cache: best effort in every step (dea-bus.md 9: a corrupt cache made every staging fail) ---
+    # -- the buildpack cache: best effort in every step (in the original a corrupt cache made every staging fail) ---
 
     async def _fetch_cache(self, steps: Steps) -> None:
         """It may take a share of the time only: a server that trickles must not cost the staging."""

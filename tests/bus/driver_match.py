@@ -1,4 +1,4 @@
-"""The language of the conversations (spec: sequences/README.md): tags, variables, and whether a message is what was expected. Pure."""
+"""The language of the conversations (tests/fixtures/sequences): tags, variables, and whether a message is what was expected. Pure."""
 
 from __future__ import annotations
 

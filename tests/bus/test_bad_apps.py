@@ -1,4 +1,4 @@
-"""Apps that misbehave: each costs itself alone, ends in the words of dea-bus.md 2.5, and leaves nothing."""
+"""Apps that misbehave: each costs itself alone, ends with the descriptions of docs/protocol.md, "Exits", and leaves nothing."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def test_what_ends_by_itself_is_told_with_its_status(host: Host) -> None:
 
 
 async def test_an_app_that_never_opens_its_port_is_ended_when_its_time_is_over(host: Host) -> None:
-    """It does not run on after it has been told as failed; 0 is a time too (dea-bus.md 1.4)."""
+    """It does not run on after it has been told as failed; 0 is a time too (docs/protocol.md, "Start message")."""
     before = host.picture()
     apps = {timeout_s: host.make_app(f"mute-{timeout_s}") for timeout_s in (0, 1)}
 
@@ -172,7 +172,7 @@ async def test_what_an_archive_may_not_bring_is_dropped_and_the_app_runs(host: H
 
 async def test_words_of_the_environment_are_data_whatever_they_hold(host: Host) -> None:
     """Without `=` the value is empty; without a name, or with a NUL, a word is left out; the shell sees none of them, and of
-    names with a dollar only a few are expanded (docs/protocol.md).
+    names with a dollar only a few are expanded (docs/apps.md, "Variables").
     """
     app = host.make_app("words")
     odd = [
@@ -267,7 +267,7 @@ async def test_routes_may_be_none_null_or_very_many(host: Host) -> None:
 
 
 async def test_a_download_that_stalls_is_given_up(hosts: OpenHost) -> None:
-    """The time is configured (30 s by default, dea-bus.md 2.3); a start behind it is not held up."""
+    """The time is configured (30 s by default); a start behind it is not held up."""
     async with hosts(downloads={"stall_s": 1}) as host:
         await host.start_agent()
         before = host.picture()

@@ -1,4 +1,4 @@
-"""What a crash leaves, and for how long: its output, its place in the heartbeat, its disk (dea-bus.md 2.10)."""
+"""What a crash leaves, and for how long: its output, its place in the heartbeat, its disk (docs/protocol.md, "Instance states")."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def test_the_newest_crash_of_each_index_is_kept_for_its_time_and_holds_wha
         (crashes / "stranger").mkdir()
         await host.wait_depot_empty()
         held = await host.status()
-        await host.stop(shop)  # skipped: it has crashed (dea-bus.md 1.5)
+        await host.stop(shop)  # skipped: it has crashed (docs/protocol.md, "Stop message")
 
         kept = {new, second, only}
         assert old != new

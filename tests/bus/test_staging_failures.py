@@ -24,7 +24,7 @@ def desk(host: Host) -> Desk:
 
 
 def failed(staging: Staging, error: str, kind: str | None = None, message: str = "") -> dict[str, Any]:
-    """A second reply that tells of nothing but an error: dea-bus.md 3.4."""
+    """A second reply with nothing but an error (docs/protocol.md, "Staging replies")."""
     nothing = dict.fromkeys(
         ("detected_buildpack", "buildpack_key", "droplet_sha1", "detected_start_command", "procfile")
     )

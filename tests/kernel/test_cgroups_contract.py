@@ -116,7 +116,7 @@ def test_parents_go_when_they_are_empty_and_come_again(backend: Cgroups, box: Cg
 
 
 def test_a_foreign_id_joins_by_descriptors_that_root_opened(box: CgroupSet) -> None:
-    """The opener's credentials count (wshd.md); by path the same id is refused."""
+    """The opener's credentials count (docs/wshd.md, "Jobs"); by path the same id is refused."""
 
     def by_path() -> None:
         box.job_files[0].open("w").close()

@@ -21,7 +21,7 @@ from container import Access, BindMount, Container, Depot, Limits, User
 
 pytestmark = [pytest.mark.kernel, BOTH_BUILDS]
 
-#: house.md, Identity and isolation; numbers of capabilities(7).
+#: docs/wshd.md, "Isolation"; numbers of capabilities(7).
 CAPABILITIES = {
     "CHOWN": 0,
     "DAC_OVERRIDE": 1,

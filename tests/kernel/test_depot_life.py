@@ -131,7 +131,7 @@ async def test_the_oldest_output_is_dropped_and_the_gap_told(box: Container) -> 
     assert chunks[0].gap_bytes == chunks[0].offset > 0
     kept = b"".join(chunk.data for chunk in chunks)
     assert whole.endswith(kept)
-    # Dropped in steps of an eighth of the limit (wshd.md), and the pipe may hold as much again as 64 KiB.
+    # Dropped in steps of an eighth of the limit (docs/wshd.md, "Output"), and the pipe may hold as much again as 64 KiB.
     assert (1 << 20) * 3 // 4 < len(kept) <= (1 << 20) * 5 // 4
 
 

@@ -1,4 +1,4 @@
-"""Downloads over real HTTP: the words of dea-bus.md 2.3 for everything that can go wrong."""
+"""Downloads over real HTTP: the texts of the original for everything that can go wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Uploads over real HTTP: the words of dea-bus.md 3.6 for everything that can go wrong."""
+"""Uploads over real HTTP: the texts of the original for everything that can go wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an app finds in its environment (dea-bus.md 2.8), and the limits made from a message (2.7)."""
+"""What an app finds in its environment (docs/apps.md, "Variables"), and the limits made from a message."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def test_a_destination_of_no_family_is_named(destination: str) -> None:
 
 
 def test_what_fits_exactly_fits_and_disk_is_named_first() -> None:
-    """dea-bus.md 4: remaining >= request."""
+    """What is left equals what is asked for: it fits."""
     left = Capacity(100, 100)
     assert left.lacks(Claim(100, 100)) is None
     assert left.lacks(Claim(101, 101)) is Short.DISK

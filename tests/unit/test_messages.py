@@ -87,7 +87,7 @@ def test_broken_words_are_refused(kind: type[msgspec.Struct], payload: bytes) ->
 
 
 def test_an_unknown_state_refuses_the_whole_message() -> None:
-    """dea-bus.md 1.5: an unknown name raises and the message is dropped."""
+    """An unknown name raises and the message is dropped (docs/protocol.md, "Filters")."""
     with pytest.raises(m.MessageError, match="NONSENSE"):
         m.decode(m.StopMessage, b'{"droplet":"a","states":["NONSENSE"]}')
 
@@ -104,7 +104,7 @@ def test_a_stop_knows_whether_the_app_was_all_that_was_said() -> None:
     [("5", 5.0), ("0.5", 0.5), ("9" * 400, 2147483647.0), ('"5"', None), ("-1", None), ("0", None), ("true", None), ("null", None)],
 )  # fmt: skip
 def test_a_routers_interval_counts_only_as_a_positive_number(said: str, interval: float | None) -> None:
-    """peers-on-the-bus.md 4: anything else is ignored."""
+    """Anything else is ignored (docs/protocol.md, "Routes")."""
     start = b'{"minimumRegisterIntervalInSeconds":%b}' % said.encode()
     assert m.decode(m.RouterStart, start).interval_s == interval
     assert m.decode(m.RouterStart, b"{}").interval_s is None

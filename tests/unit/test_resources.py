@@ -49,7 +49,7 @@ def test_a_crash_holds_what_is_kept_of_it(kept_bytes: int, disk_mb: int) -> None
 
 
 def test_what_is_asked_for_exactly_fits_and_disk_is_looked_at_first() -> None:
-    """dea-bus.md 1.4 and 4."""
+    """As docs/protocol.md, "Start message", says."""
     left = Capacity(64, 128)
 
     assert left.lacks(Claim(64, 128)) is None

@@ -1,4 +1,7 @@
-"""What we say, compared with the fixtures field by field, except where peers-on-the-bus.md 3 and 4 decide otherwise."""
+"""What we say, compared with the fixtures field by field, except where docs/protocol.md says otherwise.
+
+Its section "Differences from the original" lists these.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ OUTBOUND = {
     "staging.start.reply.stopped", "staging.start.reply.insufficient_resources",
 }  # fmt: skip
 REFUSED = {"dea.start.invalid_uris"}
-#: HTTP, a file, or somebody else's; INDEX.md says which.
+#: HTTP, a file, or somebody else's; tests/fixtures/INDEX.md says which.
 NOT_ON_OUR_BUS = (
     "legacy.", "hm9000.", "http.", "instance_paths.", "instances.snapshot", "internal.", "upload.",
     "staging.completed.http_post", "router.register.directory_server",
@@ -101,7 +104,7 @@ def test_router_messages_are_as_the_router_reads_them(kind: str) -> None:
 
 
 def test_an_instance_that_never_had_a_port_is_not_unregistered() -> None:
-    """peers-on-the-bus.md 4: the original said port null, which the router drops."""
+    """The original published port null, which the router drops (docs/protocol.md, "Routes")."""
     one = instance()
     one.port = None
     assert fixture("router.unregister.never_started")["port"] is None
@@ -123,7 +126,7 @@ def test_an_exit_is_as_the_cloud_controller_reads_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["dea.heartbeat", "dea.heartbeat.empty"])
 def test_a_heartbeat_has_the_original_entries_also_when_empty(name: str) -> None:
-    """dea-bus.md 1.9: exactly these keys in this order, in these four states."""
+    """Exactly these keys in this order, in these four states (docs/protocol.md, "Heartbeat")."""
     wanted = fixture(name)
     heartbeat = said(voice(*map(instance, wanted["droplets"])).heartbeat())
     assert heartbeat == wanted
@@ -149,7 +152,7 @@ def test_what_is_born_and_waits_is_starting_in_the_heartbeat() -> None:
 def test_adverts_have_what_a_pool_needs_and_no_url(name: str) -> None:
     """One without app_id_to_count poisons a whole pool; a url would mean HTTPS staging. Both have the same id."""
     wanted = fixture(name)
-    del wanted["url"]  # peers-on-the-bus.md 3: left out unless the HTTPS form is served
+    del wanted["url"]  # docs/protocol.md, "Adverts": left out unless the HTTPS form is served
     speaker = voice(
         *of_apps(wanted["app_id_to_count"]),
         zone=wanted["placement_properties"]["zone"],
@@ -194,7 +197,7 @@ def test_answers_to_a_question(what: str) -> None:
 
 
 def test_what_does_not_run_has_no_stats() -> None:
-    """dea-bus.md 1.5."""
+    """As docs/protocol.md, "Find request", says."""
     one = instance()
     one.state = State.STARTING
     question = m.decode(m.FindMessage, raw("dea.find.droplet.request.stats"))
@@ -212,7 +215,7 @@ def test_the_first_reply_to_a_staging(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(name for name in OUTBOUND if name.startswith("staging.start.reply2")))
 def test_the_second_reply_to_a_staging(name: str) -> None:
-    """The keys of dea-bus.md 3.4; error and error_info only on failure."""
+    """The keys of docs/protocol.md, "Staging replies"; error and error_info only on failure."""
     wanted = fixture(name)
     assert said(msgspec.convert(wanted, m.StagingReply2)) == wanted
 
@@ -237,7 +240,7 @@ def test_routes_follow_the_state() -> None:
 
 @pytest.mark.parametrize(("heard", "interval_s"), [(5, 5.0), (0.1, 1.0), (300, 20.0), ("x", 20.0)])
 def test_the_register_interval_is_the_smaller_within_bounds(heard: Any, interval_s: float) -> None:
-    """Never above 20 s nor below 1 s (peers-on-the-bus.md 4)."""
+    """Never above 20 s nor below 1 s (docs/protocol.md, "Routes")."""
     speaker = voice()
     speaker.heard_router(m.RouterStart(heard))
     assert speaker.register_interval_s == interval_s
