@@ -23,7 +23,7 @@ from agent.phases import Phases
 from agent.probe import WriteProbe
 from agent.resources import Capacity
 from agent.supervisor import Supervisor
-from container.units import MIB
+from wsh.units import MIB
 
 AGENT_VERSION = "0.0.1"  # what the original always said in dea.shutdown
 REGISTER_FLOOR_S, REGISTER_CEILING_S = 1.0, 20.0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from agent.config import ResourceSettings
 from agent.instances.instance import HOLDS, Instance, State
-from container.units import MIB
+from wsh.units import MIB
 
 #: Of the host's memory, what is left to the host where no `memory_mb` is configured.
 HOST_SHARE = 0.1

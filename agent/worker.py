@@ -46,7 +46,7 @@ from agent.staging.task import Workshop
 from agent.supervisor import Supervisor
 from agent.upkeep import Upkeep
 from container import Depot
-from container.units import MIB
+from wsh.units import MIB
 
 FAREWELL_S = 3.0
 STAGINGS_END_S = 2.0

@@ -28,12 +28,15 @@ if TYPE_CHECKING:
     from container.host import HostUnfit as HostUnfit
     from container.host import check_kernel as check_kernel
     from container.host import kernel_version as kernel_version
-    from container.job import Chunk as Chunk
-    from container.job import ExitStatus as ExitStatus
-    from container.job import Job as Job
+    from container.jobs import Chunk as Chunk
+    from container.jobs import ExitStatus as ExitStatus
+    from container.jobs import Job as Job
     from container.jobs import PipedJob as PipedJob
     from container.jobs import RunResult as RunResult
     from container.jobs import TerminalJob as TerminalJob
+    from container.jobs import UnknownJob as UnknownJob
+    from container.jobs.pipes import Pipe as Pipe
+    from container.jobs.pipes import TooMuch as TooMuch
     from container.locks import DepotBusy as DepotBusy
     from container.network import NoPorts as NoPorts
     from container.network.firewall import FirewallError as FirewallError
@@ -41,8 +44,6 @@ if TYPE_CHECKING:
     from container.parts import ContainerState as ContainerState
     from container.parts import Info as Info
     from container.parts import WrongState as WrongState
-    from container.pipes import Pipe as Pipe
-    from container.pipes import TooMuch as TooMuch
     from container.pools import NoLease as NoLease
     from container.recovery import Recovery as Recovery
     from container.settings import DepotSettings as DepotSettings
@@ -76,14 +77,13 @@ _MODULES = {
     "events": ("ContainerEvent", "EventKind", "Events"),
     "files": ("FileEntry", "FilesError", "NotAFile"),
     "host": ("HostUnfit", "check_kernel", "kernel_version"),
-    "job": ("Chunk", "ExitStatus", "Job"),
-    "jobs": ("PipedJob", "RunResult", "TerminalJob"),
+    "jobs": ("Chunk", "ExitStatus", "Job", "PipedJob", "RunResult", "TerminalJob", "UnknownJob"),
     "locks": ("DepotBusy",),
     "network": ("NoPorts",),
     "network.firewall": ("FirewallError",),
     "network.ports": ("PortTaken",),
     "parts": ("ContainerState", "Info", "WrongState"),
-    "pipes": ("Pipe", "TooMuch"),
+    "jobs.pipes": ("Pipe", "TooMuch"),
     "pools": ("NoLease",),
     "recovery": ("Recovery",),
     "settings": ("DepotSettings",),

@@ -17,8 +17,7 @@ from container import snapshot
 from container.aio import FileWatcher
 from container.cgroups import CgroupSet
 from container.events import EventKind, Events
-from container.job import JobHost
-from container.jobs import Jobs
+from container.jobs import JobHost, Jobs
 from container.network import Networks
 from container.parts import ACTIONS, Action, ContainerState, Parts, WrongState
 from container.snapshot import Phase

@@ -15,8 +15,7 @@ from typing import Final
 from container import files, snapshot
 from container.body import Body
 from container.events import Events
-from container.job import ExitStatus, Job
-from container.jobs import PipedJob, RunResult, TerminalJob
+from container.jobs import ExitStatus, Job, PipedJob, RunResult, TerminalJob
 from container.parts import Action, ContainerState, Info, WrongState
 from container.spec import EgressRule, JobSpec, Limits, PortMapping, User
 from container.wshd import WshdGone, WshdSilent

@@ -22,7 +22,7 @@ from container import linux, users
 from container.errors import ContainerError
 from container.pools import IdLease
 from container.spec import JobSpec, User
-from container.units import MIB
+from wsh.units import MIB
 
 _RESOLVE: Final = linux.RESOLVE_IN_ROOT | linux.RESOLVE_NO_MAGICLINKS
 #: By its path and with an environment of ours: what lies in a PATH inside is the job's to choose.

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from container.errors import ContainerError
-from container.units import MIB
+from wsh.units import MIB
 from wsh.vcap import VCAP_HOME, VCAP_ID
 
 #: Lowers that fsconfig takes at most on Linux 6.1.

@@ -21,7 +21,7 @@ from typing import Final
 from container.aio import readable, writable
 from container.errors import ContainerError
 from container.plan import Plan
-from container.units import MIB
+from wsh.units import MIB
 
 #: Of any request but `wait`, which lasts as long as its job; `guard.py` watches over that one.
 REQUEST_TIMEOUT_S: Final = 10.0

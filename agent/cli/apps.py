@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from agent.cli import reach, ui
-from container.units import MIB
+from wsh.units import MIB
 
 COLOURS = {"running": "green", "crashing": "red", "starting": "yellow", "staging": "yellow", "stopped": "dim"}
 

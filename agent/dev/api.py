@@ -25,7 +25,7 @@ from aiohttp import web
 from agent.bus.client import NotConnected
 from agent.dev.controller import Controller
 from agent.dev.pushes import Changes, Push, Refused
-from container.units import MIB
+from wsh.units import MIB
 
 USER = "garrison"
 MAX_UPLOAD_BYTES = 2 << 30

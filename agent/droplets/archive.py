@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from container.units import MIB
+from wsh.units import MIB
 
 NAME_BYTES = 4095
 COMPONENT_BYTES = 255

@@ -20,7 +20,7 @@ from agent.droplets.archive import (
     clean_target,
     shown,
 )
-from container.units import MIB
+from wsh.units import MIB
 
 BLOCK = 512
 CHUNK = 256 << 10

@@ -23,7 +23,7 @@ import msgspec
 from yarl import URL
 
 from agent.droplets.slots import FairSlots
-from container.units import MIB
+from wsh.units import MIB
 
 CHUNK = MIB
 ANSWER_BYTES = MIB

@@ -11,7 +11,7 @@ from agent.instances.instance import Instance
 from agent.instances.limits import bind_mounts, cpu_shares, egress_rules
 from agent.instances.start import start_argv
 from container import ContainerSpec, JobSpec, Limits, Output, Past, PortMapping
-from container.units import MIB
+from wsh.units import MIB
 
 #: The app's own job among those of its container.
 JOB_ID = "app"

@@ -49,7 +49,7 @@ from container import (
     WshdError,
     WshdGone,
 )
-from container.units import MIB
+from wsh.units import MIB
 
 NOT_HEALTHY = "failed to accept connections within health check timeout"
 NO_COMMAND = "missing start command"

@@ -46,7 +46,7 @@ from container import (
     WshdError,
     WshdGone,
 )
-from container.units import MIB
+from wsh.units import MIB
 from wsh.vcap import VCAP_ID
 
 TIMED_OUT: Final = "Staging in container timed out"

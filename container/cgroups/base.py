@@ -1,7 +1,7 @@
 """The contract over cgroup v1 and v2 (tests/kernel/test_cgroups_contract.py runs over the host's own).
 
 A container has two leaves beside each other: ``init`` for wshd, and ``job`` for everything else. Limits are set on ``job``. On
-their common parent, the page cache of the spool would count against the app's memory, and the app's CPU limit would slow wshd.
+their common parent, the page cache of the spool would count against the jobs' memory, and their CPU limit would slow wshd.
 CPU shares are set on the container's own directory, because they weigh a cgroup against its siblings, and only there the
 siblings are other containers.
 
@@ -155,7 +155,7 @@ class CgroupSet(ABC):
 
     @abstractmethod
     def memory_bytes(self) -> int:
-        """What the app uses: what is charged to ``job``, without the page cache that can be dropped at once."""
+        """What the jobs use: what is charged to ``job``, without the page cache that can be dropped at once."""
 
     @abstractmethod
     def cpu_ns(self) -> int:

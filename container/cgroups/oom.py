@@ -4,7 +4,7 @@ The event is only a reason to look; the kernel's count shows what happened. v1 r
 reports every change of its events. So a look that finds nothing new is repeated a few times, ever later.
 
 On v1 each cgroup has an eventfd of its own. On v2 all cgroups share one inotify instance (:class:`SharedWatcher`): the
-kernel lets a user have 128 instances, and a host may have more containers.
+kernel lets a user have 128 of them, and a host may have more containers.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class SharedWatcher:
         self._users = 0
 
     def start(self, path: Path, on_change: Callable[[], None]) -> Callable[[], None]:
-        """As `FileWatcher.start`. OSError: also when the instance cannot be had."""
+        """As `FileWatcher.start`. OSError: also when the kernel gives no inotify."""
         if self._watcher is None:
             self._watcher = FileWatcher()
         self._users += 1

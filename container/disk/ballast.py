@@ -72,6 +72,6 @@ class BallastDisk(Disk):
             except OSError as e:
                 if e.errno != errno.ENOSPC:
                     raise
-                # The ballast's own extent blocks took some, or the app did meanwhile.
+                # The ballast's own extent blocks took some, or a job did meanwhile.
                 wanted -= 16 * seen.f_frsize
                 os.ftruncate(ballast_fd, max(wanted, size))

@@ -18,7 +18,7 @@ _READ_BYTES: Final = 1 << 16
 
 
 def inotify_open() -> int:
-    """A new instance: close-on-exec, never blocking. OSError EMFILE: the user has too many (128 by default)."""
+    """A new inotify instance: close-on-exec, never blocking. OSError EMFILE: the user has too many (128 by default)."""
     return checked(libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC), "inotify_init1")
 
 

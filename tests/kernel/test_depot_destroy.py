@@ -20,6 +20,7 @@ from container import (
     Depot,
     SpecError,
     UnknownHandle,
+    UnknownJob,
     WrongState,
 )
 
@@ -147,3 +148,14 @@ async def test_a_job_that_forgets_itself_frees_its_id(depot: Depot, stack: Path)
     await job.forget()  # of an earlier one, and not of that which has the id now
     assert dict(box.jobs) == {"again": later}
     assert (await later.wait()).ok
+
+
+async def test_an_unknown_job_is_the_same_error_everywhere(depot: Depot, stack: Path) -> None:
+    """One that never was, and one that has been forgotten."""
+    box = await depot.create(app(stack))
+    job = await box.spawn(sh("true", job_id="once"))
+    assert (await job.wait()).ok
+    await job.forget()
+    for name in ("never", "once"):
+        with pytest.raises(UnknownJob, match=name):
+            await box.forget(name)

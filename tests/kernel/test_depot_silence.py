@@ -19,7 +19,7 @@ from depot_kit import depot as depot
 from depot_kit import stack as stack
 
 from container import Container, ContainerState, Depot, ExitStatus, WshdSilent
-from container.job import LOST
+from container.jobs.records import LOST
 
 pytestmark = pytest.mark.kernel
 QUICK = {"guard_period_s": 0.2, "silence_s": 1.0}

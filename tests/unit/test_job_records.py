@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from container import overlay
-from container.job import ExitStatus, Record, _Reader, parse_record, spawn_keys
-from container.spec import JobSpec, Output, Past, User
+from container.jobs.job import spawn_keys
+from container.jobs.records import ExitStatus, Record, parse_record
+from container.jobs.spool import Reader
+from container.spec import DEFAULT_PATH, JobSpec, Output, Past, User
 
 pytestmark = pytest.mark.unit
 
@@ -56,7 +58,8 @@ def test_the_words_of_a_spawn() -> None:
         output=Output(1, Past.KILL),
     )
     assert spawn_keys(spec, "spool", ("stdout", "record")) == [
-        ("arg", "sh"), ("arg", "-c"), ("arg", "x"), ("env", "A=1"), ("uid", "0"), ("gid", "0"), ("cwd", "/"),
+        ("arg", "sh"), ("arg", "-c"), ("arg", "x"), ("env", "A=1"), ("env", f"PATH={DEFAULT_PATH}"),
+        ("uid", "0"), ("gid", "0"), ("cwd", "/"),
         ("umask", "22"), ("rlimit", "nofile:256:256"), ("io", "spool"), ("fd", "stdout"), ("fd", "record"),
         ("limit", "1"), ("over", "kill"),
     ]  # fmt: skip
@@ -73,7 +76,7 @@ def test_a_reader_is_told_of_what_was_dropped(tmp_path: Path) -> None:
     os.close(fd)
 
     with ExitStack() as opened:
-        reader = _Reader(opened, path, "stdout", 100)
+        reader = Reader(opened, path, "stdout", 100)
         chunk = reader.read()
         assert chunk is not None
         assert (chunk.offset, chunk.data, chunk.gap_bytes) == (65536, b"b" * 10, 65436)

@@ -8,93 +8,16 @@ buffered here.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
-from container import linux
 from container.aio import FileWatcher
+from container.jobs.records import LOST, ExitStatus, Record, parse_record
+from container.jobs.spool import RECORD, STREAMS, Chunk, Reader
 from container.spec import JobSpec, Past
 from container.wshd import Wshd, WshdError, WshdGone
-
-_CHUNK_BYTES: Final = 256 << 10
-_RECORD_BYTES: Final = 4096
-STREAMS: Final = {"stdout": ".out", "stderr": ".err"}
-RECORD: Final = ".record"
-
-
-@dataclass(frozen=True, slots=True)
-class ExitStatus:
-    """How a job ended: a code, a signal, the output limit (``overran``), or nobody knows (``lost``)."""
-
-    code: int | None = None
-    signal: int | None = None
-    overran: bool = False
-    lost: bool = False
-
-    @property
-    def number(self) -> int:
-        """The end as one number: the code, 255 for a signal or an overrun, -1 when lost. Warden's clients read this."""
-        if self.lost:
-            return -1
-        return 255 if self.code is None else self.code
-
-    @property
-    def ok(self) -> bool:
-        """It ended by itself, with code 0."""
-        return self.code == 0
-
-
-LOST: Final = ExitStatus(lost=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What a record file says so far."""
-
-    status: ExitStatus | None = None
-    ended: bool = False
-    lost_bytes: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Output of ``stream`` from ``offset`` on; ``gap_bytes`` before it were dropped and are told once."""
-
-    stream: str
-    offset: int
-    data: bytes
-    gap_bytes: int = 0
-
-
-def parse_status(kind: str, number: int) -> ExitStatus:
-    match kind:
-        case "exit":
-            return ExitStatus(code=number)
-        case "signal":
-            return ExitStatus(signal=number)
-        case "overran":
-            return ExitStatus(signal=9, overran=True)
-    return LOST
-
-
-def parse_record(data: bytes) -> Record:
-    """Lines as wshd writes them; an unfinished last line and unknown ones are ignored."""
-    status, ended, lost = None, False, {}
-    for line in data.split(b"\n")[:-1]:
-        match line.decode(errors="replace").split(" "):
-            case ["exit" | "signal" as kind, number] if number.isdigit() and status is None:
-                status = parse_status(kind, int(number))
-            case ["overran"] if status is None:
-                status = parse_status("overran", 0)
-            case ["lost", stream, count] if count.isdigit():
-                lost[stream] = int(count)
-            case ["end"]:
-                ended = True
-    return Record(status, ended, lost)
 
 
 def spawn_keys(spec: JobSpec, io: str, fds: tuple[str, ...]) -> list[tuple[str, str]]:
@@ -109,33 +32,6 @@ def spawn_keys(spec: JobSpec, io: str, fds: tuple[str, ...]) -> list[tuple[str, 
     if io == "spool" and spec.output.limit_bytes is not None:
         keys += [("limit", str(spec.output.limit_bytes)), ("over", spec.output.past.value)]
     return keys
-
-
-class SpoolFiles:
-    """Descriptors of one job's files, just made; closed after the hand-over."""
-
-    def __init__(self, spool: Path, job_id: str) -> None:
-        self.fds: dict[str, int] = {}
-        # The record first: recovery knows jobs by their records, and so finds a job whose files are half
-        # made.
-        self._paths = [spool / (job_id + suffix) for suffix in (RECORD, *STREAMS.values())]
-        try:
-            for name, path in zip(("record", *STREAMS), self._paths, strict=True):
-                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-                self.fds[name] = os.open(path, flags, 0o600)
-            linux.preallocate(self.fds["record"], _RECORD_BYTES)
-        except BaseException:
-            self.close()
-            self.remove()
-            raise
-
-    def close(self) -> None:
-        while self.fds:
-            os.close(self.fds.popitem()[1])
-
-    def remove(self) -> None:
-        for path in reversed(self._paths):
-            path.unlink(missing_ok=True)
 
 
 @dataclass(slots=True)
@@ -261,7 +157,7 @@ class Job:
         names = tuple(STREAMS) if stream is None else (stream,)
         changed = asyncio.Event()
         with ExitStack() as opened:
-            readers = [_Reader(opened, self._path(STREAMS[name]), name, offset) for name in names]
+            readers = [Reader(opened, self._path(STREAMS[name]), name, offset) for name in names]
             if follow:
                 opened.enter_context(self._woken(changed, RECORD, *(STREAMS[name] for name in names)))
             while True:
@@ -294,42 +190,6 @@ class Job:
         self._host.on_death.add(event.set)
         stack.callback(self._host.on_death.discard, event.set)
         return stack
-
-
-class _Reader:
-    """Reads one spool file. Bytes are dropped at its head while we read (docs/wshd.md, "Output")."""
-
-    def __init__(self, opened: ExitStack, path: Path, stream: str, offset: int) -> None:
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        opened.callback(os.close, self._fd)
-        self._stream = stream
-        self._at = offset
-
-    def read(self) -> Chunk | None:
-        """None: nothing there beyond the offset."""
-        while True:
-            end = os.fstat(self._fd).st_size
-            if self._at >= end:
-                return None
-            start = self._seek_data(self._at, end)
-            data = os.pread(self._fd, min(_CHUNK_BYTES, end - start), start) if start < end else b""
-            if self._seek_data(start, end) != start:
-                continue  # a hole was punched under our hands: what was read may be zeros
-            gap, self._at = start - self._at, start + len(data)
-            return Chunk(self._stream, start, data, gap)
-
-    def _seek_data(self, at: int, end: int) -> int:
-        try:
-            return min(os.lseek(self._fd, at, os.SEEK_DATA), end)
-        except OSError as e:
-            if e.errno != 6:  # ENXIO: a hole up to the end
-                raise
-            return end
-
-
-def found_jobs(spool: Path) -> list[str]:
-    """Ids of the jobs whose records lie in a spool."""
-    return sorted(path.name.removesuffix(RECORD) for path in spool.iterdir() if path.name.endswith(RECORD))
 
 
 def refuse_blocking(spec: JobSpec) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 from container.aio import readable, writable
 from container.errors import ContainerError
-from container.units import MIB
+from wsh.units import MIB
 
 PIPE_BYTES = MIB
 _CHUNK_BYTES = 256 << 10

@@ -16,24 +16,26 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from container import files, users
-from container.job import (
-    LOST,
-    ExitStatus,
-    Job,
-    JobHost,
-    SpoolFiles,
-    found_jobs,
-    parse_record,
-    parse_status,
-    refuse_blocking,
-    spawn_keys,
-)
-from container.pipes import Pipe
+from container.errors import ContainerError
+from container.jobs.job import Job, JobHost, refuse_blocking, spawn_keys
+from container.jobs.pipes import Pipe
+from container.jobs.records import LOST, ExitStatus, parse_record, parse_status
+from container.jobs.spool import SpoolFiles, found_jobs
 from container.pools import IdLease
 from container.spec import JobSpec, SpecError
 from container.wshd import RECOVERY_TIMEOUT_S, Started, Wshd, WshdError, WshdGone, WshdSilent
 
 STDERR_BYTES: Final = 4096
+
+
+class UnknownJob(ContainerError, LookupError):
+    """The container has no job of that id on its spool (any more)."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"no job {job_id!r}")
+        self.job_id = job_id
+
+
 T = TypeVar("T")
 
 
@@ -176,10 +178,19 @@ class Jobs:
         await self.forget(job.id)
         return result
 
+    def find(self, job_id: str) -> Job:
+        """UnknownJob."""
+        try:
+            return self.known[job_id]
+        except KeyError:
+            raise UnknownJob(job_id) from None
+
     async def forget(self, job_id: str) -> None:
-        await self.known[job_id].forget()
+        """UnknownJob; WshdError EBUSY: it still runs."""
+        await self.find(job_id).forget()
 
     def _drop(self, job: Job) -> None:
+        """Called by each job that has removed its files: this is the only list of jobs."""
         if self.known.get(job.id) is job:
             del self.known[job.id]
 
