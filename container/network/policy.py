@@ -54,11 +54,11 @@ class Policy:
         return (self.pool_network, *ALWAYS_CLOSED)
 
 
-Range: TypeAlias = tuple[ipaddress.IPv4Address, ipaddress.IPv4Address]
+AddressRange: TypeAlias = tuple[ipaddress.IPv4Address, ipaddress.IPv4Address]
 
 
 @lru_cache(maxsize=16)
-def _ranges(networks: tuple[str, ...]) -> tuple[Range, ...]:
+def _ranges(networks: tuple[str, ...]) -> tuple[AddressRange, ...]:
     return tuple(map(parse_network, networks))
 
 
@@ -84,7 +84,7 @@ class Permit:
         """One address."""
         return self.first == self.last
 
-    def lies_within(self, ranges: Sequence[Range]) -> bool:
+    def lies_within(self, ranges: Sequence[AddressRange]) -> bool:
         """Whether all its addresses are in one of the ranges."""
         return any(low <= self.first and self.last <= high for low, high in ranges)
 
@@ -212,7 +212,7 @@ class Ruleset:
 
 
 @dataclass(frozen=True, slots=True)
-class Changes:
+class RulesetChange:
     """What makes one ruleset of another. ``altered``: pairs of old and new. ``guarded`` None: as before."""
 
     removed: tuple[LinkRules, ...] = ()
@@ -223,7 +223,7 @@ class Changes:
     guarded: frozenset[str] | None = None
 
 
-def changed(before: Ruleset, after: Ruleset) -> Changes:
+def changed(before: Ruleset, after: Ruleset) -> RulesetChange:
     """The difference of two rulesets of the same policy.
 
     A link that came back with another interface or address counts as removed and added.
@@ -240,7 +240,7 @@ def changed(before: Ruleset, after: Ruleset) -> Changes:
             added.append(new)
         elif old != new:
             altered.append((old, new))
-    return Changes(
+    return RulesetChange(
         tuple(removed),
         tuple(added),
         tuple(altered),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from container.network.policy import (
-    Changes,
     Egress,
     LinkRules,
     Policy,
     Ruleset,
+    RulesetChange,
     changed,
     interface_of,
     make_egress,
@@ -100,7 +100,7 @@ def test_a_change_leaves_the_rule_set_that_it_was_made_from() -> None:
     held.remove(ONE.link_id)
 
     assert held == EMPTY.add(ONE)
-    assert changed(held, EMPTY.add(ONE)) == Changes()
+    assert changed(held, EMPTY.add(ONE)) == RulesetChange()
 
 
 def test_the_difference_names_what_came_went_and_changed() -> None:
@@ -109,7 +109,7 @@ def test_the_difference_names_what_came_went_and_changed() -> None:
     three = link(3, rule("9.9.0.0/16"))
     after = before.remove(TWO.link_id).publish(ONE.link_id, PORT).add(three).guard(frozenset({"eth0"}))
 
-    assert changed(before, after) == Changes(
+    assert changed(before, after) == RulesetChange(
         removed=(TWO,),
         added=(three,),
         altered=((ONE, link(1, rule("8.8.0.0/16"), ports=(PORT,))),),
@@ -133,10 +133,10 @@ def test_a_link_with_another_address_is_another_link() -> None:
     """What was made for the old address is removed first."""
     moved = LinkRules(ONE.interface, ONE.link_id, TWO.lease, ONE.egress)
 
-    assert changed(EMPTY.add(ONE), EMPTY.add(moved)) == Changes(removed=(ONE,), added=(moved,))
+    assert changed(EMPTY.add(ONE), EMPTY.add(moved)) == RulesetChange(removed=(ONE,), added=(moved,))
 
 
 def test_removing_what_is_not_there_is_no_change() -> None:
     """Destroy may be called twice."""
     assert EMPTY.remove("absent") is EMPTY
-    assert changed(EMPTY, EMPTY) == Changes()
+    assert changed(EMPTY, EMPTY) == RulesetChange()

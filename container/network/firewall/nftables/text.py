@@ -18,13 +18,13 @@ from typing import Final
 from container.network.policy import (
     INTERFACE_PREFIX,
     LOG_PREFIX,
-    Changes,
     Egress,
     LinkRules,
     Permit,
     Permits,
     Policy,
     Ruleset,
+    RulesetChange,
 )
 from container.spec import PortMapping, Protocol
 
@@ -168,7 +168,7 @@ def remove() -> str:
     )
 
 
-def change(changes: Changes) -> str:
+def change(changes: RulesetChange) -> str:
     """What makes one ruleset of another. Chains come before the elements that lead to them, and go after them."""
     text = "".join(map(_add_chain, _chains(changes.lists_added)))
     for link in changes.removed:
