@@ -5,12 +5,12 @@ exists nowhere else, mapped onto vcap's number on disk by an idmapped clone of t
 noexec, nosymfollow); chroot into that clone; no capabilities; memory bounded; a filter that knows the calls of a
 writing Python and nothing else.
 
-It imports nothing of `container`: that would load its network library too, and cost each droplet a quarter of a second.
+Of `container` it imports the system calls alone (`container.linux`, on the standard library). The network library would cost
+each droplet a quarter of a second.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import platform
@@ -19,26 +19,13 @@ import signal
 import struct
 from pathlib import Path
 
+from container import linux
 from wsh.vcap import VCAP_ID
 
 #: The worker's id on the host. Below the ids of containers (config: user.pool_start_uid), above those of people.
 WORKER_ID = 999_934_463
 VCAP = VCAP_ID
 MEMORY_BYTES = 1 << 30
-
-_CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
-_CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
-_OPEN_TREE, _MOUNT_SETATTR = 428, 442
-_OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC, _AT_EMPTY_PATH = 1, 0o2000000, 0x1000
-_ATTR_NOSUID, _ATTR_NODEV, _ATTR_NOEXEC, _ATTR_IDMAP, _ATTR_NOSYMFOLLOW = 0x2, 0x4, 0x8, 0x100000, 0x200000
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = (
-    1,
-    4,
-    22,
-    24,
-    38,
-)
-_libc = ctypes.CDLL(None, use_errno=True)
 
 #: Allowed calls: (x86_64, aarch64). Whatever else a library tries is answered EPERM.
 _ALLOWED: dict[str, tuple[int | None, int | None]] = {
@@ -123,20 +110,17 @@ def make_filter(arch: str) -> bytes:
     return b"".join(code)
 
 
-def _check(result: int, what: str) -> int:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), what)
-    return result
-
-
 def _idmap_namespace() -> int:
     """A descriptor of a user namespace in which vcap's number on disk is the worker's id."""
     ready_read, ready_write = os.pipe()
     done_read, done_write = os.pipe()
     child = os.fork()
     if child == 0:
-        status = 0 if _libc.unshare(_CLONE_NEWUSER) == 0 else 1
+        status = 0
+        try:
+            linux.unshare(linux.CLONE_NEWUSER)
+        except OSError:
+            status = 1
         os.write(ready_write, bytes([status]))
         os.close(done_write)
         os.read(done_read, 1)
@@ -156,18 +140,12 @@ def _idmap_namespace() -> int:
 
 
 def _clone_of(target: Path) -> int:
-    clone = _check(
-        _libc.syscall(_OPEN_TREE, -100, os.fsencode(target), _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC),
-        f"open_tree {target}",
-    )
+    clone = linux.clone_mount(target)
     namespace = _idmap_namespace()
     try:
-        flags = _ATTR_NOSUID | _ATTR_NODEV | _ATTR_NOEXEC | _ATTR_NOSYMFOLLOW | _ATTR_IDMAP
-        attributes = struct.pack("=QQQQ", flags, 0, 0, namespace)
-        _check(
-            _libc.syscall(_MOUNT_SETATTR, clone, b"", _AT_EMPTY_PATH, attributes, ctypes.c_size_t(32)),
-            f"mount_setattr {target}",
-        )
+        flags = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_NOEXEC
+        flags |= linux.MOUNT_ATTR_NOSYMFOLLOW | linux.MOUNT_ATTR_IDMAP
+        linux.set_mount_attributes(clone, flags, user_namespace_fd=namespace)
     finally:
         os.close(namespace)
     return clone
@@ -179,13 +157,13 @@ def enter(target: Path) -> int:
     The worker dies with its parent: nothing may write into a tree that the next agent has thrown away.
     """
     parent = os.getppid()
-    _check(_libc.unshare(_CLONE_NEWNS | _CLONE_NEWNET | _CLONE_NEWIPC | _CLONE_NEWUTS), "unshare")
+    linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWNET | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS)
     clone = _clone_of(target)
     os.setgroups([])
     os.setresgid(WORKER_ID, WORKER_ID, WORKER_ID)
     os.setresuid(WORKER_ID, WORKER_ID, WORKER_ID)
-    _check(_libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0), "dumpable")  # else /proc/self is root's
-    _check(_libc.unshare(_CLONE_NEWUSER), "unshare user namespace")
+    linux.set_dumpable(dumpable=True)  # else /proc/self is root's
+    linux.unshare(linux.CLONE_NEWUSER)
     Path("/proc/self/setgroups").write_text("deny")
     for which in ("uid_map", "gid_map"):
         Path(f"/proc/self/{which}").write_text(f"{WORKER_ID} {WORKER_ID} 1\n")
@@ -199,26 +177,15 @@ def enter(target: Path) -> int:
     os.umask(0)
     _drop_rights()
     # prctl(2): forgotten at each change of ids, so only now; who is an orphan already gets no signal
-    _check(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "parent death signal")
+    linux.die_with_parent(signal.SIGKILL)
     if os.getppid() != parent:
         raise OSError(errno.ESRCH, os.strerror(errno.ESRCH), "the agent")
-    _install(make_filter(platform.machine()))
+    linux.install_filter(make_filter(platform.machine()))
     return root
 
 
 def _drop_rights() -> None:
-    for capability in range(64):
-        if _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
-            break  # past the last one that this kernel has
-    header = struct.pack("=Ii", 0x20080522, 0)
-    none = bytes(24)
-    capset = 126 if platform.machine() == "x86_64" else 91
-    _check(_libc.syscall(capset, header, none), "capset")
-    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
-    _check(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "undumpable")
-
-
-def _install(code: bytes) -> None:
-    buffer = ctypes.create_string_buffer(code, len(code))
-    program = struct.pack("=HxxxxxxQ", len(code) // 8, ctypes.addressof(buffer))
-    _check(_libc.prctl(_PR_SET_SECCOMP, 2, program, 0, 0), "seccomp")
+    linux.drop_bounding_set()
+    linux.drop_capabilities()
+    linux.set_no_new_privileges()
+    linux.set_dumpable(dumpable=False)

@@ -17,7 +17,6 @@ FOLDER = ROOT / "container/linux"
 OTHERS: Final[Mapping[str, str]] = {
     "container/network/firewall/nftables/library.py": "libnftables is a library and no system call",
     "agent/dev/host.py": "it looks for that library, and calls nothing",
-    "agent/droplets/jail.py": "the jailed worker imports nothing of container",
 }
 
 
