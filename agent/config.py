@@ -15,6 +15,7 @@ from msgspec import Meta, Struct, field
 
 from agent import config_file, config_host, config_original, config_rules
 from agent.config_file import ConfigError
+from container.defaults import CGROUP_PARENT, POOL_NETWORK
 
 Positive = Annotated[int, Meta(gt=0, le=1 << 40)]
 Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]  # a year; not `.inf`
@@ -105,7 +106,7 @@ class BindMountSettings(_Section, frozen=True):
 
 
 class NetworkSettings(_Section, frozen=True):
-    pool_network: Text = "10.254.0.0/16"
+    pool_network: Text = POOL_NETWORK
     release_delay: Wait = 5.0
     allow_networks: tuple[str, ...] = ()
     allow_host_access: bool = False
@@ -153,7 +154,7 @@ class Settings(_Section, frozen=True):
 
     base_dir: Path
     index: Annotated[int, Meta(ge=0)] = 0
-    cgroup_parent: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]+$")] = "garrison"
+    cgroup_parent: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]+$")] = CGROUP_PARENT
     nats: NatsSettings = field(default_factory=NatsSettings)
     stacks: tuple[StackSettings, ...] = ()
     domain: str = "localhost"

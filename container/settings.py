@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from container.network import POOL_NETWORK, NetworkOptions
+from container.defaults import CGROUP_PARENT, POOL_NETWORK
+from container.network import NetworkOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +18,7 @@ class DepotSettings:
 
     depot_dir: Path
     templates_dir: Path
-    cgroup_parent: str = "garrison"
+    cgroup_parent: str = CGROUP_PARENT
     pool_network: str = POOL_NETWORK
     release_delay_s: float = 5.0
     mtu: int = 1500

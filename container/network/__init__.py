@@ -5,11 +5,9 @@ from __future__ import annotations
 from container.network.firewall import FirewallError
 from container.network.networks import Link, Networks, Restored
 from container.network.options import NetworkOptions
-from container.network.policy import POOL_NETWORK
 from container.network.ports import NoPorts, PortTaken
 
 __all__ = [
-    "POOL_NETWORK",
     "FirewallError",
     "Link",
     "NetworkOptions",

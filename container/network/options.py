@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from container.defaults import POOL_NETWORK
 from container.network.firewall.backends import DEFAULT
-from container.network.policy import POOL_NETWORK
 
 
 @dataclass(frozen=True, slots=True)

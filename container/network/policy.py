@@ -23,8 +23,6 @@ from typing import Final, TypeAlias
 from container.pools import AddressLease
 from container.spec import EgressRule, PortMapping, PortRange, Protocol, parse_network
 
-#: The containers' addresses, unless the host's settings name another network.
-POOL_NETWORK: Final = "10.254.0.0/16"
 #: Only a permission that lies inside one of these opens it: "this" network, loopback, link-local (metadata services).
 ALWAYS_CLOSED: Final = ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16")
 #: What the kernel's log shows before a packet that a logging permission let through.
