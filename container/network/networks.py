@@ -22,7 +22,7 @@ from typing import Any, Final, TypeVar
 from container.aio import Background, Log, finish
 from container.network import conntrack
 from container.network.firewall import Firewall, FirewallError
-from container.network.firewall.backends import BACK_ENDS
+from container.network.firewall.backends import back_end
 from container.network.forwarding import Forwarding
 from container.network.link import GATEWAY_MAC, PREFIX_LENGTH, DeathWatch, Links, exists
 from container.network.options import NetworkOptions
@@ -120,7 +120,7 @@ class Networks:
         ports = HostPorts.of_host(
             settings.port_first, settings.port_count, rest_s=settings.port_rest_s, rests=settings.port_rests
         )
-        firewall = firewall or BACK_ENDS[settings.firewall]()
+        firewall = firewall or back_end(settings.firewall)
         networks = cls(settings, policy, firewall, await Links.open(), ports, log)
         try:
             await networks._ensure_firewall()

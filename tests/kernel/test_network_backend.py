@@ -90,6 +90,7 @@ async def test_a_network_that_was_closed_holds_nothing(tmp_path: Path) -> None:
 
 BAD_SETTINGS = {
     "an address that is none": (NetworkOptions(dns_servers=("resolver",)), FirewallError),
+    "a back end that is none": (NetworkOptions(firewall="ipfw"), FirewallError),
     "a pool that is none": (NetworkOptions(pool_network="10.254.0.0/33"), ValueError),
 }
 
