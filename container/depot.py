@@ -35,7 +35,7 @@ from container.network import Networks
 from container.network.firewall import FirewallError
 from container.network.ports import NoPorts
 from container.parts import Action
-from container.pools import IdSource, NoLease, Pool, address_leases, id_leases
+from container.pools import IdSource, LeasePool, NoLease, address_leases, id_leases
 from container.recovery import Recovery, recover
 from container.resolver import resolver_for
 from container.retries import Retries
@@ -156,13 +156,13 @@ class Depot:
             subgid=text_of("/etc/subgid"),
         )
         # What only computes comes first: a wrong setting is told before anything is held.
-        addresses = Pool(
+        addresses = LeasePool(
             "address",
             address_leases(settings.pool_network),
             rest_s=settings.release_delay_s,
             now_s=time.monotonic,
         )
-        ids = Pool("ids", id_leases(settings.uid_first, settings.uid_count), now_s=time.monotonic)
+        ids = LeasePool("ids", id_leases(settings.uid_first, settings.uid_count), now_s=time.monotonic)
         job_filter = seccomp.compile_filter(seccomp.DEFAULT_PROFILE, platform.machine())
         for directory in (settings.depot_dir, settings.templates_dir):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)

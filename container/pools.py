@@ -49,7 +49,7 @@ class IdLease:
     first: int
 
 
-class Pool(Generic[T]):
+class LeasePool(Generic[T]):
     """A fixed set of entries, each free, taken or resting. ``rest_s``: seconds; ``now_s``: a monotonic clock."""
 
     def __init__(
@@ -141,7 +141,7 @@ class Pool(Generic[T]):
         return frozenset(self._taken)
 
     def __repr__(self) -> str:
-        return f"<Pool {self.kind} free={len(self._free)} taken={len(self._taken)}>"
+        return f"<LeasePool {self.kind} free={len(self._free)} taken={len(self._taken)}>"
 
 
 def address_leases(pool_network: str) -> list[AddressLease]:

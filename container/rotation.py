@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from container.aio import Log
-from container.pools import Pool
+from container.pools import LeasePool
 
 _LIMIT_BYTES: Final = 4 << 20
 
@@ -31,7 +31,7 @@ class PoolState(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class _Attached:
-    pool: Pool[Any]
+    pool: LeasePool[Any]
     name_of: Callable[[Any], str]
 
 
@@ -57,7 +57,7 @@ class Rotation:
             self._log.warning("rotation_not_read", error=str(e), consequence="pools begin at their start")
             return {}
 
-    def attach(self, pool: Pool[Any], name_of: Callable[[Any], str]) -> None:
+    def attach(self, pool: LeasePool[Any], name_of: Callable[[Any], str]) -> None:
         """Puts the pool where a former manager left it, and records its state from now on. Before anything is taken."""
         self._pools[pool.kind] = _Attached(pool, name_of)
         if (state := self._read.get(pool.kind)) is not None:

@@ -10,7 +10,7 @@ from container.aio import Background, FileWatcher, Log
 from container.cgroups import Cgroups
 from container.disk import Disks
 from container.network import Networks
-from container.pools import AddressLease, IdLease, IdSource, Pool
+from container.pools import AddressLease, IdLease, IdSource, LeasePool
 from container.resolver import Resolver
 from container.wshd import Launcher
 
@@ -28,8 +28,8 @@ class Shared:
     networks: Networks
     launcher: Launcher
     watcher: FileWatcher
-    addresses: Pool[AddressLease]
-    ids: Pool[IdLease]
+    addresses: LeasePool[AddressLease]
+    ids: LeasePool[IdLease]
     link_ids: IdSource
     resolver: Resolver
     seccomp: bytes

@@ -29,7 +29,7 @@ from container.network.options import NetworkOptions
 from container.network.policy import LinkRules, Policy, Ruleset, interface_of, make_egress
 from container.network.ports import HostPorts
 from container.plan import Ethernet
-from container.pools import AddressLease, Pool
+from container.pools import AddressLease, LeasePool
 from container.spec import EgressRule, PortMapping, Protocol
 
 T = TypeVar("T")
@@ -209,7 +209,7 @@ class Networks:
         return {link.link_id: Link(link.link_id, link.interface, link.lease) for link in links}
 
     @property
-    def port_pool(self) -> Pool[int]:
+    def port_pool(self) -> LeasePool[int]:
         """The host's ports, whose order of use outlives the manager (rotation.py)."""
         return self._ports.pool
 

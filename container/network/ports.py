@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from container.errors import ContainerError
-from container.pools import NoLease, Pool
+from container.pools import LeasePool, NoLease
 from container.spec import PortMapping, Protocol
 
 LAST_PORT = 65000
@@ -73,7 +73,7 @@ class HostPorts:
         rests: Callable[[int], bool] = lambda _: False,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.pool = Pool("port", pool, rest_s=rest_s, now_s=now_s)
+        self.pool = LeasePool("port", pool, rest_s=rest_s, now_s=now_s)
         self._range = pool
         self._rests = rests
         self._held: dict[tuple[Protocol, int], socket.socket | None] = {}

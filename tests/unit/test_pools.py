@@ -8,8 +8,8 @@ from container.pools import (
     AddressLease,
     IdLease,
     IdSource,
+    LeasePool,
     NoLease,
-    Pool,
     address_leases,
     encode_id,
     id_leases,
@@ -29,7 +29,7 @@ class Clock:
 
 def test_what_was_freed_first_is_given_out_first() -> None:
     """A queue: an address is not used again while others have rested longer."""
-    pool = Pool("address", "abc", now_s=Clock())
+    pool = LeasePool("address", "abc", now_s=Clock())
     first, second = pool.take(), pool.take()
     pool.give_back(second)
     pool.give_back(first)
@@ -40,7 +40,7 @@ def test_what_was_freed_first_is_given_out_first() -> None:
 def test_a_lease_rests_before_it_is_given_out_again() -> None:
     """Packets of the former owner may still be on the way (docs/network.md, "Addresses and ports")."""
     clock = Clock()
-    pool = Pool("address", "a", rest_s=5.0, now_s=clock)
+    pool = LeasePool("address", "a", rest_s=5.0, now_s=clock)
     pool.give_back(pool.take())
 
     with pytest.raises(NoLease) as refused:
@@ -53,7 +53,7 @@ def test_a_lease_rests_before_it_is_given_out_again() -> None:
 
 def test_giving_back_twice_or_what_is_foreign_changes_nothing() -> None:
     """Undo steps may be repeated."""
-    pool = Pool("ids", "a", now_s=Clock())
+    pool = LeasePool("ids", "a", now_s=Clock())
     lease = pool.take()
     pool.give_back(lease)
     pool.give_back(lease)
@@ -66,7 +66,7 @@ def test_giving_back_twice_or_what_is_foreign_changes_nothing() -> None:
 
 def test_a_claimed_lease_is_taken() -> None:
     """Recovery takes what a snapshot names, and only that."""
-    pool = Pool("ids", "ab", now_s=Clock())
+    pool = LeasePool("ids", "ab", now_s=Clock())
 
     assert pool.claim("b")
     assert not pool.claim("b")

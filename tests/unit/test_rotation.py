@@ -8,7 +8,7 @@ import pytest
 import structlog
 from test_pools import Clock
 
-from container.pools import AddressLease, NoLease, Pool, address_leases
+from container.pools import AddressLease, LeasePool, NoLease, address_leases
 from container.rotation import Rotation
 
 pytestmark = pytest.mark.unit
@@ -23,11 +23,11 @@ class Managers:
         self.wall_s = 5_000_000.0
         self.begun = 0
 
-    def begin(self, *, rest_s: float = 0.0, entries: str = "abcde") -> tuple[Pool[str], Clock]:
+    def begin(self, *, rest_s: float = 0.0, entries: str = "abcde") -> tuple[LeasePool[str], Clock]:
         clock = Clock()
         self.begun += 1
         clock.now_s = 1000.0 * self.begun
-        pool = Pool("letter", entries, rest_s=rest_s, now_s=clock)
+        pool = LeasePool("letter", entries, rest_s=rest_s, now_s=clock)
         Rotation(self.path, LOG, wall_s=lambda: self.wall_s).attach(pool, str)
         return pool, clock
 
@@ -37,7 +37,7 @@ def managers(tmp_path: Path) -> Managers:
     return Managers(tmp_path)
 
 
-def taken(pool: Pool[str], count: int) -> str:
+def taken(pool: LeasePool[str], count: int) -> str:
     return "".join(pool.take() for _ in range(count))
 
 
@@ -106,7 +106,7 @@ def test_an_address_is_known_by_its_network(tmp_path: Path) -> None:
     """As the snapshots in the depot name it."""
     path = tmp_path / "rotation"
     for expected in ("10.254.0.0/30", "10.254.0.4/30"):
-        pool: Pool[AddressLease] = Pool("address", address_leases("10.254.0.0/28"), now_s=Clock())
+        pool: LeasePool[AddressLease] = LeasePool("address", address_leases("10.254.0.0/28"), now_s=Clock())
         Rotation(path, LOG).attach(pool, lambda lease: str(lease.network))
         lease = pool.take()
         assert lease.network == expected
@@ -116,7 +116,7 @@ def test_an_address_is_known_by_its_network(tmp_path: Path) -> None:
 def test_what_a_former_manager_had_rests_as_if_released_here() -> None:
     """Recovery removes a container; its address is not the next one's at once."""
     clock = Clock()
-    pool = Pool("letter", "ab", rest_s=5.0, now_s=clock)
+    pool = LeasePool("letter", "ab", rest_s=5.0, now_s=clock)
     pool.rest("a")
     pool.rest("z")
     assert pool.take() == "b"
@@ -128,7 +128,7 @@ def test_what_a_former_manager_had_rests_as_if_released_here() -> None:
 
 def test_what_is_not_usable_now_is_passed_over_and_keeps_its_place() -> None:
     """The caller knows of reasons that the pool does not know."""
-    pool = Pool("letter", "abc", now_s=Clock())
+    pool = LeasePool("letter", "abc", now_s=Clock())
     assert pool.take(lambda one: one != "a") == "b"
     pool.postpone("b")
     assert [pool.take() for _ in range(3)] == ["a", "c", "b"]
