@@ -3,6 +3,7 @@
  */
 #include "child.h"
 #include <grp.h>
+#include <signal.h>
 #include <linux/capability.h>
 #include <linux/seccomp.h>
 #include <stdio.h>
@@ -64,10 +65,10 @@ static int place_descriptors(const struct child *child)
     return 0;
 }
 
-static int join_cgroups(const struct server *server)
+static int join_cgroups(const struct inside *inside)
 {
-    for (int i = 0; i < server->inside->plan->cgroup_job_count; i++)
-        if (write_all(server->inside->cgroup_job[i], "0", 1))
+    for (int i = 0; i < inside->plan->cgroup_job_count; i++)
+        if (write_all(inside->cgroup_job[i], "0", 1))
             return -1;
     return 0;
 }
@@ -75,7 +76,7 @@ static int join_cgroups(const struct server *server)
 static int become_user(const struct child *child)
 {
     const struct spawn_request *r = child->request;
-    const struct plan *plan = child->server->inside->plan;
+    const struct plan *plan = child->inside->plan;
     /* raw calls: libc's would look for threads to take along */
     if (syscall(SYS_setgroups, r->group_count, child->groups) || syscall(SYS_setresgid, r->gid, r->gid, r->gid) ||
         syscall(SYS_setresuid, r->uid, r->uid, r->uid))
@@ -88,14 +89,14 @@ static int become_user(const struct child *child)
 
 static int confine(const struct child *child)
 {
-    const struct filter *filter = &child->server->inside->plan->job_filter;
+    const struct filter *filter = &child->inside->plan->job_filter;
     struct sock_fprog code = {filter->count, (struct sock_filter *)filter->code};
     return filter->count ? prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &code) : 0;
 }
 
 static int set_limits(const struct child *child)
 {
-    const struct inside *inside = child->server->inside;
+    const struct inside *inside = child->inside;
     struct rlimit nofile = {inside->nofile_soft, inside->nofile_hard};
     if (setrlimit(RLIMIT_NOFILE, &nofile))
         return -1;
@@ -117,7 +118,7 @@ _Noreturn void run_child(const struct child *child)
     if (setsid() < 0)
         goto failed;
     step = "cgroup";
-    if (join_cgroups(child->server))
+    if (join_cgroups(child->inside))
         goto failed;
     step = "descriptors";
     if (place_descriptors(child) || (child->terminal && ioctl(0, TIOCSCTTY, 0)))
@@ -138,7 +139,7 @@ _Noreturn void run_child(const struct child *child)
     if (r->argument_count)
         exec_search((char *const *)r->arguments, (char *const *)r->environment);
     else
-        exec_shell(child->server->inside->plan->shell, (char *const *)r->environment);
+        exec_shell(child->inside->plan->shell, (char *const *)r->environment);
 failed:
     failure.error = errno;
     strcpy(failure.what, step);

@@ -1,6 +1,6 @@
 /* The child of a spawn: all that it needs is worked out before the fork (spawn.c), then it goes one straight line (child.c). */
 #pragma once
-#include "serve.h"
+#include "spawn.h"
 #include <sys/resource.h>
 
 enum { MAX_GROUPS = 64, LIMITS = 15 };
@@ -8,15 +8,10 @@ struct limit {
     int resource;
     struct rlimit value;
 };
-struct failure {
-    int error;
-    char what[28];
-};
-
 /* Everything that the child needs, worked out before the fork. */
 struct child {
     const struct spawn_request *request;
-    struct server *server;
+    const struct inside *inside;
     struct limit limits[LIMITS + 1];
     int limit_count, fds[3], error_fd;
     bool terminal;

@@ -7,6 +7,7 @@
  *   limits   bounding set, no_new_privs, undumpable; then it listens itself, so that SO_PEERCRED names pid 1
  */
 #include "launch.h"
+#include "serve.h"
 #include <linux/capability.h>
 #include <linux/mount.h>
 #include <linux/openat2.h>

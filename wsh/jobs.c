@@ -1,66 +1,71 @@
-/* Jobs: their list, their end, their records. */
-#include "serve.h"
+/*
+ * Jobs: their list, their ends, their records.
+ *
+ * A job that changes only marks itself (`changed` of its output, `news` of the list). Whoever waits for it is answered by
+ * `serve` at the end of the turn, and only then a job that is gone is freed.
+ */
+#include "jobs.h"
+#include <signal.h>
 #include <stdio.h>
-#include <sys/ioctl.h>
+#include <sys/timerfd.h>
 #include <sys/wait.h>
+#include <time.h>
 
-struct job *job_find(struct server *server, const char *id)
+struct job *job_find(struct jobs *jobs, const char *id)
 {
-    for (struct job *job = server->jobs; job; job = job->next)
+    for (struct job *job = jobs->first; job; job = job->next)
         if (!strcmp(job->id, id))
             return job;
     return NULL;
 }
 
-void job_kill(struct job *job, int signal)
+static void job_kill(struct job *job, int signal)
 {
     if (job->pid > 0 && !job->reaped)
         (void)kill(-job->pid, signal);
 }
 
-/* Everybody who waits is told how it ended (or that it is gone). */
-static void answer_waiters(struct job *job)
-{
-    for (struct client *client = job->server->clients; client; client = client->next)
-        if (client->waits_for == job) {
-            client->waits_for = NULL;
-            reply_ending(client, job);
-            client_resume(client);
-        }
-}
-
 void job_add(struct job *job)
 {
-    struct job **at = &job->server->jobs; /* sorted: `list` pages by name, also when the one named is gone by then */
+    struct job **at = &job->jobs->first; /* sorted: `list` pages by name, also when the one named is gone by then */
     while (*at && strcmp((*at)->id, job->id) < 0)
         at = &(*at)->next;
     job->next = *at;
     *at = job;
-    job->server->job_count++;
+    job->jobs->count++;
 }
 
-void job_free(struct job *job)
+void job_drop(struct job *job)
 {
-    struct server *server = job->server;
-    for (struct job **at = &server->jobs; *at; at = &(*at)->next)
+    struct jobs *jobs = job->jobs;
+    if (job->gone)
+        return;
+    for (struct job **at = &jobs->first; *at; at = &(*at)->next)
         if (*at == job) {
             *at = job->next;
-            server->job_count--;
+            jobs->count--;
             break;
         }
-    answer_waiters(job);
-    if (job->exec.fd >= 0) {
-        unwatch(server, &job->exec);
-        (void)close(job->exec.fd);
+    job->gone = true;
+    job->next = jobs->gone;
+    jobs->gone = job;
+    jobs->news = true;
+    close_source(jobs->loop, &job->exec);
+    output_close(&job->output);
+    for (int i = 0; i < 2; i++)
+        close_here(jobs->loop, &job->output.streams[i].spool);
+    close_here(jobs->loop, &job->record);
+    close_here(jobs->loop, &job->terminal);
+    close_here(jobs->loop, &job->handover);
+}
+
+void jobs_free_gone(struct jobs *jobs)
+{
+    while (jobs->gone) {
+        struct job *job = jobs->gone;
+        jobs->gone = job->next;
+        free(job);
     }
-    for (int i = 0; i < 2; i++) {
-        stream_close(&job->streams[i]);
-        close_fd(&job->streams[i].spool);
-    }
-    close_fd(&job->record);
-    close_fd(&job->master);
-    free(job);
-    accept_again(server);
 }
 
 static void record(struct job *job, const char *line, int size)
@@ -74,10 +79,10 @@ static void record_lost(struct job *job)
 {
     char line[64];
     for (int i = 0; i < 2; i++) {
-        struct stream *stream = &job->streams[i];
-        if (stream->lost == stream->lost_told)
+        struct stream *stream = &job->output.streams[i];
+        if (stream->lost == stream->lost_recorded)
             continue;
-        stream->lost_told = stream->lost;
+        stream->lost_recorded = stream->lost;
         record(job, line,
                snprintf(line, sizeof line, "lost %s %llu\n", i ? "stderr" : "stdout", (unsigned long long)stream->lost));
     }
@@ -93,37 +98,62 @@ static void write_record(struct job *job)
                snprintf(line, sizeof line, "%s %d\n", job->ending == EXITED ? "exit" : "signal", job->code));
     record_lost(job);
     job->recorded = true;
-    answer_waiters(job);
+    job->jobs->news = true;
 }
 
-void job_progress(struct job *job)
+/* Writes what is due of the record. A job that is not on the spool is gone with its last line. */
+static void job_progress(struct job *job)
 {
-    if (!job->reaped || !job->execed)
+    if (!job->reaped || !job->execed || job->gone)
         return;
     if (!job->recorded) {
-        for (int i = 0; i < 2; i++)
-            if (job->streams[i].source.fd >= 0 && job->streams[i].owed)
-                return;
+        if (output_is_owed(&job->output))
+            return;
         write_record(job);
     }
-    if (job->streams[0].source.fd < 0 && job->streams[1].source.fd < 0)
-        accept_again(job->server);
-    if (job->record >= 0 && job->streams[0].source.fd < 0 && job->streams[1].source.fd < 0) {
+    if (job->record >= 0 && !output_is_open(&job->output)) {
         record_lost(job);
         record(job, "end\n", 4);
-        close_fd(&job->record);
-        job->record = -1;
+        close_here(job->jobs->loop, &job->record);
         if (job->io != IO_SPOOL)
-            job_free(job);
+            job_drop(job);
     }
+}
+
+static void job_changed(struct later *later)
+{
+    struct job *job = (struct job *)((char *)later - offsetof(struct job, output.changed));
+    if (job->output.overran && !job->killed) {
+        job->killed = true;
+        job_kill(job, SIGKILL);
+    }
+    job_progress(job);
+}
+
+struct job *job_new(struct jobs *jobs)
+{
+    struct job *job = calloc(1, sizeof *job);
+    if (!job)
+        return NULL;
+    *job = (struct job){.exec.fd = -1, .jobs = jobs, .record = -1, .terminal = -1, .handover = -1};
+    output_init(&job->output, jobs->loop, job_changed);
+    return job;
 }
 
 void job_settle(struct job *job)
 {
     for (int i = 0; i < 2; i++)
-        stream_drain(&job->streams[i]);
-    if (job->overran)
+        stream_drain(&job->output.streams[i]);
+    if (job->output.overran)
         job->ending = OVERRAN;
+    job_progress(job);
+}
+
+void job_trim(struct job *job, int stream, uint64_t offset)
+{
+    stream_trim(&job->output.streams[stream], offset);
+    if (job->reaped && job->execed)
+        stream_drain(&job->output.streams[stream]);
     job_progress(job);
 }
 
@@ -133,12 +163,13 @@ static void job_ended(struct job *job, int status)
     job->ending = WIFSIGNALED(status) ? SIGNALED : EXITED;
     job->code = WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status);
     if (job->exec.fd >= 0)
-        job->exec.handle(&job->exec, EPOLLIN); /* exec's word comes before the record; settles or frees the job */
+        job->exec.handle(&job->exec, EPOLLIN); /* what exec says comes before the record; it settles or drops the job */
     else
         job_settle(job);
 }
 
-void jobs_reap(struct server *server)
+/* SIGCHLD coalesces: reap until there is nothing. */
+void jobs_reap(struct jobs *jobs)
 {
     for (;;) {
         int status;
@@ -148,14 +179,82 @@ void jobs_reap(struct server *server)
         if (pid < 0) {
             if (errno == EINTR)
                 continue;
-            if (server->stopping)
-                stop_finish(server);
-            return;
+            break; /* ECHILD: none is left */
         }
-        for (struct job *job = server->jobs; job; job = job->next)
+        for (struct job *job = jobs->first; job; job = job->next)
             if (job->pid == pid && !job->reaped) {
                 job_ended(job, status);
                 break;
             }
     }
+    if (jobs->stopping) {
+        static const struct itimerspec off;
+        jobs->stopping = jobs->killing = false;
+        jobs->news = true;
+        (void)timerfd_settime(jobs->timer.fd, 0, &off, NULL);
+    }
+}
+
+static void set_timer(struct jobs *jobs, uint64_t first_ms, uint64_t period_ms)
+{
+    struct itimerspec when = {
+        .it_value = {(time_t)(first_ms / 1000), (long)(first_ms % 1000) * 1000000},
+        .it_interval = {(time_t)(period_ms / 1000), (long)(period_ms % 1000) * 1000000},
+    };
+    (void)timerfd_settime(jobs->timer.fd, 0, &when, NULL);
+}
+
+static void timer_ready(struct source *source, uint32_t events)
+{
+    struct jobs *jobs = (struct jobs *)((char *)source - offsetof(struct jobs, timer));
+    uint64_t expirations;
+    (void)events;
+    (void)!read(source->fd, &expirations, sizeof expirations);
+    if (!jobs->stopping)
+        return;
+    if (!jobs->killing) {
+        jobs->killing = true;
+        set_timer(jobs, 50, 50); /* again, for what a fork bomb made in between */
+    }
+    (void)kill(-1, SIGKILL);
+    jobs_reap(jobs);
+}
+
+int jobs_open(struct jobs *jobs, struct loop *loop)
+{
+    *jobs = (struct jobs){.loop = loop};
+    jobs->timer = (struct source){timer_ready, timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)};
+    return jobs->timer.fd < 0 ? -errno : watch(loop, &jobs->timer, EPOLLIN);
+}
+
+static uint64_t now_ms(void)
+{
+    struct timespec now;
+    (void)clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+void jobs_stop(struct jobs *jobs, uint64_t grace_ms)
+{
+    uint64_t at_ms = now_ms() + grace_ms;
+    bool first = !jobs->stopping;
+    jobs->stopping = true;
+    if (first) {
+        (void)kill(-1, SIGTERM);
+        (void)kill(-1, SIGCONT);
+        /* A login shell ignores TERM and would hold up the stop for all of its grace; it leaves when its terminal ends. */
+        for (struct job *job = jobs->first; job; job = job->next)
+            if (job->terminal >= 0)
+                job_kill(job, SIGHUP);
+    }
+    /* A second stop can only make it sooner. */
+    if (grace_ms && !jobs->killing && (first || at_ms < jobs->kill_at_ms)) {
+        jobs->kill_at_ms = at_ms;
+        set_timer(jobs, grace_ms, 0);
+    } else if (!grace_ms) {
+        jobs->killing = true;
+        (void)kill(-1, SIGKILL);
+        set_timer(jobs, 50, 50);
+    }
+    jobs_reap(jobs);
 }

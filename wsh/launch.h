@@ -36,4 +36,3 @@ void net_configure(const struct plan *plan);
 
 int launch(const struct plan *plan);
 _Noreturn void inside_main(const struct plan *plan, const struct opened *opened, int channel);
-_Noreturn void serve(struct inside *inside);

@@ -4,9 +4,10 @@
  * Past the limit: `kill` ends the job, `drop-oldest` punches a hole at the head (aligned, so that offsets stay true and
  * no reader sees zeros), `block` stops reading until a reader has trimmed.
  */
-#include "serve.h"
+#include "output.h"
 #include <poll.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 
 static uint64_t minimum(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
@@ -19,28 +20,31 @@ static void punch(struct stream *stream, uint64_t upto)
         stream->punched = upto;
 }
 
-void stream_close(struct stream *stream)
+static void stream_close(struct stream *stream)
 {
     if (stream->source.fd < 0)
         return;
-    if (!stream->waiting)
-        unwatch(stream->job->server, &stream->source);
-    (void)close(steal_fd(&stream->source.fd));
+    if (stream->paused)
+        close_here(stream->output->loop, &stream->source.fd);
+    else
+        close_source(stream->output->loop, &stream->source);
     stream->owed = 0;
-    stream->waiting = false;
+    stream->paused = false;
+    run_later(stream->output->loop, &stream->output->changed);
 }
 
 /* How much may be moved now; 0 with *ret_over: the limit has been reached. */
 static uint64_t room(struct stream *stream, bool *ret_over)
 {
-    const struct job *job = stream->job;
+    const struct output *output = stream->output;
     uint64_t chunk = 1 << 20;
     *ret_over = false;
-    if (!job->limit || job->over == OVER_DROP)
+    if (!output->limit || output->over == OVER_DROP)
         return chunk;
-    uint64_t used = job->over == OVER_KILL ? job->streams[0].end + job->streams[1].end : stream->end - stream->trimmed;
-    if (used < job->limit)
-        return minimum(chunk, job->limit - used);
+    uint64_t used =
+        output->over == OVER_KILL ? output->streams[0].end + output->streams[1].end : stream->end - stream->trimmed;
+    if (used < output->limit)
+        return minimum(chunk, output->limit - used);
     *ret_over = true;
     return 0;
 }
@@ -66,9 +70,9 @@ static ssize_t paid(struct stream *stream, ssize_t moved)
 /* Where no hole can be punched, the spool must not grow for ever: it keeps its beginning. */
 static bool holes_fail(const struct stream *stream)
 {
-    const struct job *job = stream->job;
-    return job->limit && job->over == OVER_DROP &&
-           stream->end - stream->punched > 2 * job->limit + 2 * (uint64_t)stream->block + (2 << 20);
+    const struct output *output = stream->output;
+    return output->limit && output->over == OVER_DROP &&
+           stream->end - stream->punched > 2 * output->limit + 2 * (uint64_t)stream->block + (2 << 20);
 }
 
 /* One portion. Positive: moved or thrown away; 0: end of file; negative: -EAGAIN, -EDQUOT (limit). */
@@ -90,23 +94,21 @@ static ssize_t move(struct stream *stream)
     else if (errno == EAGAIN || errno == EINTR || (moved = discard(stream, size)) < 0)
         return -errno;
     (void)paid(stream, moved);
-    const struct job *job = stream->job;
-    if (job->limit && job->over == OVER_DROP && stream->end - stream->punched > job->limit + job->limit / 8)
-        punch(stream, stream->end - job->limit);
+    const struct output *output = stream->output;
+    if (output->limit && output->over == OVER_DROP && stream->end - stream->punched > output->limit + output->limit / 8)
+        punch(stream, stream->end - output->limit);
     return moved;
 }
 
 static void overrun(struct stream *stream)
 {
-    struct job *job = stream->job;
-    if (job->over == OVER_KILL) {
-        job->overran = true;
-        job_kill(job, SIGKILL);
-        stream_close(&job->streams[0]);
-        stream_close(&job->streams[1]);
-    } else if (!stream->waiting) {
-        stream->waiting = true;
-        unwatch(job->server, &stream->source);
+    struct output *output = stream->output;
+    if (output->over == OVER_KILL) {
+        output->overran = true;
+        output_close(output);
+    } else if (!stream->paused) {
+        stream->paused = true;
+        unwatch(output->loop, &stream->source);
     }
 }
 
@@ -121,12 +123,62 @@ static void turn(struct stream *stream)
         stream_close(stream);
 }
 
-void stream_readable(struct source *source, uint32_t events)
+static void stream_readable(struct source *source, uint32_t events)
 {
     struct stream *stream = (struct stream *)source;
     (void)events;
     turn(stream);
-    job_progress(stream->job);
+    run_later(stream->output->loop, &stream->output->changed);
+}
+
+void output_init(struct output *output, struct loop *loop, void (*changed)(struct later *later))
+{
+    *output = (struct output){.loop = loop, .changed = {.run = changed}};
+    for (int i = 0; i < 2; i++)
+        output->streams[i] =
+            (struct stream){.source = {stream_readable, -1}, .output = output, .spool = -1, .block = 4096};
+}
+
+int stream_open(struct stream *stream, int spool, int pipe_end)
+{
+    struct stat what;
+    stream->source.fd = pipe_end;
+    (void)fcntl(pipe_end, F_SETFL, O_NONBLOCK);
+    if (fstat(spool, &what))
+        return -errno;
+    stream->spool = fcntl(spool, F_DUPFD_CLOEXEC, 3);
+    stream->end = stream->trimmed = (uint64_t)what.st_size;
+    stream->block = what.st_blksize > 0 ? (uint32_t)what.st_blksize : 4096;
+    return stream->spool < 0 ? -errno : 0;
+}
+
+int stream_watch(struct stream *stream)
+{
+    return stream->source.fd < 0 ? 0 : watch(stream->output->loop, &stream->source, EPOLLIN);
+}
+
+bool output_is_open(const struct output *output)
+{
+    return output->streams[0].source.fd >= 0 || output->streams[1].source.fd >= 0;
+}
+
+bool output_is_owed(const struct output *output)
+{
+    for (int i = 0; i < 2; i++)
+        if (output->streams[i].source.fd >= 0 && output->streams[i].owed)
+            return true;
+    return false;
+}
+
+void output_forgive(struct output *output)
+{
+    output->streams[0].owed = output->streams[1].owed = 0;
+}
+
+void output_close(struct output *output)
+{
+    for (int i = 0; i < 2; i++)
+        stream_close(&output->streams[i]);
 }
 
 /* After the job's end: what was in the pipe then, unless the reader has to make room first. */
@@ -137,7 +189,7 @@ void stream_drain(struct stream *stream)
         return;
     if (!ioctl(stream->source.fd, FIONREAD, &waiting) && waiting > 0)
         stream->owed = (uint64_t)waiting;
-    while (stream->source.fd >= 0 && stream->owed && !stream->waiting)
+    while (stream->source.fd >= 0 && stream->owed && !stream->paused)
         turn(stream);
 }
 
@@ -150,9 +202,9 @@ void stream_trim(struct stream *stream, uint64_t offset)
     if (offset > stream->trimmed)
         stream->trimmed = offset;
     punch(stream, stream->trimmed);
-    if (stream->waiting && stream->end - stream->trimmed < stream->job->limit) {
-        stream->waiting = false;
-        if (watch(stream->job->server, &stream->source, EPOLLIN))
+    if (stream->paused && stream->end - stream->trimmed < stream->output->limit) {
+        stream->paused = false;
+        if (watch(stream->output->loop, &stream->source, EPOLLIN))
             stream_close(stream);
     }
 }

@@ -1,7 +1,8 @@
 /* Requests: one packet in, one row of the table, one packet out. A client that misbehaves loses its connection. */
-#include "serve.h"
+#include "replies.h"
 #include <linux/mount.h>
 #include <linux/openat2.h>
+#include <signal.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -14,81 +15,68 @@ struct request {
     int count, fds[MAX_FDS], fd_count;
 };
 
-void reply(struct client *client, const char *words, size_t size, int fd)
+static void client_drop(struct client *client)
 {
-    char control[CMSG_SPACE(sizeof(int))] = {0};
-    struct iovec part = {(void *)words, size};
-    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
-    if (fd >= 0) {
-        message.msg_control = control;
-        message.msg_controllen = sizeof control;
-        struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-        header->cmsg_level = SOL_SOCKET;
-        header->cmsg_type = SCM_RIGHTS;
-        header->cmsg_len = CMSG_LEN(sizeof(int));
-        memcpy(CMSG_DATA(header), &fd, sizeof fd);
-    }
-    /* A client that does not read is hung up on; its own event then drops it (callers may be walking the list). */
-    if (sendmsg(client->source.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
-        (void)shutdown(client->source.fd, SHUT_RDWR);
-}
-
-void reply_error(struct client *client, int error, const char *text)
-{
-    char words[512];
-    int size = snprintf(words, sizeof words, "error%c%s%c%.300s: %s", 0, errno_name(error), 0, text, strerror(error)) + 1;
-    reply(client, words, (size_t)size, -1);
-}
-
-static void reply_ok(struct client *client) { reply(client, "ok", 3, -1); }
-
-static int describe(const struct job *job, char *text, size_t size, char separator)
-{
-    switch (job->recorded ? job->ending : RUNNING) {
-    case EXITED: return snprintf(text, size, "exit%c%d", separator, job->code);
-    case SIGNALED: return snprintf(text, size, "signal%c%d", separator, job->code);
-    case OVERRAN: return snprintf(text, size, "overran");
-    default: return snprintf(text, size, "running");
-    }
-}
-
-void reply_ending(struct client *client, const struct job *job)
-{
-    char words[64] = "ok";
-    if (!job->recorded) {
-        reply_error(client, ENOENT, job->id);
-        return;
-    }
-    reply(client, words, (size_t)(3 + describe(job, words + 3, sizeof words - 3, 0) + 1), -1);
-}
-
-void client_drop(struct client *client)
-{
-    struct server *server = client->server;
-    for (struct job *job = server->jobs; job; job = job->next)
-        if (job->spawner == client)
-            job->spawner = NULL;
-    for (struct client **at = &server->clients; *at; at = &(*at)->next)
+    struct service *service = client->service;
+    for (struct client **at = &service->clients; *at; at = &(*at)->next)
         if (*at == client) {
             *at = client->next;
             break;
         }
-    unwatch(server, &client->source);
-    (void)close(client->source.fd);
+    close_source(&service->loop, &client->source);
     free(client);
-    server->client_count--;
-    accept_again(server);
+    service->client_count--;
 }
 
-void client_resume(struct client *client)
+static void client_resume(struct client *client)
 {
-    rewatch(client->server, &client->source, EPOLLIN);
+    rewatch(&client->service->loop, &client->source, EPOLLIN);
 }
 
 /* The answer comes later: until then only the client's going away is of interest. */
 static void suspend(struct client *client)
 {
-    rewatch(client->server, &client->source, EPOLLRDHUP);
+    rewatch(&client->service->loop, &client->source, EPOLLRDHUP);
+}
+
+/* True: it was answered. */
+static bool answer(struct client *client)
+{
+    const struct job *job = client->waits_for;
+    if (client->stopping) {
+        if (client->service->jobs.stopping)
+            return false;
+        reply_ok(client);
+    } else if (!job)
+        return false;
+    else if (client->spawning) {
+        if (!job->execed && !job->failure.error && !job->gone)
+            return false;
+        if (job->execed)
+            reply_started(client, job);
+        else
+            reply_error(client, job->failure.error, job->failure.what);
+    } else {
+        if (!job->recorded && !job->gone)
+            return false;
+        reply_ending(client, job);
+    }
+    client->waits_for = NULL;
+    client->spawning = client->stopping = false;
+    return true;
+}
+
+void answer_waiting(struct service *service)
+{
+    for (struct client *client = service->clients; client; client = client->next)
+        if (answer(client))
+            client_resume(client);
+    /* Whether its client was still there or not: the other side of a terminal is nobody else's. */
+    for (struct job *job = service->jobs.first; job; job = job->next)
+        if (job->execed)
+            close_here(&service->loop, &job->handover);
+    jobs_free_gone(&service->jobs);
+    service->jobs.news = false;
 }
 
 static int take_fd(struct request *r, int *at)
@@ -141,7 +129,7 @@ static bool spawn_word(struct spawn_request *s, struct request *r, const char *k
 static void do_spawn(struct request *r)
 {
     static const char *arguments[MAX_WORDS], *environment[MAX_WORDS], *groups[MAX_WORDS], *rlimits[MAX_WORDS];
-    struct server *server = r->client->server;
+    struct service *service = r->client->service;
     struct spawn_request s = {.id = r->words[1], .cwd = "/", .arguments = arguments, .environment = environment,
                               .groups = groups, .rlimits = rlimits, .mask = 022, .stdin_fd = -1, .stdout_fd = -1,
                               .stderr_fd = -1, .record_fd = -1};
@@ -156,7 +144,7 @@ static void do_spawn(struct request *r)
             reply_error(r->client, EINVAL, r->words[i]);
             return;
         }
-    struct job *job = job_find(server, s.id);
+    struct job *job = job_find(&service->jobs, s.id);
     if (job) {
         char words[64];
         reply(r->client, words, (size_t)snprintf(words, sizeof words, "ok%cagain%c%d", 0, 0, job->pid) + 1, -1);
@@ -168,19 +156,19 @@ static void do_spawn(struct request *r)
         reply_error(r->client, EINVAL, refusal);
         return;
     }
-    int error = server->stopping ? -EBUSY : spawn(server, &s, &job);
+    int error = service->jobs.stopping ? -EBUSY : spawn(&service->jobs, service->inside, &s, &job);
     if (error) {
         reply_error(r->client, -error, "spawn");
         return;
     }
-    job->spawner = r->client;
+    r->client->waits_for = job;
     r->client->spawning = true;
     suspend(r->client);
 }
 
 static struct job *named(struct request *r)
 {
-    struct job *job = job_find(r->client->server, r->words[1]);
+    struct job *job = job_find(&r->client->service->jobs, r->words[1]);
     if (!job)
         reply_error(r->client, ENOENT, r->words[1]);
     return job;
@@ -205,7 +193,7 @@ static void do_list(struct request *r)
     size_t size = 3;
     memcpy(words, "ok", 3);
     const char *last = NULL;
-    for (struct job *job = r->client->server->jobs; job; job = job->next) {
+    for (struct job *job = r->client->service->jobs.first; job; job = job->next) {
         if (r->count == 2 && strcmp(job->id, r->words[1]) <= 0)
             continue;
         if (size > LIST_BYTES - 256) {
@@ -242,12 +230,12 @@ static void do_winsize(struct request *r)
     struct job *job = named(r);
     if (!job)
         return;
-    if (job->master < 0 || !parse_number(r->words[2], 65535, &rows) || !parse_number(r->words[3], 65535, &columns)) {
+    if (job->terminal < 0 || !parse_number(r->words[2], 65535, &rows) || !parse_number(r->words[3], 65535, &columns)) {
         reply_error(r->client, EINVAL, "winsize");
         return;
     }
     struct winsize size = {.ws_row = (unsigned short)rows, .ws_col = (unsigned short)columns};
-    if (ioctl(job->master, TIOCSWINSZ, &size))
+    if (ioctl(job->terminal, TIOCSWINSZ, &size))
         reply_error(r->client, errno, "winsize");
     else
         reply_ok(r->client);
@@ -264,10 +252,7 @@ static void do_trim(struct request *r)
         reply_error(r->client, EINVAL, "trim");
         return;
     }
-    stream_trim(&job->streams[out ? 0 : 1], offset);
-    if (job->reaped && job->execed)
-        stream_drain(&job->streams[out ? 0 : 1]);
-    job_progress(job);
+    job_trim(job, out ? 0 : 1, offset);
     reply_ok(r->client);
 }
 
@@ -280,7 +265,7 @@ static void do_forget(struct request *r)
         reply_error(r->client, EBUSY, job->id);
         return;
     }
-    job_free(job);
+    job_drop(job);
     reply_ok(r->client);
 }
 
@@ -293,13 +278,13 @@ static void do_stop(struct request *r)
     }
     r->client->stopping = true;
     suspend(r->client);
-    stop_begin(r->client->server, grace_ms);
+    jobs_stop(&r->client->service->jobs, grace_ms);
 }
 
 static void do_attach(struct request *r)
 {
     const char *path = r->words[1];
-    scoped_fd int target = sys_openat2(r->client->server->inside->root_fd, path, O_PATH, 0,
+    scoped_fd int target = sys_openat2(r->client->service->inside->root_fd, path, O_PATH, 0,
                                        RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS);
     if (r->fd_count != 1)
         reply_error(r->client, EINVAL, "attach needs one descriptor");
@@ -338,7 +323,7 @@ static bool receive(struct client *client, struct request *r)
 {
     static const char *words[MAX_WORDS];
     char control[CMSG_SPACE(sizeof(int) * MAX_FDS)];
-    struct iovec part = {client->server->packet, PACKET};
+    struct iovec part = {client->service->packet, PACKET};
     struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
     ssize_t size = recvmsg(client->source.fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     *r = (struct request){.client = client, .words = words};
@@ -349,7 +334,7 @@ static bool receive(struct client *client, struct request *r)
             r->fd_count = (int)((header->cmsg_len - CMSG_LEN(0)) / sizeof(int));
             memcpy(r->fds, CMSG_DATA(header), sizeof(int) * (size_t)r->fd_count);
         }
-    const char *text = client->server->packet;
+    const char *text = client->service->packet;
     if (size == 0 || text[size - 1] || (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)))
         return false;
     for (ssize_t at = 0; at < size; at += (ssize_t)strlen(text + at) + 1) {
@@ -364,7 +349,7 @@ void client_ready(struct source *source, uint32_t events)
 {
     struct client *client = (struct client *)source;
     struct request r;
-    bool busy = client->waits_for || client->stopping || client->spawning;
+    bool busy = client->waits_for || client->stopping;
     if (busy || !(events & EPOLLIN)) {
         client_drop(client);
         return;

@@ -1,8 +1,9 @@
 /*
  * Starting a job. The parent prepares all that can fail without a process; the child does the rest in one straight line and says
- * on the error pipe what failed, before exec. The pipe's end without a word is exec's success.
+ * on the error pipe what failed, before exec. The pipe's end without a message is exec's success.
  */
 #include "child.h"
+#include <signal.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
@@ -31,7 +32,7 @@ static bool limit_value(const char *word, rlim_t *ret_value)
     return parse_number(word, UINT64_MAX - 1, &value) ? (*ret_value = (rlim_t)value, true) : false;
 }
 
-static void tell_clamped(struct job *job, const char *name, rlim_t value)
+static void note_clamped(struct job *job, const char *name, rlim_t value)
 {
     char text[64];
     int size = snprintf(text, sizeof text, "clamped%c%s%c%llu", 0, name, 0, (unsigned long long)value) + 1;
@@ -41,7 +42,7 @@ static void tell_clamped(struct job *job, const char *name, rlim_t value)
     }
 }
 
-/* NAME:SOFT:HARD. What is above our own hard limit cannot be had without CAP_SYS_RESOURCE: clamped, and told. */
+/* NAME:SOFT:HARD. What is above our own hard limit cannot be had without CAP_SYS_RESOURCE: clamped, and the reply says so. */
 static int add_limit(struct child *child, struct job *job, const char *word)
 {
     char copy[128], *save = NULL;
@@ -59,31 +60,12 @@ static int add_limit(struct child *child, struct job *job, const char *word)
     struct rlimit own;
     if (!getrlimit((unsigned)limit.resource, &own) && limit.value.rlim_max > own.rlim_max) {
         limit.value.rlim_max = own.rlim_max;
-        tell_clamped(job, name, own.rlim_max);
+        note_clamped(job, name, own.rlim_max);
     }
     if (limit.value.rlim_cur > limit.value.rlim_max)
         limit.value.rlim_cur = limit.value.rlim_max;
     child->limits[child->limit_count++] = limit;
     return 0;
-}
-
-static void started(struct job *job)
-{
-    struct client *client = job->spawner;
-    char words[512];
-    int size = snprintf(words, sizeof words, "ok%cstarted%c%d", 0, 0, job->pid) + 1;
-    memcpy(words + size, job->clamped, job->clamped_size);
-    job->execed = true;
-    if (client) {
-        job->spawner = NULL;
-        client->spawning = false;
-        reply(client, words, (size_t)size + job->clamped_size, job->io == IO_TERMINAL ? job->streams[0].spool : -1);
-        client_resume(client);
-    }
-    if (job->io == IO_TERMINAL)
-        close_fd(&job->streams[0].spool), job->streams[0].spool = -1;
-    if (job->reaped)
-        job_settle(job);
 }
 
 static void exec_spoke(struct source *source, uint32_t events)
@@ -94,27 +76,22 @@ static void exec_spoke(struct source *source, uint32_t events)
     ssize_t got = read(source->fd, &failure, sizeof failure);
     if (got < 0 && (errno == EAGAIN || errno == EINTR))
         return;
-    unwatch(job->server, source);
-    (void)close(steal_fd(&source->fd));
+    close_source(job->jobs->loop, source);
+    job->jobs->news = true;
     if (got == (ssize_t)sizeof failure) {
-        struct client *client = job->spawner;
         failure.what[sizeof failure.what - 1] = 0;
-        job->spawner = NULL;
-        if (client) {
-            client->spawning = false;
-            reply_error(client, failure.error, failure.what);
-            client_resume(client);
-        }
-        job->streams[0].owed = job->streams[1].owed = 0;
-        job_free(job);
+        job->failure = failure;
+        output_forgive(&job->output);
+        job_drop(job);
         return;
     }
-    started(job);
+    job->execed = true;
+    if (job->reaped)
+        job_settle(job);
 }
 
 static int open_spool(struct job *job, int index, int spool, int *ret_write_end)
 {
-    struct stream *stream = &job->streams[index];
     struct stat what;
     int pipe_fds[2], flags = fcntl(spool, F_GETFL);
     if (spool < 0 || flags < 0 || fstat(spool, &what) || !S_ISREG(what.st_mode))
@@ -122,13 +99,8 @@ static int open_spool(struct job *job, int index, int spool, int *ret_write_end)
     /* splice(2) refuses a file in append mode; the offsets are ours anyway */
     if (fcntl(spool, F_SETFL, flags & ~O_APPEND) || pipe2(pipe_fds, O_CLOEXEC))
         return -errno;
-    (void)fcntl(pipe_fds[0], F_SETFL, O_NONBLOCK);
-    stream->source = (struct source){stream_readable, pipe_fds[0]};
-    stream->spool = fcntl(spool, F_DUPFD_CLOEXEC, 3);
-    stream->end = stream->trimmed = (uint64_t)what.st_size;
-    stream->block = what.st_blksize > 0 ? (uint32_t)what.st_blksize : 4096;
     *ret_write_end = pipe_fds[1];
-    return stream->spool < 0 ? -errno : 0;
+    return stream_open(&job->output.streams[index], spool, pipe_fds[0]);
 }
 
 /* A file: a pipe that nobody reads would hold up pid 1. */
@@ -141,19 +113,19 @@ static int open_record(struct job *job, int fd)
     return job->record < 0 ? -errno : 0;
 }
 
-static int open_terminal(struct job *job, const struct spawn_request *r, int *ret_slave)
+static int open_terminal(struct job *job, const struct inside *inside, const struct spawn_request *r, int *ret_slave)
 {
-    int zero = 0, master = openat(job->server->inside->pts_fd, "ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC);
+    int zero = 0, master = openat(inside->pts_fd, "ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC);
     struct winsize size = {.ws_row = (unsigned short)r->rows, .ws_col = (unsigned short)r->columns};
     if (master < 0)
         return -errno;
-    job->streams[0].spool = master; /* until it has been handed over */
+    job->handover = master;
     if (ioctl(master, TIOCSPTLCK, &zero))
         return -errno;
     int slave = *ret_slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
     if (slave < 0 || fchown(slave, (uid_t)r->uid, (gid_t)-1) || ioctl(slave, TIOCSWINSZ, &size))
         return -errno;
-    job->master = fcntl(slave, F_DUPFD_CLOEXEC, 3); /* for `winsize` */
+    job->terminal = fcntl(slave, F_DUPFD_CLOEXEC, 3);
     return 0;
 }
 
@@ -202,7 +174,7 @@ static int prepare(struct job *job, struct child *child, int *made)
     child->fds[2] = r->stderr_fd >= 0 ? r->stderr_fd : null;
     if (r->io == IO_TERMINAL) {
         child->terminal = true;
-        error = open_terminal(job, r, &made[0]);
+        error = open_terminal(job, child->inside, r, &made[0]);
         child->fds[0] = child->fds[1] = child->fds[2] = made[0];
     } else if (r->io == IO_SPOOL) {
         for (int i = 0; i < 2 && !error; i++) {
@@ -216,45 +188,54 @@ static int prepare(struct job *job, struct child *child, int *made)
     return error;
 }
 
-int spawn(struct server *server, struct spawn_request *request, struct job **ret_job)
+/* The process, and the watches on what it says. */
+static int start(struct job *job, const struct child *child)
+{
+    struct loop *loop = job->jobs->loop;
+    int error = watch(loop, &job->exec, EPOLLIN);
+    if (error)
+        return error;
+    job->pid = fork();
+    if (job->pid == 0)
+        run_child(child);
+    if (job->pid < 0)
+        return -errno;
+    for (int i = 0; i < 2 && !error; i++)
+        error = stream_watch(&job->output.streams[i]);
+    return error;
+}
+
+int spawn(struct jobs *jobs, const struct inside *inside, struct spawn_request *request, struct job **ret_job)
 {
     int pipe_fds[2];
     scoped_fd int first = -1;
     scoped_fd int second = -1;
     int made[2] = {-1, -1};
-    if (server->job_count >= MAX_JOBS || pipe2(pipe_fds, O_CLOEXEC))
-        return server->job_count >= MAX_JOBS ? -EAGAIN : -errno;
+    if (jobs->count >= MAX_JOBS || pipe2(pipe_fds, O_CLOEXEC))
+        return jobs->count >= MAX_JOBS ? -EAGAIN : -errno;
     scoped_fd int error_end = pipe_fds[1];
-    struct job *job = calloc(1, sizeof *job);
+    struct job *job = job_new(jobs);
     if (!job) {
         (void)close(pipe_fds[0]);
         return -ENOMEM;
     }
-    *job = (struct job){.exec = {exec_spoke, pipe_fds[0]}, .server = server, .io = request->io, .over = request->over,
-                        .limit = request->limit, .record = -1, .master = -1};
+    job->exec = (struct source){exec_spoke, pipe_fds[0]};
+    job->io = request->io;
+    job->output.over = request->over;
+    job->output.limit = request->limit;
     (void)snprintf(job->id, sizeof job->id, "%s", request->id);
-    for (int i = 0; i < 2; i++)
-        job->streams[i] = (struct stream){.source = {stream_readable, -1}, .job = job, .spool = -1, .block = 4096};
     (void)fcntl(job->exec.fd, F_SETFL, O_NONBLOCK);
-    struct child child = {.request = request, .server = server, .error_fd = error_end};
+    struct child child = {.request = request, .inside = inside, .error_fd = error_end};
     int error = prepare(job, &child, made);
     first = made[0], second = made[1];
     if (!error)
         error = open_record(job, request->record_fd);
-    if (!error && (error = watch(server, &job->exec, EPOLLIN)) == 0) {
-        job->pid = fork();
-        if (job->pid == 0)
-            run_child(&child);
-        if (job->pid < 0)
-            error = -errno;
-    }
-    for (int i = 0; i < 2 && !error; i++)
-        if (job->streams[i].source.fd >= 0)
-            error = watch(server, &job->streams[i].source, EPOLLIN);
+    if (!error)
+        error = start(job, &child);
     if (error) {
         if (job->pid > 0)
             (void)kill(job->pid, SIGKILL);
-        job_free(job);
+        job_drop(job);
         return error;
     }
     job_add(job);

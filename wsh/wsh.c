@@ -14,11 +14,12 @@
 #include <sys/mman.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/un.h>
 #include <termios.h>
 
 enum { PACKET = 1 << 20, REPLY = 65536, MAX_ENV = PACKET / 2 };
-enum { LATE_MS = 100 }; /* a terminal's bytes pass through a kernel thread */
+enum { ANSWER_S = 10, LATE_MS = 100 }; /* a terminal's bytes pass through a kernel thread */
 
 struct options {
     const char *socket, *uid, *gid, *cwd;
@@ -106,6 +107,12 @@ static struct options parse(char **argv)
     return o;
 }
 
+/* A pid 1 that is stopped or frozen accepts, and answers nothing. */
+static const char *why(void)
+{
+    return errno == EAGAIN ? "pid 1 of the container has not answered for 10 s" : strerror(errno);
+}
+
 /* sun_path ends at 107 bytes; through the directory's descriptor any path will do. */
 static int reach(const char *path)
 {
@@ -116,14 +123,19 @@ static int reach(const char *path)
         (void)snprintf(folder, sizeof folder, "%.*s/", (int)(slash - path), path);
     scoped_fd int dir = open(folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
     int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), size = 2 * PACKET;
+    const struct timeval patience = {.tv_sec = ANSWER_S};
     int length = snprintf(address.sun_path, sizeof address.sun_path, "/proc/self/fd/%d/%s", dir, slash ? slash + 1 : path);
+    (void)setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    (void)setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
     if (dir < 0 || fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address))
-        fail(UNREACHABLE, path, strerror(errno));
+        fail(UNREACHABLE, path, why());
     if (length >= (int)sizeof address.sun_path)
         fail(UNREACHABLE, path, strerror(ENAMETOOLONG));
     if (setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof size))
         (void)setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
     ssize_t got = recv(fd, greeting, sizeof greeting, 0);
+    if (got < 0)
+        fail(UNREACHABLE, path, why());
     if (got < 7 || memcmp(greeting, "wshd\0001", 7))
         fail(UNREACHABLE, path, "no wshd of version 1 answers there");
     return fd;
@@ -222,7 +234,7 @@ static int started(int sock, const struct options *o)
     struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
     ssize_t size = recvmsg(sock, &message, MSG_CMSG_CLOEXEC);
     if (size <= 0)
-        fail(UNREACHABLE, o->socket, size ? strerror(errno) : "the container has ended");
+        fail(UNREACHABLE, o->socket, size ? why() : "the container has ended");
     if (!strcmp(word(reply, (size_t)size, 0), "error")) {
         const char *name = word(reply, (size_t)size, 1), *text = word(reply, (size_t)size, 2);
         bool exec = !strncmp(text, "exec: ", 6);

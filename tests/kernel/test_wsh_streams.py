@@ -267,3 +267,16 @@ def test_wshd_takes_nothing_but_pipes_for_a_job(
         os.close(fd)
     ours.close()
     theirs.close()
+
+
+def test_a_pid_1_that_does_not_answer_is_not_waited_for(box: Box) -> None:
+    """Stopped before the greeting, and between that and the job: an error that says so, and no hanging terminal."""
+    os.kill(box.pid, signal.SIGSTOP)
+    try:
+        done = subprocess.run(wsh(box, "true"), capture_output=True, timeout=60, check=False)
+    finally:
+        os.kill(box.pid, signal.SIGCONT)
+    assert done.returncode == 125  # as when the socket is not there (PROTOCOL.md, "4. wsh")
+    assert b"pid 1 of the container has not answered for 10 s" in done.stderr
+    again = subprocess.run(wsh(box, "echo", "on"), capture_output=True, timeout=60, check=False)
+    assert (again.returncode, again.stdout) == (0, b"on\n")
