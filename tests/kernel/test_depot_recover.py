@@ -414,3 +414,28 @@ async def test_a_depot_with_containers_takes_no_create_before_it_has_recovered(
         box = await depot.create(app(stack))
         await box.destroy()
         assert depot.handles() == ("left",)
+
+
+async def test_one_whose_disk_is_not_mounted_is_removed(left: Path) -> None:
+    """Somebody unmounted it: its limit would not hold any more, and a mount of it is refused by the kernel."""
+    old = rewrite(left, lambda found: found)
+    disk = settings_for(left).depot_dir / "left" / "disk"
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    await removes_it_whole(left, old.pid)
+
+
+async def test_ids_that_two_claim_belong_to_the_first(left: Path) -> None:
+    """The second is removed, and what the first has is given to nobody else."""
+    depot_dir = settings_for(left).depot_dir
+    twin = depot_dir / "twin"
+    (twin / "spool").mkdir(parents=True)
+    found = rewrite(left, lambda found: found)
+    snapshot.write(twin, msgspec.structs.replace(found, handle="twin", link_id="00000000000"))
+
+    depot = await Depot.open(settings_for(left))
+    recovery = await depot.recover()
+
+    assert (recovery.found, recovery.removed) == (("left",), ("twin",))
+    assert leases_in_use(depot) == 2
+    assert (await depot.find("left").run(sh("echo on"))).stdout == b"on\n"
+    await close_empty(depot)
