@@ -64,6 +64,8 @@ async def test_a_first_reply_whose_arrival_is_unknown_is_not_sent_again(
 
     host.bus.tell(second_reply(1, failed=failed), reply_to="box")
 
+    # the file of an event is written a moment after it was handed over: none is there before, either
+    await until(lambda: len(peer.on("box")) >= 2, "the second arrives")
     await until(lambda: not kept_files(tmp_path), "all is known to have arrived")
     await peer.flush()
     first, second = m.encode(first_reply(1)), m.encode(second_reply(1, failed=failed))
@@ -84,6 +86,7 @@ async def test_a_server_that_stands_still_between_the_replies(
     host.bus.tell(second_reply(1, failed=failed), reply_to="box")
     server.resume()
 
+    await until(lambda: len(peer.on("box")) >= 2, "the second arrives")
     await until(lambda: not kept_files(tmp_path), "all is known to have arrived")
     await peer.flush()
     counted_first, counted_second = peer.on("box")[:2]
