@@ -214,7 +214,7 @@ class Announcer:
     def heard_router(self, start: m.RouterStart) -> None:
         """A router that has just started knows nothing: first what is gone, then what is there, at once."""
         self._voice.heard_router(start)
-        self._bus.heard_threshold(start.prune_s)
+        self._bus.set_prune_threshold(start.prune_s)
         self._bus.repeat_unregisters()
         self._routes_due.set()
 
@@ -222,7 +222,7 @@ class Announcer:
         """The host has left the pool: controllers are told, once."""
         if not self._published_shutdown:
             self._published_shutdown = True
-            self._bus.tell(self._voice.shutdown())
+            self._bus.publish_event(self._voice.shutdown())
 
     def hurry(self) -> None:
         """A heartbeat now and more often, so that replacements of an evacuation start soon (docs/protocol.md, "Leaving the pool")."""
@@ -237,13 +237,13 @@ class Announcer:
         if not self._phases.permits.adverts or self._admission.takes_nothing():
             return
         dea, staging = self._voice.adverts(self._admission.left(), self._stacks_there())
-        self._bus.say(dea)
+        self._bus.publish(dea)
         if self._settings.staging.enabled:
-            self._bus.say(staging)
+            self._bus.publish(staging)
 
     def _beat(self) -> None:
-        self._bus.say(self._voice.heartbeat())
+        self._bus.publish(self._voice.heartbeat())
 
     def _register(self) -> None:
         for route in self._voice.routes():
-            self._bus.say(route)
+            self._bus.publish(route)

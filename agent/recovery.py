@@ -133,7 +133,7 @@ def answer_stagings(left: Mapping[str, SavedStaging], memory: AgentMemory, bus: 
     """Nobody will finish them; who waits is told so, and they are remembered until the outbox has that."""
     for name, one in left.items():
         memory.take_up_staging(name, one)
-        bus.tell(
+        bus.publish_event(
             m.StagingRefused(one.task_id, RESTARTED),
             reply_to=one.reply_to,
             on_kept=partial(memory.forget_staging, name),

@@ -24,9 +24,9 @@ from agent.bus import commands as c
 from agent.bus import credentials
 from agent.bus import messages as m
 from agent.bus.heartbeats import HeartbeatParts
-from agent.bus.outbox import Entry, Kept, Outbox
+from agent.bus.outbox import Kept, Outbox, OutboxEntry
 from agent.bus.routes import routes_of
-from agent.bus.sender import LISTENER_PATIENCE_S, Sender, Word, WriteAhead
+from agent.bus.sender import LISTENER_PATIENCE_S, Sender, UnstoredMessage, WriteAhead
 from agent.bus.subjects import GREET, OUTBOUND, inbound
 from agent.bus.unregistered import REST_S, Unregistered
 from agent.bus.wire import Arrived, BusError, Connection
@@ -99,13 +99,13 @@ class Bus:
         await self._connected.wait()
 
     @property
-    def untold(self) -> int:
+    def unsent(self) -> int:
         """Events that are still to be told."""
-        return self._sender.untold
+        return self._sender.unsent
 
-    def tell(
+    def publish_event(
         self,
-        event: m.Event,
+        event: m.EventMessage,
         *,
         reply_to: str = "",
         passed: Callable[[], None] | None = None,
@@ -126,24 +126,24 @@ class Bus:
             once=isinstance(event, m.StagingReply1),
             instead=_instead(event, len(payload)),
         )
-        number = self._sender.tell(kept, passed, on_kept=on_kept)
+        number = self._sender.publish_event(kept, passed, on_kept=on_kept)
         if isinstance(event, m.RouterUnregister):
             self._unregistered.add(number, event)
 
-    def is_kept(self, event: m.Event) -> bool:
+    def is_kept(self, event: m.EventMessage) -> bool:
         """Does the outbox have it, to be sent?"""
         return m.encode(event) in self._sender.waiting
 
-    def say(self, word: m.Word) -> None:
+    def publish(self, word: m.StateMessage) -> None:
         if isinstance(word, m.RouterRegister):
             for number in self._unregistered.registered(word):
                 if number in self._outbox.repeats:
                     self._forget(number)
-        parts: tuple[m.Word, ...] = (word,)
+        parts: tuple[m.StateMessage, ...] = (word,)
         if isinstance(word, m.Heartbeat) and self._connection is not None:
             parts = self._heartbeats.split(word, self._connection.max_payload_bytes)
         for part in parts:
-            self._sender.say(Word(OUTBOUND[type(part)], m.encode(part)))
+            self._sender.publish(UnstoredMessage(OUTBOUND[type(part)], m.encode(part)))
 
     async def wait_passed(self, passed: asyncio.Event, timeout_s: float) -> None:
         """Until ``passed`` is set; at most ``timeout_s``, and not at all while the bus is known to be away."""
@@ -156,7 +156,7 @@ class Bus:
             await asyncio.gather(*waits, return_exceptions=True)
 
     def answer(self, reply_to: str, reply: m.FindReply) -> None:
-        self._sender.say(Word(reply_to, m.encode(reply)))
+        self._sender.publish(UnstoredMessage(reply_to, m.encode(reply)))
 
     # -- routes that were taken back ---------------------------------------------------------------------------
 
@@ -164,18 +164,18 @@ class Bus:
         """A router that was away has not received them; sent before the registers."""
         self._sender.repeat(self._unregisters_again())
 
-    def _unregisters_again(self) -> Iterator[Entry | Word]:
+    def _unregisters_again(self) -> Iterator[OutboxEntry | UnstoredMessage]:
         """Those whose ports rest are followed by a barrier, from which the rest counts anew."""
         subject = OUTBOUND[m.RouterUnregister]
         for number, event in self._unregistered.repeat():
             if number in self._outbox.rested:
-                yield Word(subject, m.encode(event))
+                yield UnstoredMessage(subject, m.encode(event))
             elif number in self._outbox.repeats:
-                yield Entry(number, Kept(subject, m.encode(event)))
+                yield OutboxEntry(number, Kept(subject, m.encode(event)))
 
-    def heard_threshold(self, prune_s: float | None) -> None:
+    def set_prune_threshold(self, prune_s: float | None) -> None:
         """After so long without a register a router forgets a route."""
-        self._unregistered.heard_threshold(prune_s)
+        self._unregistered.set_prune_threshold(prune_s)
 
     def port_rests(self, port: int) -> bool:
         """A route to it may still stand at a router, so nobody else may answer there."""
@@ -287,7 +287,7 @@ class Bus:
         self._sender.connected(connection, inbox_prefix)
         self.repeat_unregisters()
         self._on_connected()
-        self._sender.say(Word(GREET, b"{}", self._greet_inbox))
+        self._sender.publish(UnstoredMessage(GREET, b"{}", self._greet_inbox))
 
     async def _watch(self, connection: Connection) -> None:
         """A server that is stalled, or a client that has gone deaf, looks alive to everybody who does not ask."""
@@ -357,7 +357,7 @@ class Bus:
             self._log.exception("bus_command_failed", subject=what.subject)
 
 
-def _instead(event: m.Event, size_bytes: int) -> bytes:
+def _instead(event: m.EventMessage, size_bytes: int) -> bytes:
     """What answers a staging request where the reply itself is more than the server takes: no answer costs its
     controller 15 minutes."""
     if size_bytes < SMALL_BYTES or not isinstance(

@@ -328,8 +328,8 @@ class DeaShutdown(Struct, frozen=True):
     app_id_to_count: dict[str, int]
 
 
-Event = RouterUnregister | DropletExited | DeaShutdown | StagingReply
-Word = Heartbeat | Advertise | StagingAdvertise | RouterRegister
+EventMessage = RouterUnregister | DropletExited | DeaShutdown | StagingReply
+StateMessage = Heartbeat | Advertise | StagingAdvertise | RouterRegister
 
 
 T = TypeVar("T", bound=Struct)

@@ -52,7 +52,7 @@ class Kept(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class OutboxEntry:
     number: int
     kept: Kept
 
@@ -67,9 +67,9 @@ class Outbox:
     def __init__(self, directory: Path) -> None:
         self._dir = directory
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._entries: dict[int, Entry] = {}
-        self._doubtful: dict[int, Entry] = {}
-        self.repeats: dict[int, Entry] = {}
+        self._entries: dict[int, OutboxEntry] = {}
+        self._doubtful: dict[int, OutboxEntry] = {}
+        self.repeats: dict[int, OutboxEntry] = {}
         self.rested: set[int] = set()
         self._unsynced: set[int] = set()
         self.damaged: list[str] = []
@@ -82,7 +82,7 @@ class Outbox:
 
     def _load(self, path: Path) -> None:
         try:
-            entry = Entry(int(path.stem), msgspec.msgpack.decode(path.read_bytes(), type=Kept))
+            entry = OutboxEntry(int(path.stem), msgspec.msgpack.decode(path.read_bytes(), type=Kept))
             age_s = time.time() - path.stat().st_mtime
         except (msgspec.MsgspecError, ValueError, OSError) as e:
             path.rename(path.with_suffix(".damaged"))
@@ -99,13 +99,13 @@ class Outbox:
         else:
             path.unlink()
 
-    def add(self, kept: Kept) -> Entry:
+    def add(self, kept: Kept) -> OutboxEntry:
         """In memory; `write` makes it last."""
-        entry = self._entries[self._next] = Entry(self._next, kept)
+        entry = self._entries[self._next] = OutboxEntry(self._next, kept)
         self._next += 1
         return entry
 
-    def write(self, entry: Entry) -> None:
+    def write(self, entry: OutboxEntry) -> None:
         """OSError: the disk does not take it (full, say); no half of it stays, and the entry is told all the same."""
         path = self._path(entry.number)
         new = path.with_suffix(".new")
@@ -180,7 +180,7 @@ class Outbox:
 
     def _forget(self, number: int) -> bool:
         self.rested.discard(number)
-        places: tuple[dict[int, Entry], ...] = (self._entries, self._doubtful, self.repeats)
+        places: tuple[dict[int, OutboxEntry], ...] = (self._entries, self._doubtful, self.repeats)
         return any(where.pop(number, None) is not None for where in places)
 
     def _path(self, number: int, suffix: str = EVENT) -> Path:
@@ -192,5 +192,5 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __iter__(self) -> Iterator[Entry]:
+    def __iter__(self) -> Iterator[OutboxEntry]:
         return iter(tuple(self._entries.values()))

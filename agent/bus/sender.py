@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
-from agent.bus.outbox import Entry, Kept, Outbox
+from agent.bus.outbox import Kept, Outbox, OutboxEntry
 from agent.bus.wire import BusError, Connection, Unsendable
 from agent.logs import Log
 
@@ -39,7 +39,7 @@ SYNC_PAUSE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Word:
+class UnstoredMessage:
     """``generation``: of the memory, as it was when the word was made."""
 
     subject: str
@@ -67,14 +67,14 @@ class NothingAhead:
 
 
 class _Unwritten(NamedTuple):
-    entry: Entry
+    entry: OutboxEntry
     generation: int
     on_kept: Callable[[], None] | None
 
 
 @dataclass(frozen=True, slots=True)
 class Unheard:
-    entry: Entry
+    entry: OutboxEntry
     since_s: float
 
 
@@ -101,12 +101,12 @@ class Sender:
         self._patience_s = listener_patience_s
         self._connection: Connection | None = None
         self._inbox_prefix = ""
-        self._queue: deque[Entry | Word] = deque()
+        self._queue: deque[OutboxEntry | UnstoredMessage] = deque()
         self._unheard: dict[int, Unheard] = {}
         self._retry_at_s = 0.0
         self._asked: dict[str, bool] = {}
         """Inbox of an exit in flight: whether the server has said that nobody listens."""
-        self._in_flight: list[Entry] = []
+        self._in_flight: list[OutboxEntry] = []
         self._waits: dict[int, Callable[[], None]] = {}
         """Number of an event: what to call when the server has it."""
         self._wake = asyncio.Event()
@@ -114,7 +114,7 @@ class Sender:
 
     # -- said --------------------------------------------------------------------------------------------------
 
-    def tell(
+    def publish_event(
         self,
         kept: Kept,
         passed: Callable[[], None] | None = None,
@@ -135,23 +135,23 @@ class Sender:
         self._put(entry)
         return entry.number
 
-    def repeat(self, ones: Iterable[Entry | Word]) -> None:
+    def repeat(self, ones: Iterable[OutboxEntry | UnstoredMessage]) -> None:
         """Once more what the server has already, in this form; what is queued already is not queued twice. A word is not
         waited for: a thousand of them must not hold up the registers behind them."""
-        numbers = {one.number for one in self._queue if isinstance(one, Entry)}
-        words = {one.payload for one in self._queue if isinstance(one, Word)}
+        numbers = {one.number for one in self._queue if isinstance(one, OutboxEntry)}
+        words = {one.payload for one in self._queue if isinstance(one, UnstoredMessage)}
         for one in ones:
-            is_queued = one.number in numbers if isinstance(one, Entry) else one.payload in words
+            is_queued = one.number in numbers if isinstance(one, OutboxEntry) else one.payload in words
             if not is_queued and self._connection is not None:
                 self._put(one)
 
-    def say(self, word: Word) -> None:
+    def publish(self, word: UnstoredMessage) -> None:
         generation = self._ahead.generation
         if generation > self._durable:
             self._to_write.set()
         self._put(replace(word, generation=generation))
 
-    def _put(self, one: Entry | Word) -> None:
+    def _put(self, one: OutboxEntry | UnstoredMessage) -> None:
         self._settled.clear()
         if self._connection is not None:  # without one, an event waits in the outbox and a word is over
             self._queue.append(one)
@@ -196,13 +196,13 @@ class Sender:
         except Exception as e:  # it costs its own event only
             self._log.exception("outbox_note_failed", subject=one.entry.kept.subject, error=repr(e))
 
-    def _is_ready(self, one: Entry | Word) -> bool:
-        if isinstance(one, Word):
+    def _is_ready(self, one: OutboxEntry | UnstoredMessage) -> bool:
+        if isinstance(one, UnstoredMessage):
             return one.generation <= self._durable
         return one.number not in self._unwritten
 
     @property
-    def untold(self) -> int:
+    def unsent(self) -> int:
         """Events that are still to be told."""
         return len(self._outbox)
 
@@ -288,9 +288,9 @@ class Sender:
             return None
         return max(0.0, self._retry_at_s - time.monotonic())
 
-    def _take_batch(self) -> list[Entry | Word]:
+    def _take_batch(self) -> list[OutboxEntry | UnstoredMessage]:
         """The unheard are older than what is queued: they go first when it is their time, or when another exit leaves."""
-        batch: list[Entry | Word] = []
+        batch: list[OutboxEntry | UnstoredMessage] = []
         while self._queue and len(batch) < BATCH and self._is_ready(self._queue[0]):
             batch.append(self._queue.popleft())
         now_s = time.monotonic()
@@ -299,10 +299,10 @@ class Sender:
             self._retry_at_s = now_s + LISTENER_RETRY_S
         return batch
 
-    async def _send(self, connection: Connection, batch: list[Entry | Word]) -> None:
-        sent: list[tuple[Entry, str]] = []
+    async def _send(self, connection: Connection, batch: list[OutboxEntry | UnstoredMessage]) -> None:
+        sent: list[tuple[OutboxEntry, str]] = []
         for one in batch:
-            if isinstance(one, Word):
+            if isinstance(one, UnstoredMessage):
                 await self._publish(connection, one.subject, one.payload, one.reply)
                 continue
             reply = ""
@@ -318,7 +318,7 @@ class Sender:
             for entry, inbox in sent:
                 self._settle(entry, nobody=self._asked.get(inbox, False))
 
-    async def _publish_event(self, connection: Connection, entry: Entry, reply: str) -> bool:
+    async def _publish_event(self, connection: Connection, entry: OutboxEntry, reply: str) -> bool:
         """False: no server takes it; it is out of the way."""
         kept = entry.kept
         copies = 2 if not kept.once and self._outbox.doubted(kept.subject) else 1
@@ -339,7 +339,7 @@ class Sender:
             return False
         return True
 
-    def _settle(self, entry: Entry, *, nobody: bool) -> None:
+    def _settle(self, entry: OutboxEntry, *, nobody: bool) -> None:
         """The server has it; for an exit, did it have a listener?"""
         if nobody:
             now_s = time.monotonic()
@@ -377,5 +377,5 @@ class Sender:
             self._log.error("outbox_not_removed", error=str(e), consequence="told again by the next agent")
 
 
-def _wants_listener(one: Entry | Word) -> bool:
-    return isinstance(one, Entry) and one.kept.listener
+def _wants_listener(one: OutboxEntry | UnstoredMessage) -> bool:
+    return isinstance(one, OutboxEntry) and one.kept.listener

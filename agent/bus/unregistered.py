@@ -57,7 +57,7 @@ class Unregistered:
         self._gone: dict[int, _Gone] = {}
         self._of_port: defaultdict[int, set[int]] = defaultdict(set)
 
-    def heard_threshold(self, prune_s: float | None) -> None:
+    def set_prune_threshold(self, prune_s: float | None) -> None:
         """Of a router's `pruneThresholdInSeconds`."""
         if prune_s is not None:
             self._rest_s = max(self._rest_s, min(prune_s, REST_LIMIT_S))

@@ -38,7 +38,7 @@ class LayerError(RuntimeError):
     """A layer cannot be had; the text says why."""
 
 
-class Record(msgspec.Struct, frozen=True):
+class LayerRecord(msgspec.Struct, frozen=True):
     bytes: int
     files: int
     boot_id: str
@@ -100,11 +100,11 @@ class Layers:
             self._in_background(self._sync(unsynced), "sync")
         self._in_background(self._empty_trash(), "trash")
 
-    def _read_record(self, name: str) -> Record | None:
+    def _read_record(self, name: str) -> LayerRecord | None:
         if not _SHA1.match(name):
             return None
         try:
-            return msgspec.json.decode((self._dir / f"{name}.json").read_bytes(), type=Record)
+            return msgspec.json.decode((self._dir / f"{name}.json").read_bytes(), type=LayerRecord)
         except (OSError, msgspec.MsgspecError):
             return None
 
@@ -216,20 +216,20 @@ class Layers:
             self.throw_away(new)
             return found
         layer = Layer(sha1, self._dir / sha1, unpacked.bytes)
-        record = Record(unpacked.bytes, unpacked.files, self._boot_id)
+        record = LayerRecord(unpacked.bytes, unpacked.files, self._boot_id)
         self._write_record(sha1, record)
         new.rename(layer.path)
         self._known[sha1] = layer
         self._in_background(self._sync({sha1: record}), f"sync-{sha1[:8]}")
         return layer
 
-    def _write_record(self, sha1: str, record: Record) -> None:
+    def _write_record(self, sha1: str, record: LayerRecord) -> None:
         path = self._dir / f"{sha1}.json"
         beside = self._dir / f".new-{sha1}.json"
         beside.write_bytes(msgspec.json.encode(record))
         beside.rename(path)
 
-    async def _sync(self, records: Mapping[str, Record]) -> None:
+    async def _sync(self, records: Mapping[str, LayerRecord]) -> None:
         """The mark needs no sync of its own: a layer that has lost it is fetched again, that is all."""
         await asyncio.to_thread(_sync_file_system, self._dir)
         for sha1, record in records.items():

@@ -21,7 +21,7 @@ from pathlib import Path
 from agent.droplets import jail
 from agent.droplets.archive import ArchiveError, Bounds
 from agent.droplets.tar import TarReader
-from agent.droplets.writer import Reader, write_tree
+from agent.droplets.writer import ArchiveReader, write_tree
 from agent.droplets.zip import ZipReader
 
 #: How often the timer looks, in seconds of processor time.
@@ -78,7 +78,9 @@ def main() -> int:
     try:
         with meter.on():
             stdin = sys.stdin.buffer
-            reader: Reader = ZipReader(stdin, bounds) if kind == "zip" else TarReader(meter.read, bounds)
+            reader: ArchiveReader = (
+                ZipReader(stdin, bounds) if kind == "zip" else TarReader(meter.read, bounds)
+            )
             writer = write_tree(reader, root, bounds)
     except ArchiveError as e:
         _say(error=str(e))

@@ -21,7 +21,7 @@ _INODE_BYTES = 4096
 COPY = 256 << 10
 
 
-class Reader(Protocol):
+class ArchiveReader(Protocol):
     """An archive: iterate for members, and between two read the contents of the one before."""
 
     def __iter__(self) -> Iterator[Member]: ...
@@ -165,7 +165,7 @@ class TreeWriter:
             os.close(self._stack.pop()[1])
 
 
-def write_tree(reader: Reader, root_fd: int, bounds: Bounds) -> TreeWriter:
+def write_tree(reader: ArchiveReader, root_fd: int, bounds: Bounds) -> TreeWriter:
     """All of an archive below ``root_fd``. Raises ArchiveError; the half-written tree is the caller's to discard."""
     writer = TreeWriter(root_fd, bounds)
     try:

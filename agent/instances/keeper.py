@@ -138,7 +138,7 @@ class Keeper:
                 changed = True
             all_changed &= changed
         if all_changed:
-            self._bus.say(self._voice.heartbeat())
+            self._bus.publish(self._voice.heartbeat())
 
     def _update_routes(self, instance: Instance, message: m.UpdateMessage) -> bool:
         wanted = tuple(message.uris or ())
@@ -149,7 +149,7 @@ class Keeper:
             return bool(new or old)  # nothing of it is registered yet
         if new and (registered := self._voice.register(instance, new)) is not None:
             instance.routed = True
-            self._bus.say(registered)
+            self._bus.publish(registered)
         if old:
             self._unregister(instance, tuple(old))
         return bool(new or old)
@@ -183,11 +183,11 @@ class Keeper:
     def _carry_out(self, effect: Effect, instance: Instance) -> None:
         match effect:
             case Effect.HEARTBEAT:
-                self._bus.say(self._voice.heartbeat())
+                self._bus.publish(self._voice.heartbeat())
             case Effect.REGISTER:
                 if (registered := self._voice.register(instance, instance.uris)) is not None:
                     instance.routed = bool(instance.uris)
-                    self._bus.say(registered)
+                    self._bus.publish(registered)
             case Effect.UNREGISTER:
                 self._withdraw(instance)
             case Effect.ANNOUNCE_EXIT:
@@ -205,7 +205,7 @@ class Keeper:
         if instance.routed and unregistered is not None:
             instance.routed = False
             instance.withdrawn = asyncio.Event()
-            self._bus.tell(unregistered, passed=instance.withdrawn.set)
+            self._bus.publish_event(unregistered, passed=instance.withdrawn.set)
 
     def announce_exit(self, instance: Instance) -> None:
         """Pending until the outbox has it: an agent that is killed before leaves it to the next one, with the same bytes."""
@@ -216,7 +216,7 @@ class Keeper:
             self._drop_older_crashes(instance.app)  # this one may have been waiting to go
 
         instance.exit_pending = True
-        self._bus.tell(self._voice.exited(instance), on_kept=kept)
+        self._bus.publish_event(self._voice.exited(instance), on_kept=kept)
 
     # -- after a restart ---------------------------------------------------------------------------------------
 
@@ -252,7 +252,7 @@ class Keeper:
             self._save(instance)
 
         instance.leaving = (*instance.leaving, *uris)
-        self._bus.tell(unregistered, on_kept=kept)
+        self._bus.publish_event(unregistered, on_kept=kept)
 
     # -- crashes -----------------------------------------------------------------------------------------------
 

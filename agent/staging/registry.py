@@ -114,7 +114,7 @@ class StagingRegistry:
     def refuse(self, task_id: str, error: str, reply_to: str) -> None:
         """The only reply of a staging that is not begun."""
         self._shop.log.warning("staging_refused", task=task_id, error=error)
-        self._bus.tell(m.StagingRefused(task_id, error), reply_to=reply_to)
+        self._bus.publish_event(m.StagingRefused(task_id, error), reply_to=reply_to)
 
     def stop_app(self, app_id: str) -> None:
         for run in self._under_way():
@@ -156,10 +156,12 @@ class StagingRegistry:
                 container = await task.set_up(held)
             except StagingFailed as e:
                 told = str(self._public(e))
-                self._bus.tell(m.StagingReply1(task.message.task_id, None, told), reply_to=task.reply_to)
+                self._bus.publish_event(
+                    m.StagingReply1(task.message.task_id, None, told), reply_to=task.reply_to
+                )
                 self._tell_failure(run, e)
                 return
-            self._bus.tell(m.StagingReply1(task.message.task_id), reply_to=task.reply_to)
+            self._bus.publish_event(m.StagingReply1(task.message.task_id), reply_to=task.reply_to)
             try:
                 staged = await task.stage(container)
             except StagingFailed as e:
@@ -183,7 +185,7 @@ class StagingRegistry:
             run.kept = True
             self._save(run)
 
-        self._bus.tell(reply, reply_to=run.task.reply_to, on_kept=kept)
+        self._bus.publish_event(reply, reply_to=run.task.reply_to, on_kept=kept)
 
     def _tell_failure(self, run: _Run, failed: StagingFailed) -> None:
         """To the controller, and into the app's own log (the staging's, and the one that its instances write to)."""

@@ -21,7 +21,7 @@ from typing import Any
 import agent.worker as worker_module
 from agent import upkeep
 from agent.announce import Announcer
-from agent.bus.outbox import Entry, Outbox
+from agent.bus.outbox import Outbox, OutboxEntry
 from agent.bus.sender import Sender
 from agent.bus.wire import Connection
 from agent.cli.app import main
@@ -128,7 +128,7 @@ def killed_at(point: str, flag: Path) -> None:
         if section == INSTANCES and data is not None and json.loads(data)["state"] == what:
             die()
 
-    def event(self: Outbox, entry: Entry) -> None:
+    def event(self: Outbox, entry: OutboxEntry) -> None:
         write_event(self, entry)
         if entry.kept.subject == what:
             die()

@@ -30,20 +30,20 @@ async def test_after_each_connect_all_is_said_in_its_order(
     advert = m.Advertise("host1", ("s",), 1, 1, {}, {"zone": "z"})
 
     def speak_anew() -> None:
-        host.bus.say(m.Heartbeat((), "host1"))
-        host.bus.say(advert)
-        host.bus.say(m.StagingAdvertise("host1", ("s",), 1, 1))
-        host.bus.say(route(m.RouterRegister, 61002))
+        host.bus.publish(m.Heartbeat((), "host1"))
+        host.bus.publish(advert)
+        host.bus.publish(m.StagingAdvertise("host1", ("s",), 1, 1))
+        host.bus.publish(route(m.RouterRegister, 61002))
 
     host.at_connect = speak_anew
     await host.run_until_connected()
-    host.bus.tell(route(m.RouterUnregister))
-    await until(lambda: not host.bus.untold, "the unregister is told")
+    host.bus.publish_event(route(m.RouterUnregister))
+    await until(lambda: not host.bus.unsent, "the unregister is told")
     await server.kill()
     await until(lambda: not host.bus.connected, "the death is seen")
-    host.bus.say(advert)  # a voice is never stored
-    host.bus.tell(staged(1), reply_to="box")
-    host.bus.tell(m.DeaShutdown("host1", "10.0.0.1", "0.0.1", {}))
+    host.bus.publish(advert)  # a voice is never stored
+    host.bus.publish_event(staged(1), reply_to="box")
+    host.bus.publish_event(m.DeaShutdown("host1", "10.0.0.1", "0.0.1", {}))
     await host.stop()
     await server.start()
     peer = await listen(">")
@@ -63,8 +63,8 @@ async def test_a_router_that_answers_the_greeting_is_heard_as_one_that_starts(
     """Without a router the server's 503 is no answer."""
     host = make_host()
     await host.run_until_connected()
-    host.bus.tell(staged(1), reply_to="box")
-    await until(lambda: not host.bus.untold, "what was said behind the greeting is told")
+    host.bus.publish_event(staged(1), reply_to="box")
+    await until(lambda: not host.bus.unsent, "what was said behind the greeting is told")
     assert host.commands == []
     await host.stop()
     router = await listen("router.greet")
@@ -81,11 +81,11 @@ async def test_unregisters_are_repeated_to_a_router_that_starts(make_host: MakeH
     """Whoever has host and port by then; but not what is registered now."""
     host = make_host()
     await host.run_until_connected()
-    host.bus.tell(route(m.RouterUnregister, 61001, "a", "b"))
-    host.bus.tell(route(m.RouterUnregister, 61002, "c"))
-    host.bus.say(route(m.RouterRegister, 61001, "new", "b", owner="p2"))
-    host.bus.say(route(m.RouterRegister, 61002, "c"))
-    await until(lambda: not host.bus.untold, "all is told")
+    host.bus.publish_event(route(m.RouterUnregister, 61001, "a", "b"))
+    host.bus.publish_event(route(m.RouterUnregister, 61002, "c"))
+    host.bus.publish(route(m.RouterRegister, 61001, "new", "b", owner="p2"))
+    host.bus.publish(route(m.RouterRegister, 61002, "c"))
+    await until(lambda: not host.bus.unsent, "all is told")
     peer = await listen("router.unregister")
 
     host.bus.repeat_unregisters()
@@ -113,7 +113,7 @@ async def test_a_farewell_ends_in_its_time(
         await server.kill()
         await until(lambda: not host.bus.connected, "the death is seen")
     for number in range(201):
-        host.bus.tell(staged(number), reply_to="box")
+        host.bus.publish_event(staged(number), reply_to="box")
 
     all_leave = bus_is in ("up", "back after a second")
     timeout_s = 300.0 if all_leave else 3.0
@@ -146,8 +146,8 @@ async def test_nothing_is_said_after_the_farewell(
     host = make_host()
     await host.run_until_connected()
     peer = await listen("dea.*")
-    host.bus.tell(m.DeaShutdown("host1", "10.0.0.1", "0.0.1", {}))
-    host.bus.say(m.Heartbeat((), "host1"))
+    host.bus.publish_event(m.DeaShutdown("host1", "10.0.0.1", "0.0.1", {}))
+    host.bus.publish(m.Heartbeat((), "host1"))
 
     await host.bus.farewell()
 

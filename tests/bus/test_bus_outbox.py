@@ -36,7 +36,7 @@ pytestmark = pytest.mark.bus
 
 
 async def until_left(host: Host, events: int) -> None:
-    await until(lambda: host.bus.untold <= events, f"{events} are left to tell")
+    await until(lambda: host.bus.unsent <= events, f"{events} are left to tell")
 
 
 async def test_nothing_is_lost_over_deaths_of_the_server_in_mid_burst(
@@ -55,11 +55,11 @@ async def test_nothing_is_lost_over_deaths_of_the_server_in_mid_burst(
     in_the_middle = 0
     for burst in range(20):
         for number in range(burst * 50, burst * 50 + 50):
-            host.bus.tell(staged(number), reply_to=f"box.{number % 5}")
+            host.bus.publish_event(staged(number), reply_to=f"box.{number % 5}")
         if burst in deaths:
             await until_left(host, random.randint(1, 50))
             relay.is_open = False
-            in_the_middle += 0 < host.bus.untold < 50
+            in_the_middle += 0 < host.bus.unsent < 50
             await server.kill()
             await until(lambda: not host.bus.connected, "the death is seen")
             await peer.ended()
@@ -69,7 +69,7 @@ async def test_nothing_is_lost_over_deaths_of_the_server_in_mid_burst(
             peer = await Peer.open(server, "box.>")
             relay.is_open = True
         await until(lambda: host.bus.connected, "connected")
-    await until(lambda: not host.bus.untold, "all is told")
+    await until(lambda: not host.bus.unsent, "all is told")
     await peer.flush()
     heard += [payload for _, _, payload in peer.heard]
     await peer.close()
@@ -91,15 +91,15 @@ async def test_an_acknowledgement_that_was_lost_repeats_the_words_with_the_same_
     await host.run_until_connected()
     peer = await listen("box", "droplet.exited")
     relay.answers = False
-    host.bus.tell(staged(1), reply_to="box")
-    host.bus.tell(exited(1))
+    host.bus.publish_event(staged(1), reply_to="box")
+    host.bus.publish_event(exited(1))
     await until(lambda: len(peer.heard) == 2, "told")
     assert len(kept_files(tmp_path)) == 2
     await until(lambda: not host.bus.connected, "the silence is noticed")
 
     relay.answers = True
 
-    await until(lambda: not host.bus.untold, "told again")
+    await until(lambda: not host.bus.unsent, "told again")
     await peer.flush()
     assert peer.on("box") == [m.encode(staged(1))] * 2
     assert peer.on("droplet.exited") == [m.encode(exited(1))] * 2
@@ -113,14 +113,14 @@ async def test_events_survive_the_agent(
     first = make_host()
     first.run()
     for number in range(30):
-        first.bus.tell(staged(number), reply_to="box")
+        first.bus.publish_event(staged(number), reply_to="box")
     await until(lambda: len(kept_files(tmp_path)) == 30, "they are kept")
     await first.stop()
     await server.start()
     peer = await listen("box")
 
     second = make_host()
-    second.bus.tell(staged(30), reply_to="box")
+    second.bus.publish_event(staged(30), reply_to="box")
     await second.run_until_connected()
 
     await until(lambda: len(peer.heard) == 31, "all arrive")
@@ -157,11 +157,11 @@ async def test_a_message_that_no_server_takes_is_set_aside_and_what_is_behind_it
     host = make_host()
     await host.run_until_connected()
 
-    host.bus.tell(m.DeaShutdown("host1", "10.0.0.1", "0.0.1", {"x" * (1 << 20): 1}))
-    host.bus.tell(staged(0), reply_to="no subject")
-    host.bus.tell(staged(1), reply_to="y" * 4_000)
-    host.bus.say(m.Advertise("host1", ("x" * (1 << 20),), 1, 1, {}, {}))
-    host.bus.tell(staged(2), reply_to="box")
+    host.bus.publish_event(m.DeaShutdown("host1", "10.0.0.1", "0.0.1", {"x" * (1 << 20): 1}))
+    host.bus.publish_event(staged(0), reply_to="no subject")
+    host.bus.publish_event(staged(1), reply_to="y" * 4_000)
+    host.bus.publish(m.Advertise("host1", ("x" * (1 << 20),), 1, 1, {}, {}))
+    host.bus.publish_event(staged(2), reply_to="box")
 
     await until(lambda: peer.on("box"), "the last arrives")
     assert peer.on("box") == [m.encode(staged(2))]
@@ -169,7 +169,7 @@ async def test_a_message_that_no_server_takes_is_set_aside_and_what_is_behind_it
     assert len(refused) == 4
     assert max(len(str(line)) for line in refused) < 1000
     assert host.connects == 1
-    await until(lambda: not host.bus.untold, "the server's word for the last is in")
+    await until(lambda: not host.bus.unsent, "the server's word for the last is in")
     assert [name.partition(".")[2] for name in kept_files(tmp_path)] == ["damaged"] * 3
 
 
@@ -187,9 +187,9 @@ async def test_a_staging_reply_that_no_server_takes_is_replaced_by_one_that_says
     await host.run_until_connected()
 
     if is_first:
-        host.bus.tell(m.StagingReply1("t", "x" * 9_000), reply_to="box")
+        host.bus.publish_event(m.StagingReply1("t", "x" * 9_000), reply_to="box")
     else:
-        host.bus.tell(m.StagingReply2("t", "app", procfile={"web": "x" * 9_000}), reply_to="box")
+        host.bus.publish_event(m.StagingReply2("t", "app", procfile={"web": "x" * 9_000}), reply_to="box")
 
     await until(lambda: peer.heard, "an answer")
     (answer,) = [json.loads(payload) for payload in peer.on("box")]
@@ -213,7 +213,7 @@ async def test_a_heartbeat_that_no_server_takes_goes_in_parts(stack: AsyncExitSt
         m.HeartbeatEntry("default", "a" * 200, "v", f"i{n}", n, "RUNNING", 1.5) for n in range(50)
     )
 
-    host.bus.say(m.Heartbeat(entries, "host1"))
+    host.bus.publish(m.Heartbeat(entries, "host1"))
 
     await until(lambda: len(peer.heard) == 3, "three parts")
     beats = [m.decode(m.Heartbeat, payload) for payload in peer.on("dea.heartbeat")]
@@ -233,7 +233,7 @@ async def test_a_full_disk_costs_an_event_its_safety_only(
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # as a full disk: 100 bytes go in, then an error
     try:
-        host.bus.tell(staged(1), reply_to="box")
+        host.bus.publish_event(staged(1), reply_to="box")
         await until(lambda: peer.on("box") == [m.encode(staged(1))], "it arrives")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -253,9 +253,9 @@ async def test_a_word_and_an_event_leave_in_the_order_in_which_they_were_said(
     await until(lambda: peer.heard, "the greeting")
 
     for _ in range(50):
-        host.bus.say(route(m.RouterRegister))
-        host.bus.tell(route(m.RouterUnregister))
-        host.bus.say(m.Heartbeat((), "host1"))
+        host.bus.publish(route(m.RouterRegister))
+        host.bus.publish_event(route(m.RouterUnregister))
+        host.bus.publish(m.Heartbeat((), "host1"))
 
     await until(lambda: len(peer.heard) == 151, "all arrive")
     assert [subject for subject, _, _ in peer.heard[1:]] == [
@@ -273,13 +273,13 @@ async def test_an_exit_waits_for_a_listener_and_what_is_behind_it_goes_on(
     host = make_host()
     await host.run_until_connected()
     for number in range(3):
-        host.bus.tell(exited(number))
-    host.bus.tell(staged(1), reply_to="box")
+        host.bus.publish_event(exited(number))
+    host.bus.publish_event(staged(1), reply_to="box")
     await until(lambda: boxes.heard, "the reply behind them arrives")
     await until(lambda: len(kept_files(tmp_path)) == 3, "the exits are kept")
 
     peer = await listen("droplet.exited")
-    host.bus.tell(exited(3))
+    host.bus.publish_event(exited(3))
 
     await until(lambda: len(peer.heard) >= 4, "the exits arrive")
     assert peer.on("droplet.exited") == [m.encode(exited(number)) for number in range(4)]
@@ -319,19 +319,19 @@ async def test_only_the_servers_503_says_that_nobody_listens(
     stack.push_async_callback(host.stop)
     await host.run_until_connected()
 
-    host.bus.tell(exited(1))
+    host.bus.publish_event(exited(1))
 
     if is_heard:
-        await until(lambda: not host.bus.untold, "it is told")
+        await until(lambda: not host.bus.unsent, "it is told")
     else:
         await until(lambda: host.bus._sender.unheard, "nobody listens")
-        assert host.bus.untold == 1
+        assert host.bus.unsent == 1
 
 
 async def test_an_exit_that_nobody_wants_is_given_up(make_host: MakeHost, tmp_path: Path) -> None:
     """After its patience, counted while the bus is there; with a line in the log."""
     host = make_host(listener_patience_s=1.0)
-    host.bus.tell(exited(1))
+    host.bus.publish_event(exited(1))
     await host.run_until_connected()
     connected_at = time.monotonic()
 
@@ -347,7 +347,7 @@ async def test_time_without_a_bus_does_not_count_against_an_exit(
     """A bus that comes back before its peers (sequence 17), after it was away longer than the patience lasts."""
     host = make_host(listener_patience_s=2.0)
     await host.run_until_connected()
-    host.bus.tell(exited(1))
+    host.bus.publish_event(exited(1))
     await until(lambda: host.bus._sender.unheard, "nobody listens")
     await server.kill()
     await until(lambda: not host.bus.connected, "the death is seen")
@@ -381,7 +381,7 @@ async def test_what_waits_is_synced_in_a_thread_several_at_a_time(
     host = make_host()
     host.run()
     for number in range(300):
-        host.bus.tell(staged(number), reply_to="box")
+        host.bus.publish_event(staged(number), reply_to="box")
 
     await until(lambda: sum(map(len, passes)) >= 300, "all are synced")
     assert sorted(number for one in passes for number in one) == list(range(1, 301))
@@ -407,7 +407,7 @@ async def test_the_oldest_of_too_many_is_dropped(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("agent.bus.sender.LIMIT", 3)
     host = Host(["nats://127.0.0.1:1"], tmp_path / "outbox")
     for number in range(5):
-        host.bus.tell(staged(number), reply_to=f"box.{number}")
+        host.bus.publish_event(staged(number), reply_to=f"box.{number}")
     host.run()
     await until(lambda: len(kept_files(tmp_path)) == 3, "three are kept")
     await host.stop()

@@ -59,10 +59,10 @@ async def test_a_first_reply_whose_arrival_is_unknown_is_not_sent_again(
     peer = await listen("box")
     host = await host_behind(relay, stack, tmp_path)
     relay.answers, relay.hears = False, lost != "the reply"
-    host.bus.tell(first_reply(1), reply_to="box")
+    host.bus.publish_event(first_reply(1), reply_to="box")
     await lost_between(relay, host)
 
-    host.bus.tell(second_reply(1, failed=failed), reply_to="box")
+    host.bus.publish_event(second_reply(1, failed=failed), reply_to="box")
 
     # the file of an event is written a moment after it was handed over: none is there before, either
     await until(lambda: len(peer.on("box")) >= 2, "the second arrives")
@@ -81,9 +81,9 @@ async def test_a_server_that_stands_still_between_the_replies(
     host = make_host()
     await host.run_until_connected()
     server.stall()
-    host.bus.tell(first_reply(1), reply_to="box")
+    host.bus.publish_event(first_reply(1), reply_to="box")
     await until(lambda: not host.bus.connected, "the silence is noticed")
-    host.bus.tell(second_reply(1, failed=failed), reply_to="box")
+    host.bus.publish_event(second_reply(1, failed=failed), reply_to="box")
     server.resume()
 
     await until(lambda: len(peer.on("box")) >= 2, "the second arrives")
@@ -103,8 +103,8 @@ async def test_a_second_reply_that_is_on_its_way_when_the_first_becomes_unknown_
     peer = await listen("box")
     host = await host_behind(relay, stack, tmp_path)
     relay.answers = relay.hears = False
-    host.bus.tell(first_reply(1), reply_to="box")
-    host.bus.tell(second_reply(1, failed=failed), reply_to="box")
+    host.bus.publish_event(first_reply(1), reply_to="box")
+    host.bus.publish_event(second_reply(1, failed=failed), reply_to="box")
     await lost_between(relay, host)
 
     await until(lambda: len(peer.on("box")) >= 2, "the second arrives, twice")
@@ -126,7 +126,7 @@ async def test_a_first_reply_that_a_former_agent_left_counts_as_unknown(
         before = kept_files(tmp_path)
         host = make_host()
         host.run()
-        host.bus.tell(told, reply_to="box")
+        host.bus.publish_event(told, reply_to="box")
         await until(partial(grown, tmp_path, len(before)), "the outbox has it")
         await host.stop()
     await server.start()
@@ -151,8 +151,8 @@ async def test_each_reply_comes_once_where_nothing_is_in_doubt(
     host.run()
     if not is_away:
         await until(lambda: host.bus.connected, "connected")
-    host.bus.tell(first_reply(1), reply_to="box")
-    host.bus.tell(second_reply(1, failed=False), reply_to="box")
+    host.bus.publish_event(first_reply(1), reply_to="box")
+    host.bus.publish_event(second_reply(1, failed=False), reply_to="box")
     relay.is_open = True
 
     await until(lambda: len(peer.on("box")) >= 2, "both arrive")

@@ -119,7 +119,7 @@ async def test_a_bus_that_is_away_longer_than_a_rest_begins_it_when_it_is_back(
     await server.kill()
     await until(lambda: not host.bus.connected, "the death is seen")
     told_s = time.monotonic()
-    host.bus.tell(route(m.RouterUnregister, 61001))
+    host.bus.publish_event(route(m.RouterUnregister, 61001))
     await until(lambda: time.monotonic() - told_s > 4, "longer than a rest")
     assert host.bus.port_rests(61001)
     await server.start()
@@ -135,10 +135,10 @@ async def test_a_bus_that_is_away_longer_than_a_rest_begins_it_when_it_is_back(
 async def test_the_rest_begins_anew_when_a_router_starts(make_host: MakeHost, listen: Listen) -> None:
     """It was cut off, and keeps its routes for as long as it does from then on; the longest that any announced counts."""
     host = make_host(port_rest_s=0.1)
-    host.bus.heard_threshold(4.0)
+    host.bus.set_prune_threshold(4.0)
     await host.run_until_connected()
-    host.bus.tell(route(m.RouterUnregister, 61001))
-    await until(lambda: not host.bus.untold, "it has passed the barrier")
+    host.bus.publish_event(route(m.RouterUnregister, 61001))
+    await until(lambda: not host.bus.unsent, "it has passed the barrier")
     first_s = time.monotonic()
     peer = await listen("router.unregister")
     await until(lambda: time.monotonic() - first_s > 2, "half of its rest")
@@ -162,7 +162,7 @@ async def test_what_was_taken_back_is_remembered_over_restarts(
 
     host = make_host(port_rest_s=1.0)
     await host.run_until_connected()
-    host.bus.tell(route(m.RouterUnregister, 61001, "a"))
+    host.bus.publish_event(route(m.RouterUnregister, 61001, "a"))
     await until(lambda: kept_files(tmp_path) == ["000000000001.repeat"], "it has passed the barrier")
 
     host = await next_agent(host)
@@ -176,7 +176,7 @@ async def test_what_was_taken_back_is_remembered_over_restarts(
     assert not host.bus.port_rests(61001)
     await host.run_until_connected()
     await until(lambda: len(peer.heard) == 2, "repeated by the third agent")
-    host.bus.say(route(m.RouterRegister, 61001, "a", owner="p2"))
+    host.bus.publish(route(m.RouterRegister, 61001, "a", owner="p2"))
 
     await until(lambda: kept_files(tmp_path) == [], "nothing is left to repeat")
     assert set(peer.on("router.unregister")) == {m.encode(route(m.RouterUnregister, 61001, "a"))}
@@ -186,7 +186,7 @@ async def test_an_unregister_that_no_server_takes_holds_no_port(make_host: MakeH
     """It never passes a barrier, so its rest would have no end."""
     host = make_host(port_rest_s=60.0)
     await host.run_until_connected()
-    host.bus.tell(route(m.RouterUnregister, 61001, "x" * (1 << 20)))
+    host.bus.publish_event(route(m.RouterUnregister, 61001, "x" * (1 << 20)))
     assert host.bus.port_rests(61001)
     await until(lambda: kept_files(tmp_path) == ["000000000001.damaged"], "it is set aside")
     await until(lambda: not host.bus.port_rests(61001), "its port is free")
@@ -206,7 +206,7 @@ async def test_a_route_that_an_older_agent_took_back_is_known_by_its_one_spellin
     assert peer.on("router.unregister") == [payload]
     await until(lambda: kept_files(tmp_path) == ["000000000001.repeat"], "it has passed the barrier")
 
-    host.bus.say(route(m.RouterRegister, 61001, "shop.example.com"))
+    host.bus.publish(route(m.RouterRegister, 61001, "shop.example.com"))
 
     assert kept_files(tmp_path) == []
     assert not host.bus.port_rests(61001)

@@ -13,7 +13,7 @@ from archive_kit import END, file, packed
 from droplets_kit import MIB, Peer, layers_in, peer
 
 from agent.droplets import trash
-from agent.droplets.layers import Record
+from agent.droplets.layers import LayerRecord
 
 pytestmark = pytest.mark.kernel
 
@@ -29,12 +29,12 @@ async def controller() -> AsyncIterator[Peer]:
 
 def write_record(base: Path, digest: str, **changes: object) -> None:
     path = base / "layers" / f"{digest}.json"
-    record = msgspec.json.decode(path.read_bytes(), type=Record)
+    record = msgspec.json.decode(path.read_bytes(), type=LayerRecord)
     path.write_bytes(msgspec.json.encode(msgspec.structs.replace(record, **changes)))
 
 
 def is_synced(base: Path, digest: str) -> bool:
-    return msgspec.json.decode((base / "layers" / f"{digest}.json").read_bytes(), type=Record).synced
+    return msgspec.json.decode((base / "layers" / f"{digest}.json").read_bytes(), type=LayerRecord).synced
 
 
 async def made(base: Path, controller: Peer) -> str:

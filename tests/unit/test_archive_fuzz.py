@@ -33,7 +33,7 @@ from hypothesis import strategies as st
 
 from agent.droplets.archive import ArchiveError
 from agent.droplets.tar import TarReader, parse_pax
-from agent.droplets.writer import Reader, write_tree
+from agent.droplets.writer import ArchiveReader, write_tree
 from agent.droplets.zip import ZipReader
 
 pytestmark = pytest.mark.unit
@@ -75,7 +75,7 @@ def try_to_write(make: type[TarReader] | type[ZipReader], data: bytes) -> None:
         fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
         try:
             source = io.BytesIO(data)
-            reader: Reader = (
+            reader: ArchiveReader = (
                 ZipReader(source, BOUNDS) if make is ZipReader else TarReader(source.read, BOUNDS)
             )
             write_tree(reader, fd, BOUNDS)

@@ -27,7 +27,7 @@ async def test_the_second_reply_waits_for_the_record_of_the_start_that_it_tells(
     await memory.save()
     waits_for: list[int] = []
     start = SimpleNamespace()
-    told = SimpleNamespace(tell=lambda *_, **__: waits_for.append(memory.generation))
+    told = SimpleNamespace(publish_event=lambda *_, **__: waits_for.append(memory.generation))
     stagings = StagingRegistry(
         SimpleNamespace(),  # type: ignore[arg-type]
         told,  # type: ignore[arg-type]

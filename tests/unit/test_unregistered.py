@@ -55,10 +55,10 @@ def test_the_longest_threshold_of_a_router_is_the_rest() -> None:
     kept = gone("a")
     kept.passed(1, 0.0)
     for heard in (300.0, 10.0, None):
-        kept.heard_threshold(heard)
+        kept.set_prune_threshold(heard)
     assert kept.rests(PORT, 299.0)
     assert not kept.rests(PORT, 300.0)
-    kept.heard_threshold(1e9)
+    kept.set_prune_threshold(1e9)
     assert not kept.rests(PORT, REST_LIMIT_S)
 
 
