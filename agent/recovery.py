@@ -25,7 +25,7 @@ from agent.logs import Log
 from agent.memory import records
 from agent.memory.agent import AgentMemory
 from agent.memory.records import Later, SavedInstance, SavedStaging, Unreadable, load_instance
-from agent.staging.registry import RESTARTED
+from agent.staging.keeper import RESTARTED
 from container import Container, Depot, Recovery, UnknownHandle
 
 #: A start that has been waiting longer, with nothing made of it yet, is told as failed: its controller asks again, here or elsewhere.

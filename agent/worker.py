@@ -41,8 +41,9 @@ from agent.resources import host_memory_mb
 from agent.signals import Signals, hold
 from agent.staging.admin import AdminBuildpacks
 from agent.staging.buildpacks import own_buildpacks
+from agent.staging.keeper import StagingKeeper
 from agent.staging.registry import StagingRegistry
-from agent.staging.task import Workshop
+from agent.staging.task import StagingParts
 from agent.supervisor import Supervisor
 from agent.upkeep import Upkeep
 from container import Depot
@@ -173,7 +174,7 @@ class Worker:
         self._announcer = Announcer(
             settings, self._voice, self._bus, self._admission, self._phases, self._probe, log=log
         )
-        shop = Workshop(
+        parts = StagingParts(
             settings,
             self._depot,
             self._layers,
@@ -184,8 +185,10 @@ class Worker:
             base / "staging",
             log,
         )
-        self._stagings = StagingRegistry(
-            shop,
+        self._stagings = StagingRegistry()
+        self._staging_keeper = StagingKeeper(
+            parts,
+            self._stagings,
             self._bus,
             self._admission,
             self._phases,
@@ -282,7 +285,7 @@ class Worker:
                 self._keeper.start(message)
             case c.StopCommand(stop):
                 if stop.only_app:
-                    self._stagings.stop_app(stop.app)
+                    self._staging_keeper.stop_app(stop.app)
                 self._keeper.stop(stop)
             case c.UpdateCommand(update):
                 self._keeper.update(update)
@@ -291,11 +294,11 @@ class Worker:
             case c.RouterStartCommand(router):
                 self._announcer.heard_router(router)
             case c.StageCommand(request, reply_to):
-                self._stagings.stage(request, reply_to)
+                self._staging_keeper.stage(request, reply_to)
             case c.RefuseStagingCommand(task_id, error, reply_to):
-                self._stagings.refuse(task_id, error, reply_to)
+                self._staging_keeper.refuse(task_id, error, reply_to)
             case c.StopStagingCommand(stop_staging):
-                self._stagings.stop_app(stop_staging.app_id)
+                self._staging_keeper.stop_app(stop_staging.app_id)
 
     def _begin_life(self, instance: Instance) -> None:
         task = self._supervisor.start(
@@ -358,7 +361,7 @@ class Worker:
         self._deadline = time.monotonic() + deadline_s
         self._bus.ignore_commands()
         self._announcer.publish_shutdown()
-        self._stagings.stop_all()
+        self._staging_keeper.stop_all()
         for instance in self._registry:
             if instance.state is not State.CRASHED:
                 self._keeper.stop_one(instance)
@@ -377,7 +380,7 @@ class Worker:
     async def _let_go(self) -> None:
         """The lives end, the containers do not."""
         self._bus.ignore_commands()
-        self._stagings.stop_all()
+        self._staging_keeper.stop_all()
         await _wait(set(self._staging_runs), STAGINGS_END_S)
         lives = tuple(self._lives.values())
         for life in lives:

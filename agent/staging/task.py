@@ -1,8 +1,13 @@
-"""One staging: package in, droplet out. The steps in order, each a method; the replies are the registry's.
+"""One staging: package in, droplet out. The steps in order, each a method.
 
-The buildpack runs in a container of the stack as vcap (steps.py). The app's tree is a lower of the container's root, so nothing is
-copied; the droplet is what stands in /home/vcap afterwards. There is one deadline, from the first byte of the package to the last of
-the cache.
+The app's package becomes a tree on disk, the tree a lower of a container of the stack (workshop.py), and the buildpack runs
+in it as vcap (steps.py). The droplet is /home/vcap as it is afterwards. Nothing is copied on the way.
+
+There is one deadline, from the first byte of the package to the last byte of the cache. With one for
+each step, the steps together could take longer than the controller waits. The cache has a share of the time, and
+an error of the cache costs the cache only. Once the droplet is uploaded nothing can fail the staging any more.
+
+How a staging is accepted, stopped and answered is in keeper.py.
 """
 
 from __future__ import annotations
@@ -26,26 +31,16 @@ from agent.droplets.pack import Packed
 from agent.droplets.transfer import TransferError, Transfers
 from agent.droplets.unpacker import JailError, Unpacker
 from agent.instances.environment import HOME, VARIABLE_BYTES, staging_environment, too_long, user_variables
-from agent.instances.limits import egress_rules, ipv6_left_out, rootfs_of
+from agent.instances.limits import ipv6_left_out, rootfs_of
 from agent.logs import Log
+from agent.resources import Claim
 from agent.staging import buildpacks as bp
 from agent.staging.admin import AdminBuildpacks
 from agent.staging.buildpacks import Buildpack, Outcome, StagingFailed
 from agent.staging.log import StagingLog
 from agent.staging.steps import TMPDIR, Steps
-from container import (
-    BindMount,
-    Container,
-    ContainerSpec,
-    CreateError,
-    Depot,
-    FilesError,
-    Limits,
-    NoLease,
-    SpecError,
-    WshdError,
-    WshdGone,
-)
+from agent.staging.workshop import Workshop
+from container import Container, Depot, FilesError, SpecError, WshdError, WshdGone
 from wsh.units import MIB
 from wsh.vcap import VCAP_ID
 
@@ -57,8 +52,8 @@ VCAP: Final = VCAP_ID
 
 
 @dataclass(frozen=True, slots=True)
-class Workshop:
-    """What every staging needs."""
+class StagingParts:
+    """What all stagings of the host share."""
 
     settings: Settings
     depot: Depot
@@ -83,34 +78,41 @@ class Staged:
 
 class StagingTask:
     def __init__(
-        self, message: m.StagingStart, reply_to: str, start: m.StartMessage | None, shop: Workshop
+        self, message: m.StagingStart, reply_to: str, start: m.StartMessage | None, parts: StagingParts
     ) -> None:
         self.message = message
         self.reply_to = reply_to
         self.start = start
         self.output = StagingLog()
-        self._shop = shop
-        self._dir = shop.work_dir / secrets.token_hex(8)
-        self.log = shop.log.bind(task=message.task_id, app=message.app_id)
+        self._parts = parts
+        self._dir = parts.work_dir / secrets.token_hex(8)
+        self.log = parts.log.bind(task=message.task_id, app=message.app_id)
         limits = start.limits if start is not None else None
-        settings = shop.settings.staging
-        self.memory_mb = max(settings.memory_limit_mb, message.memory_limit or (limits.mem if limits else 0))
-        self.disk_mb = max(settings.disk_limit_mb, message.disk_limit or (limits.disk if limits else 0))
+        settings = parts.settings.staging
+        self.claim = Claim(
+            max(settings.memory_limit_mb, message.memory_limit or (limits.mem if limits else 0)),
+            max(settings.disk_limit_mb, message.disk_limit or (limits.disk if limits else 0)),
+        )
+
+    @property
+    def _disk_bytes(self) -> int:
+        """The limit of the container's disk, and so of each archive."""
+        return self.claim.disk_mb * MIB
 
     # -- set-up ------------------------------------------------------------------------------------------------
 
     async def set_up(self, held: AsyncExitStack) -> Container:
         """Everything up to the first reply. StagingFailed: why not. The deadline of the whole staging begins here."""
-        duration_s = self._shop.settings.staging.max_staging_duration
+        duration_s = self._parts.settings.staging.max_staging_duration
         self._deadline = asyncio.get_running_loop().time() + duration_s
-        properties, shop = self.message.properties, self._shop
+        properties, parts = self.message.properties, self._parts
         if properties.buildpack or properties.buildpack_git_url:
             raise StagingFailed(
                 "Error staging: custom buildpacks are not supported yet",
                 "StagingError",
                 "a buildpack by git URL is not supported by this agent yet; name an installed one",
             )
-        stack = next((one for one in shop.settings.stacks if one.name == self.message.stack), None)
+        stack = next((one for one in parts.settings.stacks if one.name == self.message.stack), None)
         if stack is None or (why := no_stack(stack)) is not None:
             self.log.warning("stack_not_there", error="it is not configured" if stack is None else why)
             raise StagingFailed(f"Error staging: Stack {self.message.stack} does not exist")
@@ -119,38 +121,36 @@ class StagingTask:
             self.log.warning("egress_rule_left_out", rule=rule, because="IPv6 is off in containers")
         async with self._in_time():
             self._dir.mkdir(mode=0o755)
-            held.callback(shop.layers.throw_away, self._dir)
-            held.enter_context(shop.admin.use(self.message.admin_buildpacks))
+            held.callback(parts.layers.throw_away, self._dir)
+            held.enter_context(parts.admin.use(self.message.admin_buildpacks))
             tree = await self._fetch_package()
-            admin = await shop.admin.fetch(self.message.admin_buildpacks or ())
-            self._candidates = (*admin, *shop.own)
-            try:
-                container = await shop.depot.create(self._spec(rootfs_of(stack.package_path), tree))
-            except (SpecError, CreateError, NoLease) as e:
-                raise StagingFailed("Error staging: no container", "StagingError", str(e)) from e
-            held.push_async_callback(self._give_back, container)
-        return container
-
-    async def _give_back(self, container: Container) -> None:
-        """What could not be removed is tried again by the depot; the staging has its end all the same."""
-        try:
-            await self._shop.depot.destroy(container.handle)
-        except Exception as e:  # whatever it was: the droplet may be with the controller by now
-            self.log.exception("staging_not_removed_whole", error=repr(e))
+            admin = await parts.admin.fetch(self.message.admin_buildpacks or ())
+            self._candidates = (*admin, *parts.own)
+            workshop = Workshop(
+                self.message.task_id,
+                rootfs_of(stack.package_path),
+                tree,
+                self._candidates,
+                self.claim,
+                tuple(self.message.egress_network_rules or ()),
+            )
+            return await workshop.open(parts.depot, parts.settings.staging, held, self.log)
 
     async def _fetch_package(self) -> Path:
         """A tree that holds nothing but the app, at its place in the container's root."""
         archive, tree = self._dir / "app.zip", self._dir / "root"
         home = tree / HOME.removeprefix("/")
-        limit_bytes = self.disk_mb * MIB
         try:
-            await self._shop.transfers.download_file(
-                self.message.download_uri, archive, limit_bytes=limit_bytes, owner=self.message.app_id
+            await self._parts.transfers.download_file(
+                self.message.download_uri,
+                archive,
+                limit_bytes=self._disk_bytes,
+                owner=self.message.app_id,
             )
             self.output.say(f"-----> Downloaded app package ({_size(archive.stat().st_size)})")
             home.mkdir(mode=0o755, parents=True)
             os.chown(home, VCAP, VCAP)
-            await self._shop.layers.import_zip(archive, home / "app", Bounds(total_bytes=limit_bytes))
+            await self._parts.layers.import_zip(archive, home / "app", Bounds(total_bytes=self._disk_bytes))
         except TransferError as e:
             self.output.say(
                 f"The app package cannot be had from {public_address(self.message.download_uri)}: {e}"
@@ -160,27 +160,6 @@ class StagingTask:
             raise StagingFailed(f"Error staging: {e}") from e
         archive.unlink()
         return tree
-
-    def _spec(self, rootfs: Path, tree: Path) -> ContainerSpec:
-        settings = self._shop.settings.staging
-        binds = tuple(
-            BindMount(one.path, one.inside(number), mapped=one.mapped)
-            for number, one in enumerate(self._candidates)
-        )
-        return ContainerSpec(
-            # one overlay, without one of its own for the home: one mount for app, cache and TMPDIR (steps.py)
-            layers=(tree, rootfs),
-            binds=binds,
-            limits=Limits(
-                memory_bytes=self.memory_mb * MIB,
-                cpu_shares=settings.cpu_limit_shares,
-                pids=settings.nproc_limit,
-                disk_bytes=self.disk_mb * MIB,
-                disk_inodes=settings.disk_inode_limit,
-            ),
-            egress=egress_rules(self.message.egress_network_rules or ()),
-            properties={"kind": "staging", "task": self.message.task_id},
-        )
 
     # -- in the container --------------------------------------------------------------------------------------
 
@@ -192,7 +171,7 @@ class StagingTask:
         steps = Steps(
             container,
             environment=environment,
-            memory_mb=self.memory_mb,
+            memory_mb=self.claim.memory_mb,
             output=self.output,
             log=self.log,
         )
@@ -201,7 +180,7 @@ class StagingTask:
             packed = await self._pack(steps)
             self.output.say(f"-----> Uploading droplet ({_size(packed.bytes)})")
             try:
-                await self._shop.transfers.upload(self.message.upload_uri, self._droplet, "droplet.tgz")
+                await self._parts.transfers.upload(self.message.upload_uri, self._droplet, "droplet.tgz")
             except TransferError as e:
                 return Staged(outcome, packed.sha1, packed.bytes, str(e))
         await self._store_cache(steps)
@@ -230,8 +209,8 @@ class StagingTask:
             self.start,
             environment=properties.environment or (),
             services=properties.services or (),
-            memory_mb=self.memory_mb,
-            timeout_s=self._shop.settings.staging.max_staging_duration,
+            memory_mb=self.claim.memory_mb,
+            timeout_s=self._parts.settings.staging.max_staging_duration,
             tmpdir=TMPDIR,
         )
 
@@ -251,13 +230,13 @@ class StagingTask:
         return outcome
 
     async def _pack(self, steps: Steps) -> Packed:
-        tree, bounds = self._dir / "layer", Bounds(total_bytes=self.disk_mb * MIB)
+        tree, bounds = self._dir / "layer", Bounds(total_bytes=self._disk_bytes)
         try:
-            packed = await steps.pack(self._droplet, self._shop.unpacker, tree, bounds)
+            packed = await steps.pack(self._droplet, self._parts.unpacker, tree, bounds)
         except (ArchiveError, JailError, OSError, WshdError) as e:
             raise StagingFailed("Error staging: the droplet cannot be packed", "StagingError", str(e)) from e
         if packed.layer is not None:
-            await self._shop.layers.adopt(tree, packed.sha1, packed.layer.bytes, packed.layer.files)
+            await self._parts.layers.adopt(tree, packed.sha1, packed.layer.bytes, packed.layer.files)
         return packed
 
     # -- the buildpack cache: best effort in every step (in the original a corrupt cache made every staging fail) ---
@@ -269,9 +248,9 @@ class StagingTask:
             return
         archive = self._dir / "cache.tgz"
         try:
-            async with asyncio.timeout(self._shop.settings.staging.max_staging_duration * CACHE_SHARE):
-                await self._shop.transfers.download_file(
-                    url, archive, limit_bytes=self.disk_mb * MIB, owner=self.message.app_id
+            async with asyncio.timeout(self._parts.settings.staging.max_staging_duration * CACHE_SHARE):
+                await self._parts.transfers.download_file(
+                    url, archive, limit_bytes=self._disk_bytes, owner=self.message.app_id
                 )
             refused = await steps.unpack_cache(archive)
         except (TransferError, TimeoutError, OSError, WshdError) as e:
@@ -291,9 +270,9 @@ class StagingTask:
         archive = self._dir / "buildpack_cache.tgz"
         try:
             async with asyncio.timeout_at(self._deadline):
-                refused = await steps.pack_cache(archive, Bounds(total_bytes=self.disk_mb * MIB))
+                refused = await steps.pack_cache(archive, Bounds(total_bytes=self._disk_bytes))
                 if refused is None:
-                    await self._shop.transfers.upload(url, archive, "buildpack_cache.tgz")
+                    await self._parts.transfers.upload(url, archive, "buildpack_cache.tgz")
         except (TransferError, TimeoutError, ArchiveError, OSError, WshdError) as e:
             refused = str(e) or TIMED_OUT
         if refused is not None:

@@ -29,7 +29,7 @@ from agent.droplets.unpacker import Feeding
 from agent.instances.keeper import Keeper
 from agent.memory.ahead import Memory
 from agent.memory.store import INSTANCES, Store
-from agent.staging.registry import StagingRegistry
+from agent.staging.keeper import StagingKeeper
 from agent.worker import Worker
 from container import Container, Depot
 from container.network import Networks
@@ -80,7 +80,7 @@ FAULTS: Mapping[str, tuple[Any, str]] = {
     "memory": (Memory, "save"),
     "bus": (Sender, "_take_batch"),
     "life": (worker_module, "live"),
-    "staging": (StagingRegistry, "_live"),
+    "staging": (StagingKeeper, "_live"),
     "destroy": (Depot, "destroy"),
 }
 

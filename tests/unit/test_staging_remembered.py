@@ -13,7 +13,9 @@ from agent.bus import messages as m
 from agent.memory.ahead import Memory
 from agent.memory.store import INSTANCES, STAGINGS, Store
 from agent.phases import Phases
-from agent.staging.registry import StagingRegistry, _Run
+from agent.staging.keeper import StagingKeeper
+from agent.staging.registry import StagingRegistry
+from agent.staging.run import StagingRun
 
 pytestmark = pytest.mark.unit
 
@@ -28,8 +30,9 @@ async def test_the_second_reply_waits_for_the_record_of_the_start_that_it_tells(
     waits_for: list[int] = []
     start = SimpleNamespace()
     told = SimpleNamespace(publish_event=lambda *_, **__: waits_for.append(memory.generation))
-    stagings = StagingRegistry(
+    stagings = StagingKeeper(
         SimpleNamespace(),  # type: ignore[arg-type]
+        StagingRegistry(),
         told,  # type: ignore[arg-type]
         SimpleNamespace(release=lambda _: None),  # type: ignore[arg-type]
         Phases(),
@@ -51,7 +54,7 @@ async def test_the_second_reply_waits_for_the_record_of_the_start_that_it_tells(
     written_before = memory.generation
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(m, "with_sha1", lambda message, _: message)
-        stagings._tell_staged(_Run(task), staged)  # type: ignore[arg-type]
+        stagings._finish(StagingRun(task), staged)  # type: ignore[arg-type]
 
     (generation,) = waits_for
     assert generation > written_before, "it would leave before anything more is written"
