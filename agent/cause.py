@@ -1,4 +1,4 @@
-"""The cause of a failure, in words for the developer of the app: what a controller and the app's own log are told. Pure.
+"""The cause of a failure as the developer of the app reads it, from the controller or in the app's log. Pure.
 
 An error's text is made for the operator: it may hold the address that a droplet came from, with a password or a signature in it, and
 the host's paths. Neither is the developer's to see.
@@ -60,5 +60,5 @@ def _without_secrets(rest: str) -> str:
     """
     address = rest.rstrip(_MARKS)
     shown, *query = re.split(r"[?#]", address, maxsplit=1)
-    told = HIDDEN_ADDRESS if query and "@" in query[0] else shown.rpartition("@")[2]
-    return told + rest[len(address) :]
+    address_shown = HIDDEN_ADDRESS if query and "@" in query[0] else shown.rpartition("@")[2]
+    return address_shown + rest[len(address) :]

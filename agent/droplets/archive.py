@@ -16,7 +16,7 @@ DEPTH = 128
 
 
 class ArchiveError(ValueError):
-    """The archive is refused; the text says which member and why."""
+    """The archive is refused; the text names the member and the cause."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,16 @@
 """Droplets as layers: unpacked once per host, named by checksum, shared read-only by every instance.
 
-    LAYERS/SHA1         the tree, owned by vcap's plain number; published by rename, and only if the checksum fits
+    LAYERS/SHA1         the tree, owned by vcap's plain number
     LAYERS/SHA1.json    its record: size, boot, whether it has been synced to the disk
     LAYERS/.new-*       being made
 
-There is no fsync on the way (7 s for a real app): the record names the boot, and is marked once the file system has been synced.
-After a host crash a layer without the mark goes to the trash.
+Invariant: a layer is there whole or not at all. It is made under another name, its checksum is compared, and then it is
+renamed. Nothing changes it afterwards, so any number of containers may share it; each maps the owner's number by an idmapped
+mount, so that a layer is never copied or chowned for a container.
+
+Nothing is synced on the way: an fsync of each file took 7 s for a real app. Instead the record names the boot of the host, and
+is marked once the whole file system has been synced in the background. After a crash of the host a layer from another boot
+without the mark may have holes, so it goes to the trash and is made again.
 """
 
 from __future__ import annotations
@@ -35,7 +40,7 @@ _HEADER_ROOM_BYTES = 64 << 20
 
 
 class LayerError(RuntimeError):
-    """A layer cannot be had; the text says why."""
+    """A layer cannot be made; the text is the cause."""
 
 
 class LayerRecord(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""The agent's end of a worker (unpack.py): starts it, feeds it, hears what became of it."""
+"""The agent's end of a worker (unpack.py): starts it, feeds it, reads its result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PATIENCE_S = 300.0
 
 
 class JailError(RuntimeError):
-    """The worker could not be shut in, or died without a word: the host's fault, not the archive's."""
+    """The worker could not be shut in, or ended without a result: the host's fault, not the archive's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Feeding:
         self._process = process
 
     async def feed(self, data: bytes) -> bool:
-        """Waits while the worker is behind. False: it has given up, and `finish` will say why. JailError: it does nothing."""
+        """Waits while the worker is behind. False: it has given up, and `finish` raises the cause. JailError: it does nothing."""
         stdin = self._process.stdin
         assert stdin is not None
         if stdin.is_closing():
@@ -66,7 +66,7 @@ class Feeding:
         assert stdout is not None
         stdin.close()
         async with _patience():
-            return _heard(await stdout.read(REPLY_BYTES), await self._process.wait())
+            return _result(await stdout.read(REPLY_BYTES), await self._process.wait())
 
     async def abort(self) -> None:
         """Idempotent."""
@@ -80,14 +80,14 @@ class Feeding:
         await self._process.wait()
 
 
-def _heard(said: bytes, status: int) -> Unpacked:
+def _result(line: bytes, status: int) -> Unpacked:
     try:
-        words = json.loads(said)
+        reply = json.loads(line)
     except ValueError:
-        raise JailError(f"the unpacking worker ended with {status} and said nothing") from None
-    if "error" in words:
-        raise JailError(words["error"]) if words.get("jail") else ArchiveError(words["error"])
-    return Unpacked(words["files"], words["bytes"])
+        raise JailError(f"the unpacking worker ended with {status} and gave no result") from None
+    if "error" in reply:
+        raise JailError(reply["error"]) if reply.get("jail") else ArchiveError(reply["error"])
+    return Unpacked(reply["files"], reply["bytes"])
 
 
 class Unpacker:
@@ -131,7 +131,7 @@ class Unpacker:
         try:
             assert process.stdout is not None
             async with _patience():
-                return _heard(await process.stdout.read(REPLY_BYTES), await process.wait())
+                return _result(await process.stdout.read(REPLY_BYTES), await process.wait())
         finally:
             if process.returncode is None:
                 process.kill()

@@ -1,4 +1,4 @@
-"""Which buildpacks a staging may use, and what theirs tell of an app. Pure.
+"""Which buildpacks a staging may use, and what their programs report of an app. Pure.
 
 Order is the message's, then the agent's own.
 """

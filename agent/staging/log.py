@@ -1,4 +1,4 @@
-"""What a staging says, live: kept while the task is registered, bounded, for any number of followers."""
+"""The output of a staging, live: kept while the task is registered, bounded, for any number of followers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class StagingLog:
         self.closed = False
 
     def add(self, data: bytes, stream: str = "stdout") -> None:
-        """What a program has said. Past the limit the buildpack's own spool still has it, and a follower is told how much."""
+        """Output of a program. Past the limit it stays in the buildpack's spool only, and a line counts what is left out."""
         if self._left_out or self._bytes + len(data) > LIMIT_BYTES:
             self._left_out += len(data)
             return
@@ -34,7 +34,7 @@ class StagingLog:
         self._append(data, stream)
 
     def say(self, line: str, stream: str = "stdout") -> None:
-        """A line of the agent's own: it is shown whatever a program has said before it."""
+        """A line of the agent's own: it is kept also past the limit for programs."""
         if self._left_out:
             lead = "" if self._pieces and self._pieces[-1].data.endswith(b"\n") else "\n"
             self._append(f"{lead}       ({self._left_out} bytes of output are not shown)\n".encode(), stream)
