@@ -58,7 +58,7 @@ Command = (
 
 
 def when_leaving(command: Command) -> Command:
-    """An agent on its way out takes no staging any more, and says so: nobody waits for it. Pure."""
+    """An agent that ends refuses a staging, so that its sender does not wait in vain. Pure."""
     match command:
         case StageCommand(message, reply_to):
             return RefuseStagingCommand(message.task_id, "Error staging: the agent is leaving", reply_to)

@@ -1,11 +1,17 @@
-"""The bus as the other rooms see it: commands come in wire order, words go out by what they are worth.
+"""The bus as the rest of the agent uses it: commands come in wire order, messages leave with a delivery guarantee.
 
-    tell    events: kept on disk until the server has them, in order; an exit until somebody listens
-    say     state and voice: sent now or not at all; after each connect the worker says everything anew
-    answer  replies to a question: dropped when late
+    publish_event  an event: kept on disk until the server has it, in order; an exit until it had a listener
+    publish        state and periodic messages: sent now or not at all; the worker publishes them anew after each connect
+    answer         the reply to a find: dropped when late
 
-One client per connection; the endless loop over the servers is here (docs/bus.md, "One client a connection").
-What leaves is the sender's.
+There is one client for each connection, and the endless loop over the servers is here (docs/bus.md, "One client a connection").
+What leaves goes through the sender (docs/bus.md, "Delivery guarantees").
+
+Invariant: a command is applied before the next one is decoded, without an await in between. So a stop that the server wrote
+after a start always meets the start. One task, `_dispatch`, does all of it.
+
+A connection is watched by round trips of our own. A client that looks connected may have stopped reading, and a stalled server
+keeps its socket open; only an answer proves anything.
 """
 
 from __future__ import annotations
@@ -25,8 +31,9 @@ from agent.bus import credentials
 from agent.bus import messages as m
 from agent.bus.heartbeats import HeartbeatParts
 from agent.bus.outbox import Kept, Outbox, OutboxEntry
+from agent.bus.outbox_writer import WriteAhead
 from agent.bus.routes import routes_of
-from agent.bus.sender import LISTENER_PATIENCE_S, Sender, UnstoredMessage, WriteAhead
+from agent.bus.sender import LISTENER_PATIENCE_S, Sender, UnstoredMessage
 from agent.bus.subjects import GREET, OUTBOUND, inbound
 from agent.bus.unregistered import REST_S, Unregistered
 from agent.bus.wire import Arrived, BusError, Connection
@@ -41,7 +48,7 @@ SLICE_S = 0.01
 
 
 class Bus:
-    """``apply`` carries a command out, at once; ``on_connected`` says what is true now; ``ahead`` is written before anything is
+    """``apply`` carries out a command at once; ``on_connected`` publishes what is true now; ``ahead`` is written before anything is
     published that follows from it."""
 
     def __init__(
@@ -89,7 +96,7 @@ class Bus:
         self._unreachable: dict[str, tuple[str, float]] = {}
         """Server: why, and when that was logged."""
 
-    # -- for the other rooms -----------------------------------------------------------------------------------
+    # -- for the rest of the agent -----------------------------------------------------------------------------
 
     @property
     def connected(self) -> bool:
@@ -100,7 +107,7 @@ class Bus:
 
     @property
     def unsent(self) -> int:
-        """Events that are still to be told."""
+        """How many events wait to be sent, or for their barrier or listener."""
         return self._sender.unsent
 
     def publish_event(
@@ -131,17 +138,17 @@ class Bus:
             self._unregistered.add(number, event)
 
     def is_kept(self, event: m.EventMessage) -> bool:
-        """Does the outbox have it, to be sent?"""
+        """True while the outbox has it and it is to be sent."""
         return m.encode(event) in self._sender.waiting
 
-    def publish(self, word: m.StateMessage) -> None:
-        if isinstance(word, m.RouterRegister):
-            for number in self._unregistered.registered(word):
+    def publish(self, message: m.StateMessage) -> None:
+        if isinstance(message, m.RouterRegister):
+            for number in self._unregistered.registered(message):
                 if number in self._outbox.repeats:
                     self._forget(number)
-        parts: tuple[m.StateMessage, ...] = (word,)
-        if isinstance(word, m.Heartbeat) and self._connection is not None:
-            parts = self._heartbeats.split(word, self._connection.max_payload_bytes)
+        parts: tuple[m.StateMessage, ...] = (message,)
+        if isinstance(message, m.Heartbeat) and self._connection is not None:
+            parts = self._heartbeats.split(message, self._connection.max_payload_bytes)
         for part in parts:
             self._sender.publish(UnstoredMessage(OUTBOUND[type(part)], m.encode(part)))
 
@@ -178,7 +185,7 @@ class Bus:
         self._unregistered.set_prune_threshold(prune_s)
 
     def port_rests(self, port: int) -> bool:
-        """A route to it may still stand at a router, so nobody else may answer there."""
+        """True while a router may still have a route to it: no other app may listen there."""
         return self._unregistered.rests(port, time.monotonic())
 
     def _remember_unregisters(self) -> None:
@@ -216,14 +223,14 @@ class Bus:
         try:
             self._outbox.remove(number)
         except OSError as e:
-            self._log.error("outbox_not_removed", error=str(e), consequence="told again by the next agent")
+            self._log.error("outbox_not_removed", error=str(e), consequence="sent again by the next agent")
 
     def ignore_commands(self) -> None:
         self._ignoring = True
 
     async def farewell(self, timeout_s: float = 3.0) -> None:
-        """Until everything is told, or the time is over; then the connection ends, for good. What is left stays on
-        disk."""
+        """Wait until every event is settled or the time is over, then close the connection for good. What is left stays
+        on disk."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._sender.wait_settled()
@@ -240,9 +247,9 @@ class Bus:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._dispatch(), name="bus-dispatch")
             group.create_task(self._connect_for_ever(), name="bus-connect")
-            group.create_task(self._sender.write(), name="bus-write")
+            group.create_task(self._sender.writer.run(), name="bus-write")
             group.create_task(self._sender.run(), name="bus-send")
-            group.create_task(self._sender.sync(), name="bus-sync")
+            group.create_task(self._sender.writer.sync(), name="bus-sync")
 
     async def _connect_for_ever(self) -> None:
         servers = random.sample(self._settings.servers, k=len(self._settings.servers))
@@ -278,7 +285,7 @@ class Bus:
             await connection.close()
 
     def _begin(self, connection: Connection, inbox_prefix: str) -> None:
-        """Kept events, routes that went, what is true now; and who are the routers?"""
+        """Publish kept events, unregisters, what is true now, and a greeting that routers answer."""
         self._connection = connection
         self._unreachable.clear()
         self._connected.set()
@@ -290,7 +297,7 @@ class Bus:
         self._sender.publish(UnstoredMessage(GREET, b"{}", self._greet_inbox))
 
     async def _watch(self, connection: Connection) -> None:
-        """A server that is stalled, or a client that has gone deaf, looks alive to everybody who does not ask."""
+        """A stalled server, or a client that no longer reads, is found only by a round trip."""
         while not connection.ended.is_set():
             try:
                 async with asyncio.timeout(LIVENESS_S):

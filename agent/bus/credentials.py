@@ -1,4 +1,4 @@
-"""Who we say we are to a server. Read anew for each connection, so that a rotated file counts at once.
+"""How the agent authenticates itself to a server. Read anew for each connection, so that a rotated file counts at once.
 
 Files are read here, whole, and looked at before nats-py sees them: its own reader turns for ever on a credentials file
 without a JWT (one that is being written, say), and reads JWT and seed at two different moments.

@@ -1,14 +1,19 @@
-"""Events that must not be lost, on disk until the server has them. In order, byte for byte the same when repeated.
+"""Events that must not be lost, on disk until the server has them. In order, and with identical bytes when repeated.
 
     N.event    to be sent
     N.repeat   an unregister that the server has; its port rests, and it is repeated for routers that were away
     N.rested   the same, after the rest of its port: only repeated
+    N.damaged  could not be read, or no server takes it; left for a person
 
-One file an event, named by a number that only grows; written beside and renamed, so that a half-written one is none. Blocking but
-small (a few hundred bytes, no sync); events are rare against everything else.
+Each event is one file, named by a number that only grows. It is written under another name and renamed, so a half-written
+file is never read as an event. The calls block, but are small (a few hundred bytes, no sync), and events are rare.
 
-A file that is renamed outlives the agent. For a crash of the host it needs a sync, which takes milliseconds: most events have left by
-then. Those that wait (no bus, no listener) are synced in a thread, all of one pass together.
+A renamed file outlives the agent, but a crash of the host only once it is synced, which takes milliseconds. A sync of each
+event held up the event loop, and most events have left by the time it returns. So only events that wait (no bus, no
+listener) are synced, in a thread, all of one pass together. A crash of the host within a second may lose an event.
+
+A file that cannot be written (a full disk) is tried again while its event waits. Until then the event is in memory only: it
+is sent as usual, but is lost if the agent is killed while the bus is away.
 """
 
 from __future__ import annotations
@@ -106,7 +111,7 @@ class Outbox:
         return entry
 
     def write(self, entry: OutboxEntry) -> None:
-        """OSError: the disk does not take it (full, say); no half of it stays, and the entry is told all the same."""
+        """OSError: the disk does not take it (full, say); no half of it stays, and the event is sent all the same."""
         path = self._path(entry.number)
         new = path.with_suffix(".new")
         try:

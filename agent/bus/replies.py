@@ -42,7 +42,7 @@ class FindReply(Struct, frozen=True):
 
 
 class StagingReply(Struct, frozen=True):
-    """Anything told to the inbox of a staging request."""
+    """Any message to the inbox of a staging request."""
 
 
 class StagingReply1(StagingReply, frozen=True):

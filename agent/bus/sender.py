@@ -1,20 +1,24 @@
-"""What leaves, in the order in which it was said: events and words in one queue, one task that empties it.
+"""Everything that leaves: events and unstored messages in one queue, which one task empties in order.
 
-    event   in the outbox until the barrier behind it has passed; an exit until somebody listened, too
-    word    sent now or not at all
+    event             stays in the outbox until the barrier behind it has passed; an exit also until it had a listener
+    unstored message  is sent now or not at all; what is true is published anew after each connect
 
-An exit that nobody listens to waits aside and is asked about again; what is behind it goes on
-(docs/bus.md, "Events without a listener").
+Invariant: messages leave in the order in which they were published. With one queue for events and one for the others a
+register overtook an earlier unregister, and the route lived on. An exit without a listener is the one exception: it waits
+aside and is tried again, and what is behind it goes on (docs/bus.md, "Events without a listener").
 
-The receiver of staging replies counts them: the first message in its inbox is the first reply, the next one the second. So
-a first reply whose arrival is unknown (its barrier did not pass, or the agent ended before it did) is not sent again, and
-the second one is sent twice: if the first had arrived, the second counts; if not, one copy passes for a first reply, which
-does no harm, and the other one counts. What comes after the second is ignored.
+A published message proves nothing, a barrier does: its PONG says that the server has everything before it. One barrier
+follows each batch of events. If the connection dies before the PONG, the batch is sent again with identical bytes.
 
-What is published must be known to the next agent, should this one be killed the moment after. So each message waits at its
-place in the queue until the memory has written what was marked before the message was made (`WriteAhead`); then an event is
-written to the outbox; then it leaves. Whoever is told of an event's writing (`on_kept`) need no longer remember that it is to
-be published.
+First staging replies must not be sent again, because their receiver counts: the first message in its inbox is the first
+reply, the next one the second. A first reply is in doubt if its barrier did not pass, or if the agent ended before it did.
+Then the second reply is sent twice. If the first reply had arrived, the first copy counts as the second reply; if not, one
+copy is taken for a first reply, which does no harm, and the other one counts. Receivers ignore what comes later.
+
+The next agent must know what this one has published, also if this one is killed a moment later. So each message waits at its
+place in the queue until the memory has written all that was marked before the message was made (`WriteAhead`). Then an event
+is written to the outbox, and then it leaves. `on_kept` is called once the outbox has the event: from then on the memory need
+not know that it is to be published.
 """
 
 from __future__ import annotations
@@ -25,22 +29,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
 
 from agent.bus.outbox import Kept, Outbox, OutboxEntry
+from agent.bus.outbox_writer import BATCH, NothingAhead, OutboxWriter, WriteAhead
 from agent.bus.wire import BusError, Connection, Unsendable
 from agent.logs import Log
 
 LISTENER_RETRY_S = 0.2
 LISTENER_PATIENCE_S = 60.0
-BATCH = 16  # events between two barriers: as many are repeated, at most, when the link dies
 LIMIT = 10_000
-SYNC_PAUSE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class UnstoredMessage:
-    """``generation``: of the memory, as it was when the word was made."""
+    """``generation``: of the memory, as it was when the message was made."""
 
     subject: str
     payload: bytes
@@ -48,32 +50,8 @@ class UnstoredMessage:
     generation: int = 0
 
 
-class WriteAhead(Protocol):
-    """The memory, as a publisher needs it (agent/memory/ahead.py)."""
-
-    @property
-    def generation(self) -> int: ...
-
-    async def wait_written(self, generation: int) -> None: ...
-
-
-class NothingAhead:
-    """Where nothing is remembered there is nothing to wait for."""
-
-    generation = 0
-
-    async def wait_written(self, generation: int) -> None:
-        return None
-
-
-class _Unwritten(NamedTuple):
-    entry: OutboxEntry
-    generation: int
-    on_kept: Callable[[], None] | None
-
-
 @dataclass(frozen=True, slots=True)
-class Unheard:
+class Unlistened:
     entry: OutboxEntry
     since_s: float
 
@@ -93,26 +71,22 @@ class Sender:
         self._outbox = outbox
         self._on_passed = on_passed
         self._log = log
-        self._ahead = ahead or NothingAhead()
-        self._durable = 0
-        """The memory's generation that is known to be written."""
-        self._unwritten: dict[int, _Unwritten] = {}
-        self._to_write = asyncio.Event()
         self._patience_s = listener_patience_s
         self._connection: Connection | None = None
         self._inbox_prefix = ""
         self._queue: deque[OutboxEntry | UnstoredMessage] = deque()
-        self._unheard: dict[int, Unheard] = {}
+        self._unlistened: dict[int, Unlistened] = {}
         self._retry_at_s = 0.0
         self._asked: dict[str, bool] = {}
-        """Inbox of an exit in flight: whether the server has said that nobody listens."""
+        """Inbox of an exit in flight: whether the server has answered that it has no listener."""
         self._in_flight: list[OutboxEntry] = []
         self._waits: dict[int, Callable[[], None]] = {}
         """Number of an event: what to call when the server has it."""
         self._wake = asyncio.Event()
+        self.writer = OutboxWriter(outbox, ahead or NothingAhead(), log, on_progress=self._wake.set)
         self._settled = asyncio.Event()
 
-    # -- said --------------------------------------------------------------------------------------------------
+    # -- published ---------------------------------------------------------------------------------------------
 
     def publish_event(
         self,
@@ -122,12 +96,11 @@ class Sender:
         on_kept: Callable[[], None] | None = None,
     ) -> int:
         """The event's number. ``passed``: called when the barrier behind it has passed, by this agent or never. ``on_kept``:
-        called when the outbox has it on disk, or could not have it."""
+        called when the outbox has it on disk, or when it has left without that."""
         entry = self._outbox.add(kept)
         if passed is not None:
             self._waits[entry.number] = passed
-        self._unwritten[entry.number] = _Unwritten(entry, self._ahead.generation, on_kept)
-        self._to_write.set()
+        self.writer.add(entry, on_kept)
         if len(self._outbox) > LIMIT:  # a bus that is away for days: the oldest are of no use to anybody
             oldest = next(iter(self._outbox))
             self._log.error("outbox_full_oldest_dropped", subject=oldest.kept.subject, limit=LIMIT)
@@ -136,74 +109,29 @@ class Sender:
         return entry.number
 
     def repeat(self, ones: Iterable[OutboxEntry | UnstoredMessage]) -> None:
-        """Once more what the server has already, in this form; what is queued already is not queued twice. A word is not
-        waited for: a thousand of them must not hold up the registers behind them."""
+        """Publish again what the server has already, unless it is queued. No barrier follows an unstored message: a
+        thousand of them must not hold up the registers behind them."""
         numbers = {one.number for one in self._queue if isinstance(one, OutboxEntry)}
-        words = {one.payload for one in self._queue if isinstance(one, UnstoredMessage)}
+        payloads = {one.payload for one in self._queue if isinstance(one, UnstoredMessage)}
         for one in ones:
-            is_queued = one.number in numbers if isinstance(one, OutboxEntry) else one.payload in words
+            is_queued = one.number in numbers if isinstance(one, OutboxEntry) else one.payload in payloads
             if not is_queued and self._connection is not None:
                 self._put(one)
 
-    def publish(self, word: UnstoredMessage) -> None:
-        generation = self._ahead.generation
-        if generation > self._durable:
-            self._to_write.set()
-        self._put(replace(word, generation=generation))
+    def publish(self, message: UnstoredMessage) -> None:
+        self._put(replace(message, generation=self.writer.request_memory()))
 
     def _put(self, one: OutboxEntry | UnstoredMessage) -> None:
         self._settled.clear()
-        if self._connection is not None:  # without one, an event waits in the outbox and a word is over
+        if (
+            self._connection is not None
+        ):  # without one, an event waits in the outbox and an unstored message is dropped
             self._queue.append(one)
             self._wake.set()
 
-    # -- written before it is sent -----------------------------------------------------------------------------
-
-    async def write(self) -> None:
-        """For a TaskGroup: for ever. Lets go what waits at the head of the queue."""
-        self._to_write.set()  # an error may have ended this before
-        while True:
-            await self._to_write.wait()
-            self._to_write.clear()
-            generation = self._ahead.generation
-            await self._ahead.wait_written(generation)
-            self._durable = max(self._durable, generation)
-            due = [one for one in self._unwritten.values() if one.generation <= generation]
-            for count, one in enumerate(due, 1):
-                self._write(one)
-                if count % BATCH == 0:
-                    self._wake.set()
-                    await asyncio.sleep(0)  # 0.1 ms each: others have their turn between
-            self._wake.set()
-
-    def _write(self, one: _Unwritten) -> None:
-        entry = one.entry
-        if entry.number in self._outbox:  # else it was dropped meanwhile
-            try:
-                self._outbox.write(entry)
-            except OSError as e:
-                self._log.error(
-                    "outbox_not_written",
-                    subject=entry.kept.subject,
-                    error=str(e),
-                    consequence="lost if the agent ends",
-                )
-        del self._unwritten[entry.number]
-        if one.on_kept is None:
-            return
-        try:
-            one.on_kept()
-        except Exception as e:  # it costs its own event only
-            self._log.exception("outbox_note_failed", subject=one.entry.kept.subject, error=repr(e))
-
-    def _is_ready(self, one: OutboxEntry | UnstoredMessage) -> bool:
-        if isinstance(one, UnstoredMessage):
-            return one.generation <= self._durable
-        return one.number not in self._unwritten
-
     @property
     def unsent(self) -> int:
-        """Events that are still to be told."""
+        """How many events wait to be sent, or for their barrier or listener."""
         return len(self._outbox)
 
     @property
@@ -212,27 +140,15 @@ class Sender:
         return frozenset(entry.kept.payload for entry in self._outbox)
 
     @property
-    def unheard(self) -> int:
-        """Exits that the server has taken and nobody listened to, so far."""
-        return len(self._unheard)
+    def unlistened(self) -> int:
+        """How many exits the server has and had no listener for, so far."""
+        return len(self._unlistened)
 
     async def wait_settled(self) -> None:
-        """Until every event is told and every word has left."""
+        """Until every event is settled and the queue is empty."""
         while self._outbox or self._queue:
             self._settled.clear()
             await self._settled.wait()
-
-    async def sync(self) -> None:
-        """For a TaskGroup: for ever. What has waited for a whole pause is worth a sync."""
-        waiting: tuple[int, ...] = ()
-        while True:
-            await asyncio.sleep(SYNC_PAUSE_S)
-            if waiting:
-                try:
-                    await asyncio.to_thread(self._outbox.sync, waiting)
-                except OSError as e:
-                    self._log.error("outbox_not_synced", error=str(e), consequence="lost if the host crashes")
-            waiting = self._outbox.take_unsynced()
 
     # -- the connection's life ---------------------------------------------------------------------------------
 
@@ -245,7 +161,7 @@ class Sender:
     def disconnected(self) -> None:
         self._connection = None
         self._queue.clear()
-        self._unheard.clear()
+        self._unlistened.clear()
         for entry in self._in_flight:
             if entry.kept.once:
                 self._outbox.doubt(entry.number)
@@ -284,18 +200,19 @@ class Sender:
 
     def _until_retry_s(self) -> float | None:
         """None: nobody is to be asked again, or there is no connection to ask over."""
-        if not self._unheard or self._connection is None:
+        if not self._unlistened or self._connection is None:
             return None
         return max(0.0, self._retry_at_s - time.monotonic())
 
     def _take_batch(self) -> list[OutboxEntry | UnstoredMessage]:
-        """The unheard are older than what is queued: they go first when it is their time, or when another exit leaves."""
+        """Exits without a listener are older than what is queued: they go first when their time has come, or when
+        another exit leaves."""
         batch: list[OutboxEntry | UnstoredMessage] = []
-        while self._queue and len(batch) < BATCH and self._is_ready(self._queue[0]):
+        while self._queue and len(batch) < BATCH and _is_ready(self._queue[0], self.writer):
             batch.append(self._queue.popleft())
         now_s = time.monotonic()
-        if self._unheard and (now_s >= self._retry_at_s or any(_wants_listener(one) for one in batch)):
-            batch[:0] = [unheard.entry for unheard in self._unheard.values()]
+        if self._unlistened and (now_s >= self._retry_at_s or any(_wants_listener(one) for one in batch)):
+            batch[:0] = [one.entry for one in self._unlistened.values()]
             self._retry_at_s = now_s + LISTENER_RETRY_S
         return batch
 
@@ -343,8 +260,8 @@ class Sender:
         """The server has it; for an exit, did it have a listener?"""
         if nobody:
             now_s = time.monotonic()
-            unheard = self._unheard.setdefault(entry.number, Unheard(entry, now_s))
-            if now_s - unheard.since_s < self._patience_s:
+            unlistened = self._unlistened.setdefault(entry.number, Unlistened(entry, now_s))
+            if now_s - unlistened.since_s < self._patience_s:
                 self._retry_at_s = now_s + LISTENER_RETRY_S
                 return
             self._log.warning(
@@ -353,7 +270,7 @@ class Sender:
         if (passed := self._waits.pop(entry.number, None)) is not None:
             passed()
         for doubted in () if entry.kept.once else self._outbox.doubted(entry.kept.subject):
-            self._drop(doubted)  # it is answered, whatever became of the first reply
+            self._drop(doubted)  # the request is answered, whether or not the first reply arrived
         if entry.kept.repeats and self._on_passed(entry.number):
             self._keep(entry.number)
         else:
@@ -363,10 +280,11 @@ class Sender:
         try:
             self._outbox.keep(number)
         except OSError as e:
-            self._log.error("outbox_not_renamed", error=str(e), consequence="told again by the next agent")
+            self._log.error("outbox_not_renamed", error=str(e), consequence="sent again by the next agent")
+        self.writer.no_longer_needed(number)
 
     def _drop(self, number: int, *, aside: bool = False) -> None:
-        self._unheard.pop(number, None)
+        self._unlistened.pop(number, None)
         self._waits.pop(number, None)
         try:
             if aside:
@@ -374,8 +292,15 @@ class Sender:
             else:
                 self._outbox.remove(number)
         except OSError as e:
-            self._log.error("outbox_not_removed", error=str(e), consequence="told again by the next agent")
+            self._log.error("outbox_not_removed", error=str(e), consequence="sent again by the next agent")
+        self.writer.no_longer_needed(number)
 
 
 def _wants_listener(one: OutboxEntry | UnstoredMessage) -> bool:
     return isinstance(one, OutboxEntry) and one.kept.listener
+
+
+def _is_ready(one: OutboxEntry | UnstoredMessage, writer: OutboxWriter) -> bool:
+    if isinstance(one, UnstoredMessage):
+        return writer.has_memory(one.generation)
+    return writer.may_leave(one.number)

@@ -25,7 +25,7 @@ def _find(payload: bytes, reply_to: str) -> c.Command:
 
 
 def _router_start(payload: bytes, reply_to: str) -> c.Command:
-    """Any payload is a greeting: a router that says nothing of itself is a router all the same."""
+    """Any payload is a greeting: a router that describes nothing of itself is a router all the same."""
     try:
         return c.RouterStartCommand(m.decode(m.RouterStart, payload))
     except m.MessageError:
@@ -56,7 +56,7 @@ def inbound(agent_id: str) -> tuple[Inbound, ...]:
     )
 
 
-#: Where what we say goes. Staging replies go to the inbox of their request.
+#: The subject of each message that we publish. Staging replies go to the inbox of their request.
 OUTBOUND: dict[type, str] = {
     m.Advertise: "dea.advertise",
     m.StagingAdvertise: "staging.advertise",

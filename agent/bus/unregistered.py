@@ -67,14 +67,14 @@ class Unregistered:
             self._gone[number] = _Gone(event, rested_at_s)
             self._of_port[event.port].add(number)
 
-    def registered(self, word: RouterRegister) -> tuple[int, ...]:
+    def registered(self, message: RouterRegister) -> tuple[int, ...]:
         """What is registered now is not repeated. The numbers of what has nothing left to repeat."""
         empty = []
-        for number in tuple(self._of_port.get(word.port, ())):
+        for number in tuple(self._of_port.get(message.port, ())):
             one = self._gone[number]
-            if one.event.host != word.host:
+            if one.event.host != message.host:
                 continue
-            left = tuple(uri for uri in one.event.uris if uri not in word.uris)
+            left = tuple(uri for uri in one.event.uris if uri not in message.uris)
             if not left:
                 empty.append(number)
                 self.drop(number)

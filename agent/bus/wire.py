@@ -125,7 +125,7 @@ class _Transport(TcpTransport):
 
 
 def _refusal(left: bytes) -> str:
-    """Why a server closed, in nats-py's words; empty: it did not say."""
+    """Why a server closed, as nats-py words it; empty: it gave no reason."""
     found = re.search(rb"^-ERR ([^\r\n]{1,200})\r\n", left, re.MULTILINE)
     return f"nats: {found[1].decode(errors='replace')}" if found else ""
 
