@@ -15,13 +15,13 @@ from agent.admission import Admission
 from agent.bus import messages as m
 from agent.bus.connection import Bus
 from agent.config import Settings
-from agent.config_host import no_stack
 from agent.instances.instance import IN_HEARTBEAT, ROUTED, Instance, State
 from agent.instances.registry import Registry
 from agent.logs import Log
 from agent.phases import Phases
 from agent.probe import WriteProbe
 from agent.resources import Capacity
+from agent.stacks import no_stack
 from agent.supervisor import Supervisor
 from wsh.units import MIB
 
@@ -202,7 +202,11 @@ class Announcer:
 
     def _stacks_there(self) -> tuple[str, ...]:
         """One whose tree is not there (any more, or yet) would draw starts that must fail."""
-        absent = {stack.name: why for stack in self._settings.stacks if (why := no_stack(stack)) is not None}
+        absent = {
+            stack.name: why
+            for stack in self._settings.stacks
+            if (why := no_stack(stack.package_path)) is not None
+        }
         for name, why in absent.items():
             if self._absent.get(name) != why:
                 self._log.warning("stack_not_advertised", stack=name, error=why)

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent.config_file import ConfigError
+from agent.stacks import no_stack
 
 if TYPE_CHECKING:
-    from agent.config import Settings, StackSettings
+    from agent.config import Settings
 
 
 def lacking(settings: Settings) -> Iterator[ConfigError]:
     """Each is a mistake of the file on this host, though none keeps the agent from starting."""
     for number, stack in enumerate(settings.stacks):
-        if (why := no_stack(stack)) is not None:
+        if (why := no_stack(stack.package_path)) is not None:
             yield ConfigError(f"stacks[{number}].package_path", why)
     yield from _base(settings.base_dir)
     yield from _bus_files(settings)
@@ -34,21 +35,6 @@ def lacking(settings: Settings) -> Iterator[ConfigError]:
             socket.if_nametoindex(name)
         except OSError:
             yield ConfigError(f"network.uplinks[{number}]", f"there is no interface {name}")
-
-
-def no_stack(stack: StackSettings) -> str | None:
-    """Why nothing can run on it; None: something can."""
-    from agent.instances.limits import rootfs_of
-
-    if not stack.package_path.exists():
-        return f"there is no {stack.package_path}"
-    try:
-        rootfs = rootfs_of(stack.package_path)
-        if next(rootfs.iterdir(), None) is None:
-            return f"{rootfs} is empty"
-    except OSError as e:
-        return f"{stack.package_path}: {e.strerror}"
-    return None
 
 
 def _base(base_dir: Path) -> Iterator[ConfigError]:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from rootfs_builder.apt import host_options, host_sources
 from rootfs_builder.stack import BuildError, Stack, building, publish
+from wsh.stacks import ROOTFS
 from wsh.vcap import VCAP_HOME, VCAP_ID
 
 Progress = Callable[[str], object]
@@ -207,8 +208,8 @@ def build(
         raise BuildError("building a root file system needs root on Linux")
     stacks_dir = stacks_dir or default_stacks_dir()
     with building(stacks_dir) as fresh:
-        packages = recipe(fresh / "rootfs", progress)
-        finish(fresh / "rootfs")
+        packages = recipe(fresh / ROOTFS, progress)
+        finish(fresh / ROOTFS)
         progress("hashing and publishing")
         stack = publish(name, fresh, stacks_dir, packages)
     progress(f"{name}: {stack.manifest.files} files, {stack.manifest.size_bytes >> 20} MiB")

@@ -23,6 +23,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from wsh.stacks import MANIFEST, ROOTFS, is_built
+
 FORMAT = 1
 
 
@@ -53,7 +55,7 @@ class Stack:
 
     @property
     def rootfs(self) -> Path:
-        return self.path / "rootfs"
+        return self.path / ROOTFS
 
 
 def digest_tree(root: Path) -> tuple[str, int, int]:
@@ -85,14 +87,14 @@ def digest_tree(root: Path) -> tuple[str, int, int]:
 
 
 def read_manifest(version_dir: Path) -> Manifest:
-    raw = json.loads((version_dir / "manifest.json").read_text())
+    raw = json.loads((version_dir / MANIFEST).read_text())
     return Manifest(**{**raw, "packages": tuple(raw["packages"])})
 
 
 def find_stack(name: str, stacks_dir: Path) -> Stack | None:
     """The current version of a stack, or None."""
     link = stacks_dir / name
-    if not link.is_symlink() or not (link / "manifest.json").is_file():
+    if not link.is_symlink() or not is_built(link):
         return None
     path = link.resolve()
     return Stack(name, path, read_manifest(path))
@@ -115,8 +117,8 @@ def building(stacks_dir: Path) -> Iterator[Path]:
         for stale in versions.glob(".new-*"):
             shutil.rmtree(stale)
         fresh = versions / f".new-{secrets.token_hex(4)}"
-        (fresh / "rootfs").mkdir(parents=True)
-        (fresh / "rootfs").chmod(0o755)
+        (fresh / ROOTFS).mkdir(parents=True)
+        (fresh / ROOTFS).chmod(0o755)
         fresh.chmod(0o755)
         try:
             yield fresh
@@ -127,9 +129,9 @@ def building(stacks_dir: Path) -> Iterator[Path]:
 def publish(name: str, fresh: Path, stacks_dir: Path, packages: tuple[str, ...]) -> Stack:
     """Give a finished build its manifest, make it durable, and let the name lead to it."""
     now = datetime.now(UTC)
-    sha256, size_bytes, files = digest_tree(fresh / "rootfs")
+    sha256, size_bytes, files = digest_tree(fresh / ROOTFS)
     manifest = Manifest(name, sha256, now.isoformat(timespec="seconds"), size_bytes, files, packages)
-    (fresh / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1) + "\n")
+    (fresh / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1) + "\n")
     os.sync()
     version = fresh.parent / f"{name}-{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     fresh.rename(version)
@@ -146,7 +148,7 @@ def prune(stacks_dir: Path, in_use: Collection[Path]) -> tuple[Path, ...]:
     removed = []
     for version in sorted((stacks_dir / ".versions").glob("[!.]*")):
         version = version.resolve()
-        if version in current or version in used or version / "rootfs" in used:
+        if version in current or version in used or version / ROOTFS in used:
             continue
         shutil.rmtree(version)
         removed.append(version)

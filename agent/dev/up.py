@@ -30,6 +30,7 @@ from agent.dev import children, host
 from agent.dev.api import USER, Api, Facts
 from agent.dev.controller import Controller
 from agent.dev.gateway import Gateway
+from wsh.stacks import MANIFEST, is_built
 
 AGENT_READY_S = 30.0
 AGENT_STOP_S = 40.0  # the agent's own deadline is 30
@@ -269,7 +270,7 @@ async def _ensure_stack(stacks_dir: Path, voice: Voice) -> str:
     import rootfs_builder
 
     stack = stacks_dir / "debian"
-    if not (stack / "manifest.json").exists():
+    if not is_built(stack):
         voice.progress("stack", "building debian (about half a minute, once)")
         await asyncio.to_thread(
             rootfs_builder.build,
@@ -277,7 +278,7 @@ async def _ensure_stack(stacks_dir: Path, voice: Voice) -> str:
             stacks_dir,
             progress=lambda text: voice.progress("stack", str(text)),
         )
-    manifest = json.loads((stack / "manifest.json").read_text())
+    manifest = json.loads((stack / MANIFEST).read_text())
     size = manifest.get("bytes") or manifest.get("size_bytes")
     suite = manifest.get("suite", "bookworm")
     return f"debian ({suite}, {size >> 20} MiB)" if isinstance(size, int) else f"debian ({suite})"

@@ -17,11 +17,11 @@ from aiohttp import web
 
 from agent.http import output
 from agent.http.output import Lines
+from agent.inside.start import shell_argv
 from agent.instances import listening
 from agent.instances.instance import Instance, State
 from agent.instances.launch import instance_environment
 from agent.instances.registry import Registry
-from agent.instances.start import shell_argv
 from agent.logs import Log
 from agent.staging.log import Piece
 from agent.staging.registry import StagingRegistry

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from agent.config import Settings
 from agent.droplets.layers import Layer
-from agent.instances.environment import app_environment
+from agent.inside.environment import app_environment
+from agent.inside.limits import bind_mounts, cpu_shares, egress_rules
+from agent.inside.start import start_argv
 from agent.instances.instance import Instance
-from agent.instances.limits import bind_mounts, cpu_shares, egress_rules
-from agent.instances.start import start_argv
 from container import ContainerSpec, JobSpec, Limits, Output, Past, PortMapping
 from wsh.units import MIB
 

@@ -19,22 +19,22 @@ import msgspec
 from agent import plain_yaml
 from agent.cause import host_paths, public, public_address
 from agent.config import Settings
-from agent.config_host import no_stack
 from agent.droplets.archive import ArchiveError
 from agent.droplets.layers import Layer, LayerError, Layers
 from agent.droplets.transfer import TransferError
 from agent.droplets.unpacker import JailError
+from agent.inside.environment import VARIABLE_BYTES, too_long
+from agent.inside.limits import ipv6_left_out
+from agent.inside.start import HOME, OLD_STARTUP
 from agent.instances import crashes
 from agent.instances.crashes import keep_cause
-from agent.instances.environment import VARIABLE_BYTES, too_long
 from agent.instances.instance import OUT_OF_MEMORY, Event, Exit, Instance, State
 from agent.instances.launch import make_job, make_spec
-from agent.instances.limits import ipv6_left_out, rootfs_of
 from agent.instances.memory_kills import MemoryKills
 from agent.instances.readiness import health_check
-from agent.instances.start import HOME, OLD_STARTUP
 from agent.instances.stats import sample
 from agent.logs import Log
+from agent.stacks import no_stack, rootfs_of
 from container import (
     Container,
     CreateError,
@@ -270,7 +270,7 @@ async def _prepare(instance: Instance, home: Home, held: AsyncExitStack, log: Lo
     stack = next((one for one in settings.stacks if one.name == message.stack), None)
     if stack is None:
         raise StartFailed(FAILED, f"stack {message.stack!r} is not configured")
-    if (why := no_stack(stack)) is not None:
+    if (why := no_stack(stack.package_path)) is not None:
         raise StartFailed(FAILED, f"stack {message.stack!r}: {why}")
     if left_out := ipv6_left_out(message.egress_network_rules or ()):
         log.warning("egress_rules_left_out", rules=left_out, because="IPv6 is off in containers")

@@ -16,9 +16,9 @@ import msgspec
 
 from agent import plain_yaml
 from agent.config import Settings
+from agent.inside.start import HOME
 from agent.instances.health import PERIOD_S, wait_accepting
 from agent.instances.instance import Instance
-from agent.instances.start import HOME
 from agent.logs import Log
 from container import Container, WrongState
 

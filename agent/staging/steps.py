@@ -16,7 +16,7 @@ from agent import plain_yaml
 from agent.droplets.archive import Bounds
 from agent.droplets.pack import Packed, pack
 from agent.droplets.unpacker import Unpacker
-from agent.instances.environment import HOME
+from agent.inside.environment import HOME
 from agent.logs import Log
 from agent.staging import buildpacks as bp
 from agent.staging.buildpacks import Buildpack, Outcome, StagingFailed

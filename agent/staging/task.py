@@ -24,16 +24,16 @@ from typing import Final
 from agent.bus import messages as m
 from agent.cause import public_address
 from agent.config import Settings
-from agent.config_host import no_stack
 from agent.droplets.archive import ArchiveError, Bounds
 from agent.droplets.layers import Layers
 from agent.droplets.pack import Packed
 from agent.droplets.transfer import TransferError, Transfers
 from agent.droplets.unpacker import JailError, Unpacker
-from agent.instances.environment import HOME, VARIABLE_BYTES, staging_environment, too_long, user_variables
-from agent.instances.limits import ipv6_left_out, rootfs_of
+from agent.inside.environment import HOME, VARIABLE_BYTES, staging_environment, too_long, user_variables
+from agent.inside.limits import ipv6_left_out
 from agent.logs import Log
 from agent.resources import Claim
+from agent.stacks import no_stack, rootfs_of
 from agent.staging import buildpacks as bp
 from agent.staging.admin import AdminBuildpacks
 from agent.staging.buildpacks import Buildpack, Outcome, StagingFailed
@@ -113,7 +113,7 @@ class StagingTask:
                 "a buildpack by git URL is not supported by this agent yet; name an installed one",
             )
         stack = next((one for one in parts.settings.stacks if one.name == self.message.stack), None)
-        if stack is None or (why := no_stack(stack)) is not None:
+        if stack is None or (why := no_stack(stack.package_path)) is not None:
             self.log.warning("stack_not_there", error="it is not configured" if stack is None else why)
             raise StagingFailed(f"Error staging: Stack {self.message.stack} does not exist")
         for rule in ipv6_left_out(self.message.egress_network_rules or ()):

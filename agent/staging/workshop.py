@@ -14,7 +14,7 @@ from pathlib import Path
 
 from agent.bus.messages import EgressMessage
 from agent.config import StagingSettings
-from agent.instances.limits import egress_rules
+from agent.inside.limits import egress_rules
 from agent.logs import Log
 from agent.resources import Claim
 from agent.staging.buildpacks import Buildpack, StagingFailed

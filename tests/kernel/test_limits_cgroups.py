@@ -16,7 +16,7 @@ from depot_kit import depot as depot
 from depot_kit import stack as stack
 
 from agent.config import InstanceSettings
-from agent.instances.limits import cpu_shares
+from agent.inside.limits import cpu_shares
 from container import Container, Depot, Limits, User
 from container.cgroups import Version, host_hierarchy
 

@@ -10,7 +10,7 @@ import pytest
 import agent.cause
 from agent.cause import HIDDEN, HIDDEN_ADDRESS, LIMIT_BYTES, host_paths, public, public_address
 from agent.config import Settings
-from agent.instances.environment import too_long
+from agent.inside.environment import too_long
 
 pytestmark = pytest.mark.unit
 

@@ -9,7 +9,7 @@ import pytest
 
 from agent.bus.messages import EgressMessage, Service, StartMessage, decode
 from agent.config import InstanceSettings, ResourceSettings
-from agent.instances.environment import (
+from agent.inside.environment import (
     VARIABLE_BYTES,
     app_environment,
     database_url,
@@ -19,7 +19,7 @@ from agent.instances.environment import (
     user_variables,
     vcap_services,
 )
-from agent.instances.limits import cpu_shares, egress_rules, ipv6_left_out
+from agent.inside.limits import cpu_shares, egress_rules, ipv6_left_out
 from agent.resources import Capacity, Claim, Short, make_capacity
 from container import PortRange, Protocol, SpecError
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.instances.start import HOME, shell_argv, start_argv
+from agent.inside.start import HOME, shell_argv, start_argv
 
 pytestmark = pytest.mark.unit
 LOOK = """echo "in ${PWD##*/}, base ${DROPLET_BASE_DIR##*/}, posix ${POSIXLY_CORRECT-no}, words $#, options $-"; umask"""

@@ -16,7 +16,7 @@ from typing import Any
 from msgspec import UNSET
 
 from agent.bus.messages import Service, StartMessage
-from agent.instances.start import HOME as HOME
+from agent.inside.start import HOME as HOME
 from container.spec import SpecError
 
 #: execve(2): 32 pages for one word, its end included.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
-from pathlib import Path
 
 import msgspec
 
@@ -114,9 +113,3 @@ def bind_mounts(settings: Iterable[BindMountSettings]) -> tuple[BindMount, ...]:
     return tuple(
         BindMount(one.src_path, one.dst_path or str(one.src_path), Access(one.mode)) for one in settings
     )
-
-
-def rootfs_of(package_path: Path) -> Path:
-    """A stack's tree: ours has it below `rootfs`, any other directory is one itself. The version, not the link to it."""
-    real = package_path.resolve()
-    return real / "rootfs" if (real / "manifest.json").is_file() else real
