@@ -1,6 +1,6 @@
 """The agent's voice: what it says by itself, and what it answers.
 
-`Voice` builds messages and nothing else; `Announcer` says the periodic ones, each at its period and whenever asked for sooner.
+`OwnMessages` builds messages and nothing else; `Announcer` says the periodic ones, each at its period and whenever asked for sooner.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ EVACUATION_PERIOD_S = 5.0
 BORN_S = 1.0
 
 
-class Voice:
+class OwnMessages:
     """What is to be said of the registry as it is now."""
 
     def __init__(self, settings: Settings, agent_id: str, local_ip: str, registry: Registry) -> None:
@@ -164,7 +164,7 @@ class Announcer:
     def __init__(
         self,
         settings: Settings,
-        voice: Voice,
+        voice: OwnMessages,
         bus: Bus,
         admission: Admission,
         phases: Phases,

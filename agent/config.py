@@ -183,7 +183,7 @@ class Settings(_Section, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ReadConfig:
     """What a file leads to.
 
     ``errors``: it is refused. ``doubts``: values that contradict each other, and what this host has not; the check refuses
@@ -210,14 +210,14 @@ def check(path: Path) -> tuple[ConfigError, ...]:
     return found.errors + found.doubts
 
 
-def read(path: Path, *, on_this_host: bool = False) -> Found:
+def read(path: Path, *, on_this_host: bool = False) -> ReadConfig:
     """``on_this_host``: what it names and this host has not is doubtful. OSError: it cannot be read."""
     try:
         text = config_file.parse(path.read_text())
     except UnicodeDecodeError:
-        return Found(None, (ConfigError("", "no YAML: not in UTF-8"),))
-    except config_file.Unreadable as e:
-        return Found(None, (ConfigError("", str(e), e.line),))
+        return ReadConfig(None, (ConfigError("", "no YAML: not in UTF-8"),))
+    except config_file.UnreadableConfig as e:
+        return ReadConfig(None, (ConfigError("", str(e), e.line),))
     settings, wrong = config_file.convert(text.values, Settings)
     unknown = config_file.unknown_keys(Settings, text.values, config_original.KNOWN)
     errors = [*unknown, *config_original.moved(text.values), *wrong]
@@ -231,4 +231,4 @@ def read(path: Path, *, on_this_host: bool = False) -> Found:
         return tuple(sorted(map(text.place, found), key=lambda error: error.line))
 
     notes = config_original.without_effect(text.values)
-    return Found(settings, placed(errors), placed(doubts), placed(notes))
+    return ReadConfig(settings, placed(errors), placed(doubts), placed(notes))

@@ -32,7 +32,7 @@ class ConfigError:
     line: int = 0
 
 
-class Unreadable(Exception):
+class UnreadableConfig(Exception):
     """No YAML, or none that can be read."""
 
     def __init__(self, message: str, line: int = 0) -> None:
@@ -66,16 +66,18 @@ def parse(text: str) -> Text:
         lines: dict[str, int] = {}
         doubled = tuple(_walk(node, "", lines))
     except yaml.constructor.ConstructorError as e:
-        raise Unreadable("a value that YAML cannot make (a tag, or a key that is none)", _line(e)) from None
+        raise UnreadableConfig(
+            "a value that YAML cannot make (a tag, or a key that is none)", _line(e)
+        ) from None
     except yaml.YAMLError as e:
         problem = re.sub(r"(alias|anchor|tag) .*", r"\1", str(getattr(e, "problem", None) or "unreadable"))
-        raise Unreadable(f"no YAML: {problem}", _line(e)) from None
+        raise UnreadableConfig(f"no YAML: {problem}", _line(e)) from None
     except RecursionError:
-        raise Unreadable("nested too deep, or into itself") from None
+        raise UnreadableConfig("nested too deep, or into itself") from None
     except (ValueError, OverflowError):
-        raise Unreadable("a value that YAML takes for a date or a number, and that is none") from None
+        raise UnreadableConfig("a value that YAML takes for a date or a number, and that is none") from None
     if not isinstance(values, dict):
-        raise Unreadable("expected a mapping of sections")
+        raise UnreadableConfig("expected a mapping of sections")
     return Text(values, lines, doubled)
 
 

@@ -16,7 +16,7 @@ import msgspec
 
 from agent.bus import messages as m
 from agent.bus.connection import Bus
-from agent.instances.instance import Event, Exit, Instance, State
+from agent.instances.instance import Exit, Instance, InstanceEvent, State
 from agent.instances.keeper import Keeper
 from agent.instances.launch import JOB_ID
 from agent.instances.life import FAILED
@@ -24,7 +24,7 @@ from agent.instances.registry import Registry
 from agent.logs import Log
 from agent.memory import records
 from agent.memory.agent import AgentMemory
-from agent.memory.records import Later, SavedInstance, SavedStaging, Unreadable, load_instance
+from agent.memory.records import Later, SavedInstance, SavedStaging, UnreadableRecord, load_instance
 from agent.staging.keeper import RESTARTED
 from container import Container, Depot, Recovery, UnknownHandle
 
@@ -71,7 +71,7 @@ def _join(left: Left, handle: str, data: bytes, log: Log) -> None:
         left.not_ours.add(handle)
         log.error("instance_of_a_later_version_left_alone", handle=handle, error=str(e))
         return
-    except Unreadable as e:
+    except UnreadableRecord as e:
         log.warning("instance_copy_damaged", handle=handle, error=str(e))
         return
     known = left.instances.get(copy.record)
@@ -180,9 +180,9 @@ async def take_over(
 def _go_on(instance: Instance, saved: SavedInstance, course: Course, keeper: Keeper) -> None:
     match course:
         case Course.RUN:
-            keeper.happen(instance, Event.RESUME, at_s=saved.state_since_s)
+            keeper.happen(instance, InstanceEvent.RESUME, at_s=saved.state_since_s)
         case Course.START:
-            keeper.happen(instance, Event.RESUME_START, at_s=saved.state_since_s)
+            keeper.happen(instance, InstanceEvent.RESUME_START, at_s=saved.state_since_s)
         case Course.BEGIN:
             keeper.resume_waiting(instance)
         case Course.LOST:
@@ -190,10 +190,10 @@ def _go_on(instance: Instance, saved: SavedInstance, course: Course, keeper: Kee
         case Course.STOP:
             keeper.stop_one(instance)
         case Course.CRASHED:
-            keeper.happen(instance, Event.RESUME_CRASHED, at_s=saved.state_since_s)
+            keeper.happen(instance, InstanceEvent.RESUME_CRASHED, at_s=saved.state_since_s)
             keeper.announce_what_is_pending(instance)
     if saved.state is State.EVACUATING and course is not Course.LOST:
-        keeper.happen(instance, Event.EVACUATE, at_s=saved.state_since_s)
+        keeper.happen(instance, InstanceEvent.EVACUATE, at_s=saved.state_since_s)
     keeper.unregister_what_left(instance)
 
 
@@ -206,4 +206,4 @@ def _lost(instance: Instance, saved: SavedInstance, keeper: Keeper) -> None:
         instance.exit = Exit(-1, FAILED)
     else:
         instance.exit = Exit(-1, "unknown")
-    keeper.happen(instance, Event.LOST)
+    keeper.happen(instance, InstanceEvent.LOST)

@@ -19,7 +19,7 @@ from typing import Any
 import buildpacks
 from agent import recovery
 from agent.admission import Admission
-from agent.announce import Announcer, Voice
+from agent.announce import Announcer, OwnMessages
 from agent.bus import commands as c
 from agent.bus.connection import Bus
 from agent.config import Settings
@@ -27,7 +27,7 @@ from agent.droplets.layers import Layers
 from agent.droplets.unpacker import Unpacker
 from agent.host import depot_settings, local_address, told_as_unfit, transfers_for
 from agent.http.control import Control
-from agent.instances.instance import LIFE_BROKE, Event, Exit, Instance, State
+from agent.instances.instance import LIFE_BROKE, Exit, Instance, InstanceEvent, State
 from agent.instances.keeper import Keeper
 from agent.instances.life import FAILED, Home, live
 from agent.instances.registry import Registry
@@ -159,7 +159,7 @@ class Worker:
         for left in (base / "staging").iterdir():  # by an agent that was killed
             self._layers.throw_away(left)
         self._admission = Admission(settings, self._registry, self._probe, host_memory_mb=host_memory_mb())
-        self._voice = Voice(settings, self._id, self._ip, self._registry)
+        self._voice = OwnMessages(settings, self._id, self._ip, self._registry)
         self._keeper = Keeper(
             settings,
             self._registry,
@@ -316,7 +316,7 @@ class Worker:
         if instance.handle is not None:
             self._supervisor.start("destroy", self._depot.destroy(instance.handle), handle=instance.handle)
         if (event := LIFE_BROKE.get(instance.state)) is not None:
-            instance.exit = Exit(-1, FAILED if event is not Event.EXITED else "unknown")
+            instance.exit = Exit(-1, FAILED if event is not InstanceEvent.EXITED else "unknown")
             instance.crashed_at_s = int(time.time())
             self._keeper.happen(instance, event)
 

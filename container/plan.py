@@ -2,7 +2,7 @@
 
 The same input gives the same plan, so a plan in a bug report can be run again by hand. Nothing here looks
 at the disk: what has to be looked up (does a stack have a /home/vcap, what does the host's resolv.conf say)
-comes in as `Facts`.
+comes in as `LaunchFacts`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Ethernet:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class LaunchFacts:
     """What the plan needs to know of this host and of what has been made for the container already."""
 
     handle: str
@@ -96,7 +96,7 @@ def _access(bind: BindMount) -> str:
     return bind.access.value + ("-mapped" if bind.mapped else "")
 
 
-def make_plan(spec: ContainerSpec, facts: Facts) -> Plan:
+def make_plan(spec: ContainerSpec, facts: LaunchFacts) -> Plan:
     directives: list[tuple[str, ...]] = [
         ("version", "1"),
         ("handle", facts.handle),

@@ -22,7 +22,7 @@ from container.disk import DiskError
 from container.errors import ContainerError
 from container.files import open_home
 from container.parts import Parts
-from container.plan import Facts, make_plan
+from container.plan import LaunchFacts, make_plan
 from container.pools import IdLease
 from container.shared import Shared
 from container.snapshot import Phase, Snapshot
@@ -229,7 +229,7 @@ class Launched(Rung):
         shared, parts = build.shared, build.parts
         assert build.uppers is not None
         assert parts.cgroup is not None
-        facts = Facts(
+        facts = LaunchFacts(
             handle=build.handle,
             hostname=parts.hostname,
             ids=parts.ids,

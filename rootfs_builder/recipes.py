@@ -38,7 +38,7 @@ _MOUNT_POINTS = (
     ("var", 0o755, 0),
     ("var/tmp", 0o1777, 0),
     ("home", 0o755, 0),
-    ("home/vcap", 0o755, VCAP_ID),
+    (VCAP_HOME.lstrip("/"), 0o755, VCAP_ID),
 )
 #: Left behind by apt and dpkg: caches, lists, logs, and whatever names the host or its mirrors.
 _LEFT_OVER = (

@@ -34,7 +34,7 @@ def command(app: str, follow: bool, as_json: bool, config: Path | None, state_di
     agent = reach.agent(state_dir, config)
     guid = find_app_guid(agent, name, state_dir, config)
     query = {"follow": "1"} if follow else {}
-    lines = Lines(name, with_time=follow)
+    lines = LogLines(name, with_time=follow)
     for event in agent.lines("GET", f"/v1/apps/{guid}/logs", **query):
         if index and str(event.get("index")) != index:
             continue
@@ -45,7 +45,7 @@ def command(app: str, follow: bool, as_json: bool, config: Path | None, state_di
     lines.flush()
 
 
-class Lines:
+class LogLines:
     """Chunks of several instances and streams, printed as whole lines."""
 
     def __init__(self, name: str, *, with_time: bool) -> None:

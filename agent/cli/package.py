@@ -25,29 +25,29 @@ _BLOCK = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class PackedFile:
     path: Path
     name: str
     info: os.stat_result
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class PackList:
     """What a push would pack. ``ignore_files``: the names of the files that patterns came from."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[PackedFile, ...]
     files: int
     content_bytes: int
     ignore_files: tuple[str, ...]
 
 
-def scan(directory: Path, progress: Callable[[int, int], None], limit_bytes: int) -> Found:
+def scan(directory: Path, progress: Callable[[int, int], None], limit_bytes: int) -> PackList:
     """Files, links and directories of the app, in order; sockets, pipes and devices are left out.
 
     `progress` gets files and bytes so far. A Failure: a directory cannot be read, or it is more than `limit_bytes`.
     """
     ignores = Ignores(directory)
-    found: list[Entry] = []
+    found: list[PackedFile] = []
     files = content_bytes = 0
     try:
         for entry in _walk(directory, ignores):
@@ -65,10 +65,10 @@ def scan(directory: Path, progress: Callable[[int, int], None], limit_bytes: int
             progress(files, content_bytes)
     except OSError as error:
         raise ui.Failure(f"cannot push {directory}", f"{error.filename}: {error.strerror}") from error
-    return Found(tuple(found), files, content_bytes, tuple(sorted(ignores.read)))
+    return PackList(tuple(found), files, content_bytes, tuple(sorted(ignores.read)))
 
 
-def _walk(top: Path, ignores: Ignores) -> Iterator[Entry]:
+def _walk(top: Path, ignores: Ignores) -> Iterator[PackedFile]:
     """A directory before what is in it, in the order of names. Without recursion: a path may be 2,000 directories deep."""
     waiting = _names(top, "", ignores)
     while waiting:
@@ -79,7 +79,7 @@ def _walk(top: Path, ignores: Ignores) -> Iterator[Entry]:
         if ignores.leave_out(name, is_directory=is_directory):
             continue
         if is_directory or stat.S_ISREG(info.st_mode) or stat.S_ISLNK(info.st_mode):
-            yield Entry(path, name, info)
+            yield PackedFile(path, name, info)
         if is_directory:
             waiting += _names(top, name, ignores)
 
@@ -91,7 +91,7 @@ def _names(top: Path, folder: str, ignores: Ignores) -> list[str]:
     return [f"{folder}/{name}" if folder else name for name in names]
 
 
-def write_zip(entries: tuple[Entry, ...], out: IO[bytes], progress: Callable[[int], None]) -> None:
+def write_zip(entries: tuple[PackedFile, ...], out: IO[bytes], progress: Callable[[int], None]) -> None:
     """`progress` gets the bytes read so far. A Failure: a file cannot be read any more."""
     done = 0
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
@@ -131,7 +131,7 @@ class _AnyName(zipfile.ZipInfo):
         return raw, self.flag_bits
 
 
-def _zip_info(entry: Entry) -> zipfile.ZipInfo:
+def _zip_info(entry: PackedFile) -> zipfile.ZipInfo:
     mode, mtime_s = entry.info.st_mode, int(entry.info.st_mtime)
     is_directory = stat.S_ISDIR(mode)
     dos_time = time.gmtime(min(max(mtime_s, EARLIEST_S), LATEST_S))

@@ -24,7 +24,7 @@ from aiohttp import web
 
 from agent.bus.client import NotConnected
 from agent.dev.controller import Controller
-from agent.dev.pushes import Changes, Push, Refused
+from agent.dev.pushes import Changes, Push, PushRefused
 from wsh.units import MIB
 
 USER = "garrison"
@@ -32,7 +32,7 @@ MAX_UPLOAD_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
-class Facts:
+class ControllerInfo:
     """What `GET /v1/info` tells beside the controller's own state."""
 
     version: str
@@ -41,7 +41,7 @@ class Facts:
 
 
 class Api:
-    def __init__(self, controller: Controller, facts: Callable[[], Facts], password: str) -> None:
+    def __init__(self, controller: Controller, facts: Callable[[], ControllerInfo], password: str) -> None:
         self._controller = controller
         self._facts = facts
         self._expected = base64.b64encode(f"{USER}:{password}".encode())
@@ -82,7 +82,7 @@ class Api:
             return web.json_response({"error": "wrong or no password"}, status=401)
         try:
             return await handler(request)
-        except Refused as refused:
+        except PushRefused as refused:
             return web.json_response({"error": str(refused)}, status=refused.http_status)
         except NotConnected:
             return web.json_response({"error": "the bus is not reachable"}, status=503)
@@ -133,7 +133,7 @@ class Api:
     async def _scale(self, request: web.Request) -> web.Response:
         instances = (await _json_object(request)).get("instances")
         if not isinstance(instances, int):
-            raise Refused(400, f"instances: expected a number, got {instances!r}")
+            raise PushRefused(400, f"instances: expected a number, got {instances!r}")
         await self._controller.scale(request.match_info["name"], instances)
         return web.json_response({})
 
@@ -142,7 +142,7 @@ class Api:
         try:
             changes = msgspec.json.decode(await request.read() or b"{}", type=Changes)
         except msgspec.DecodeError as error:
-            raise Refused(400, str(error)) from error
+            raise PushRefused(400, str(error)) from error
         before = self._controller.store.apps.get(name)
         push = self._controller.claim(name, changes)
         known = before.env if before is not None else {}
@@ -195,7 +195,7 @@ class Api:
         async def serve(request: web.Request) -> web.StreamResponse:
             path = path_of(_id(request))
             if not path.is_file():
-                raise Refused(404, f"there is no {path.parent.name.removesuffix('s')} of that id")
+                raise PushRefused(404, f"there is no {path.parent.name.removesuffix('s')} of that id")
             return web.FileResponse(path)
 
         return serve
@@ -216,11 +216,11 @@ class Api:
 
     async def _save_part(self, request: web.Request, target: Path, push: Push | None) -> str:
         if not (request.content_type or "").startswith("multipart/"):
-            raise Refused(400, f"expected multipart/form-data, got {request.content_type}")
+            raise PushRefused(400, f"expected multipart/form-data, got {request.content_type}")
         async for part in await request.multipart():
             if getattr(part, "name", None) == "upload[droplet]":
                 return await self._save(_chunks(part), target, push)
-        raise Refused(400, "no part named upload[droplet]")
+        raise PushRefused(400, "no part named upload[droplet]")
 
     async def _job(self, request: web.Request) -> web.Response:
         job = request.match_info["job"]
@@ -250,11 +250,11 @@ class Api:
                 async for chunk in chunks:
                     size += len(chunk)
                     if size > MAX_UPLOAD_BYTES:
-                        raise Refused(413, f"larger than {MAX_UPLOAD_BYTES} bytes")
+                        raise PushRefused(413, f"larger than {MAX_UPLOAD_BYTES} bytes")
                     digest.update(chunk)
                     file.write(chunk)
             if push is not None and push.over.is_set():
-                raise Refused(404, f"this push of {push.draft.name} is over")
+                raise PushRefused(404, f"this push of {push.draft.name} is over")
             new.replace(target)
         finally:
             new.unlink(missing_ok=True)
@@ -271,7 +271,7 @@ def _id(request: web.Request) -> str:
     try:
         return str(uuid.UUID(request.match_info["id"]))
     except ValueError:
-        raise Refused(404, "no such id") from None
+        raise PushRefused(404, "no such id") from None
 
 
 async def _none() -> list[dict[str, Any]]:
@@ -282,4 +282,4 @@ async def _json_object(request: web.Request) -> dict[str, Any]:
     try:
         return msgspec.json.decode(await request.read() or b"{}", type=dict[str, Any])
     except msgspec.DecodeError as error:
-        raise Refused(400, str(error)) from error
+        raise PushRefused(400, str(error)) from error

@@ -19,17 +19,17 @@ import msgspec
 
 from agent.bus.client import NotConnected, PeerClient
 from agent.dev import messages
-from agent.dev.placement import AdvertMessage, Pool
-from agent.dev.pushes import Changes, Push, Pushes, Refused, until_over
+from agent.dev.placement import AdvertMessage, HostPool
+from agent.dev.pushes import Changes, Push, Pushes, PushRefused, until_over
 from agent.dev.records import (
     App,
-    Exit,
-    Heartbeat,
+    AppStore,
+    HostReport,
     Observed,
+    ReportedExit,
     Slot,
     StartOrder,
     StopOrder,
-    Store,
     decide,
     status,
 )
@@ -51,10 +51,10 @@ class Controller:
         rng: random.Random | None = None,
     ) -> None:
         self.files = state_dir
-        self.store = Store(state_dir / "apps.json")
+        self.store = AppStore(state_dir / "apps.json")
         self.pushes = Pushes(state_dir, self.store)
         self.seen = Observed()
-        self.hosts, self.stagers = Pool(), Pool()
+        self.hosts, self.stagers = HostPool(), HostPool()
         self.waiting: dict[Slot, str] = {}  # starts that no host takes, and why
         self._heard = asyncio.Event()
         self._base_uri = base_uri
@@ -85,11 +85,11 @@ class Controller:
         self.stagers.forget(host_id)
 
     def _on_heartbeat(self, _subject: str, _reply: str, data: bytes) -> None:
-        self.seen.hear(msgspec.json.decode(data, type=Heartbeat), time.monotonic())
+        self.seen.hear(msgspec.json.decode(data, type=HostReport), time.monotonic())
         self._heard.set()
 
     def _on_exit(self, _subject: str, _reply: str, data: bytes) -> None:
-        message = msgspec.json.decode(data, type=Exit)
+        message = msgspec.json.decode(data, type=ReportedExit)
         if self.seen.exited(message, time.monotonic()):
             self._log.info(
                 "instance_crashed",
@@ -172,8 +172,8 @@ class Controller:
         except KeyError:
             pass
         if self.pushes.of(name, time.monotonic()) is not None:
-            raise Refused(409, f"{name} is being pushed for the first time")
-        raise Refused(404, f"there is no app {name!r}")
+            raise PushRefused(409, f"{name} is being pushed for the first time")
+        raise PushRefused(404, f"there is no app {name!r}")
 
     def rows(self) -> list[dict[str, Any]]:
         """Every app, one that is being pushed for the first time among them."""
@@ -183,7 +183,7 @@ class Controller:
     async def scale(self, name: str, instances: int) -> None:
         app = self.app(name)
         if not 0 <= instances <= 1000:
-            raise Refused(400, f"instances: expected 0 to 1000, got {instances}")
+            raise PushRefused(400, f"instances: expected 0 to 1000, got {instances}")
         before, app.instances = app.instances, instances
         self.store.save()
         if instances < before:
@@ -203,7 +203,7 @@ class Controller:
     async def start(self, name: str) -> None:
         app = self.app(name)
         if app.droplet_sha1 is None:
-            raise Refused(409, f"{name} has no droplet: push it first")
+            raise PushRefused(409, f"{name} has no droplet: push it first")
         app.started = True
         self.store.save()
         self._forget_crashes(app.guid)
@@ -272,9 +272,9 @@ class Controller:
         """Stages the uploaded package; yields what happens: `task`, `set_up`, then `staged` or `failed`."""
         name = push.draft.name
         if not self.pushes.package(push.id).exists():
-            raise Refused(409, f"this push of {name} has no package: upload one first")
+            raise PushRefused(409, f"this push of {name} has no package: upload one first")
         if push.staging:
-            raise Refused(409, f"this push of {name} is being staged already")
+            raise PushRefused(409, f"this push of {name} is being staged already")
         push.staging = True
         has_cache = self.pushes.cache(push.draft.guid).exists()
         stager = Stager(self.bus, self.stagers, self._rng, self.wait_heard)
@@ -282,7 +282,7 @@ class Controller:
             events = stager.stage(push, self._base_uri(), has_cache=has_cache)
             async with contextlib.aclosing(events):
                 async for event in events:
-                    if isinstance(event, messages.StagingReply):
+                    if isinstance(event, messages.ReceivedStagingReply):
                         event = self._staged(push, event)
                     if isinstance(event, Failed):
                         event = {"event": "failed", "type": event.type, "error": event.error}
@@ -305,7 +305,7 @@ class Controller:
         push.given_up = True
         await self._say("staging.stop", {"app_id": push.draft.guid})
 
-    def _staged(self, push: Push, reply: messages.StagingReply) -> dict[str, Any] | Failed:
+    def _staged(self, push: Push, reply: messages.ReceivedStagingReply) -> dict[str, Any] | Failed:
         sha1 = reply.droplet_sha1 or push.droplet_sha1
         if push.given_up:
             return Failed("StagingError", "the push was given up")

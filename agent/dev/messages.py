@@ -17,7 +17,7 @@ MINIMUM_STAGING_DISK_MB = 2048
 EGRESS: tuple[Mapping[str, str], ...] = ({"protocol": "all", "destination": "0.0.0.0-255.255.255.255"},)
 
 
-class StagingReply(msgspec.Struct, frozen=True):
+class ReceivedStagingReply(msgspec.Struct, frozen=True):
     """Either of the two replies to `staging.<id>.start`."""
 
     task_id: str

@@ -42,7 +42,7 @@ class Host:
 
 
 @dataclass
-class Pool:
+class HostPool:
     hosts: dict[str, Host] = field(default_factory=dict)
 
     def hear(self, advert: AdvertMessage, now: float) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from agent.dev.records import App, Store
+from agent.dev.records import App, AppStore
 
 #: A claim whose owner has asked for nothing for so long is given up: it was killed between two requests.
 IDLE_S = 30.0
@@ -27,7 +27,7 @@ OF_VERSION = (("packages", ".zip"), ("droplets", ".tgz"))
 CACHES = ("caches", ".tgz")
 
 
-class Refused(Exception):
+class PushRefused(Exception):
     """The person asked for something that cannot be; `status` is the HTTP one."""
 
     def __init__(self, http_status: int, why: str) -> None:
@@ -58,7 +58,7 @@ class Changes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         env = {name: value for name, value in app.env.items() if name not in self.unset_env}
         changed = msgspec.structs.replace(app, **given, env=env | dict(self.set_env))
         if not 0 <= changed.instances <= 1000 or changed.memory_mb <= 0 or changed.disk_mb <= 0:
-            raise Refused(400, "instances must be 0 to 1000, memory_mb and disk_mb positive")
+            raise PushRefused(400, "instances must be 0 to 1000, memory_mb and disk_mb positive")
         return changed
 
 
@@ -82,7 +82,7 @@ class Push:
 class Pushes:
     """The pushes under way, by the name of their app, and the files of pushes and apps. Times are monotonic seconds."""
 
-    def __init__(self, files: Path, store: Store) -> None:
+    def __init__(self, files: Path, store: AppStore) -> None:
         self._files, self._store = files, store
         self._open: dict[str, Push] = {}
         for folder, _ in (*OF_VERSION, CACHES):
@@ -94,7 +94,9 @@ class Pushes:
         """Refused: another push of that app is under way, or the changes cannot be."""
         if (other := self.of(name, now_s)) is not None:
             since_s = now_s - other.began_at_s
-            raise Refused(409, f"{name} is being pushed already, since {since_s:.0f} s; nothing was changed")
+            raise PushRefused(
+                409, f"{name} is being pushed already, since {since_s:.0f} s; nothing was changed"
+            )
         push_id, app = str(uuid.uuid4()), self._store.apps.get(name)
         draft = app or App(guid=str(uuid.uuid4()), name=name, version=push_id, uris=[f"{name}.localhost"])
         push = Push(push_id, changes, changes.applied_to(draft), app is None, now_s, now_s)
@@ -111,7 +113,7 @@ class Pushes:
     def get(self, name: str, push_id: str, now_s: float) -> Push:
         push = self.of(name, now_s)
         if push is None or push.id != push_id:
-            raise Refused(404, f"this push of {name} is over")
+            raise PushRefused(404, f"this push of {name} is over")
         return push
 
     def all(self) -> tuple[Push, ...]:
@@ -163,7 +165,7 @@ class Pushes:
         app = next((one for one in self._store.apps.values() if one.version == version), None)
         if folder == "caches" and app is not None:
             return self.cache(app.guid), None
-        raise Refused(404, "no such staging")
+        raise PushRefused(404, "no such staging")
 
     def commit(self, push: Push, **told: Any) -> App:
         """The push becomes the app. OSError: it cannot be written down, and nothing has changed."""

@@ -45,7 +45,7 @@ class App(msgspec.Struct):
     detected_command: str | None = None
 
 
-class Store:
+class AppStore:
     """Every app by name, kept in one file."""
 
     def __init__(self, path: Path) -> None:
@@ -66,7 +66,7 @@ class Store:
         return next((app for app in self.apps.values() if app.guid == guid), None)
 
 
-class HeartbeatEntry(msgspec.Struct, frozen=True):
+class InstanceReport(msgspec.Struct, frozen=True):
     droplet: str
     version: str
     instance: str
@@ -75,12 +75,12 @@ class HeartbeatEntry(msgspec.Struct, frozen=True):
     state_timestamp: float
 
 
-class Heartbeat(msgspec.Struct, frozen=True):
+class HostReport(msgspec.Struct, frozen=True):
     dea: str
-    droplets: tuple[HeartbeatEntry, ...]
+    droplets: tuple[InstanceReport, ...]
 
 
-class Exit(msgspec.Struct, frozen=True):
+class ReportedExit(msgspec.Struct, frozen=True):
     """`droplet.exited`"""
 
     droplet: str
@@ -101,26 +101,26 @@ Slot = tuple[str, str, int]
 class Crashes:
     count: int
     last_at: float
-    last: Exit
+    last: ReportedExit
 
 
 @dataclass
 class Observed:
     """What the hosts said last."""
 
-    beats: dict[str, tuple[float, Heartbeat]] = field(default_factory=dict)
+    beats: dict[str, tuple[float, HostReport]] = field(default_factory=dict)
     pending: dict[Slot, float] = field(default_factory=dict)
     crashes: dict[Slot, Crashes] = field(default_factory=dict)
     gone: dict[str, float] = field(default_factory=dict)  # ids of instances that ended
     stopping: dict[str, float] = field(default_factory=dict)  # ids that were told to stop
 
-    def hear(self, beat: Heartbeat, now: float) -> None:
+    def hear(self, beat: HostReport, now: float) -> None:
         self.beats[beat.dea] = (now, beat)
         for entry in beat.droplets:
             if entry.state in ALIVE:
                 self.pending.pop((entry.droplet, entry.version, entry.index), None)
 
-    def exited(self, message: Exit, now: float) -> bool:
+    def exited(self, message: ReportedExit, now: float) -> bool:
         """Counts a crash; a repeat of the same telling counts once. True when it is news."""
         if message.instance in self.gone or message.reason.upper() != "CRASHED":
             return False
@@ -132,7 +132,7 @@ class Observed:
         self.crashes[slot] = Crashes(count, now, message)
         return True
 
-    def entries(self, now: float) -> list[HeartbeatEntry]:
+    def entries(self, now: float) -> list[InstanceReport]:
         fresh = [beat for at, beat in self.beats.values() if now - at <= HEARTBEAT_TTL_S]
         return [
             entry
@@ -177,7 +177,7 @@ def decide(
     """
     orders: list[StartOrder | StopOrder] = []
     wanted = {app.guid: app for app in apps}
-    by_app: dict[str, list[HeartbeatEntry]] = {}
+    by_app: dict[str, list[InstanceReport]] = {}
     for entry in seen.entries(now):
         if entry.state in ALIVE and staged.get(entry.droplet) != entry.version:
             by_app.setdefault(entry.droplet, []).append(entry)
@@ -196,7 +196,7 @@ def decide(
     return orders
 
 
-def _stops(guid: str, app: App | None, entries: list[HeartbeatEntry]) -> list[StopOrder]:
+def _stops(guid: str, app: App | None, entries: list[InstanceReport]) -> list[StopOrder]:
     if app is None:
         return [StopOrder(guid, tuple(e.instance for e in entries), "unknown app")]
     if not app.started:

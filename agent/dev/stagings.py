@@ -14,7 +14,7 @@ import msgspec
 
 from agent.bus.client import PeerClient
 from agent.dev import messages
-from agent.dev.placement import Pool
+from agent.dev.placement import HostPool
 from agent.dev.pushes import Push
 
 STAGING_TIMEOUT_S = 900.0
@@ -30,13 +30,13 @@ class Failed:
 @dataclass(frozen=True, slots=True)
 class Stager:
     bus: PeerClient
-    hosts: Pool
+    hosts: HostPool
     rng: random.Random
     wait_heard: Callable[[float], Awaitable[None]]
 
     async def stage(
         self, push: Push, base: str, *, has_cache: bool
-    ) -> AsyncGenerator[dict[str, Any] | Failed | messages.StagingReply, None]:
+    ) -> AsyncGenerator[dict[str, Any] | Failed | messages.ReceivedStagingReply, None]:
         """Yields what happens: `task`, `set_up`; in the end the second reply, or why there is none."""
         app, task_id = push.draft, uuid.uuid4().hex
         body = messages.staging_message(app, task_id=task_id, version=push.id, base=base, has_cache=has_cache)
@@ -61,7 +61,7 @@ class Stager:
                 if not data:
                     yield Failed("StagingError", f"host {host} does not listen")
                     return
-                reply = msgspec.json.decode(data, type=messages.StagingReply)
+                reply = msgspec.json.decode(data, type=messages.ReceivedStagingReply)
                 if reply.error is not None or reply.error_info is not None:
                     info = reply.error_info or {}
                     error = info.get("message") or reply.error

@@ -27,7 +27,7 @@ import yaml
 from aiohttp import web
 
 from agent.dev import children, host
-from agent.dev.api import USER, Api, Facts
+from agent.dev.api import USER, Api, ControllerInfo
 from agent.dev.controller import Controller
 from agent.dev.gateway import Gateway
 from wsh.stacks import MANIFEST, is_built
@@ -37,7 +37,7 @@ AGENT_STOP_S = 40.0  # the agent's own deadline is 30
 RESTARTS_IN_A_ROW = 3
 
 
-class Voice(Protocol):
+class Progress(Protocol):
     """How `up` speaks to the person; the CLI draws it."""
 
     def headline(self, text: str) -> None: ...
@@ -61,7 +61,7 @@ class UpFailed(Exception):
     """`what` failed, with `why` and what to do."""
 
 
-async def run(options: Options, voice: Voice) -> None:
+async def run(options: Options, voice: Progress) -> None:
     """Until TERM or Ctrl-C. Raises UpFailed with everything stopped again."""
     began = time.monotonic()
     _check_host()
@@ -87,7 +87,7 @@ async def run(options: Options, voice: Voice) -> None:
             raise UpFailed(str(error)) from error
 
 
-async def _serve(options: Options, voice: Voice, log: Any, stopping: asyncio.Event, began: float) -> None:
+async def _serve(options: Options, voice: Progress, log: Any, stopping: asyncio.Event, began: float) -> None:
     state, password = options.state_dir, secrets.token_urlsafe(24)
     async with contextlib.AsyncExitStack() as undo:
         nats, bus_port = await children.start_nats(state, options.bus_port, password)
@@ -107,7 +107,7 @@ async def _serve(options: Options, voice: Voice, log: Any, stopping: asyncio.Eve
             log=log.bind(part="controller"),
         )
         socket = state / "agent" / "agent.sock"
-        facts = Facts(version("garrison"), gateway.port, socket)
+        facts = ControllerInfo(version("garrison"), gateway.port, socket)
         ports["api"] = await undo.enter_async_context(_http(Api(controller, lambda: facts, password)))
         config = _write_config(options, servers)
 
@@ -151,7 +151,7 @@ async def _serve(options: Options, voice: Voice, log: Any, stopping: asyncio.Eve
 class Agent:
     """The agent's process: started again when it goes without being asked."""
 
-    def __init__(self, config: Path, log: Path, voice: Voice, stopping: asyncio.Event) -> None:
+    def __init__(self, config: Path, log: Path, voice: Progress, stopping: asyncio.Event) -> None:
         self._config, self._log, self._voice, self._stopping = config, log, voice, stopping
         self._process: asyncio.subprocess.Process | None = None
         self.failure: str | None = None
@@ -266,7 +266,7 @@ def _write_private(path: Path, text: str) -> None:
     new.replace(path)
 
 
-async def _ensure_stack(stacks_dir: Path, voice: Voice) -> str:
+async def _ensure_stack(stacks_dir: Path, voice: Progress) -> str:
     import rootfs_builder
 
     stack = stacks_dir / "debian"
@@ -301,7 +301,7 @@ def _only_one(state: Path) -> Any:
 
 
 @contextlib.contextmanager
-def _signals(stopping: asyncio.Event, voice: Voice) -> Any:
+def _signals(stopping: asyncio.Event, voice: Progress) -> Any:
     loop = asyncio.get_running_loop()
 
     def asked() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from aiohttp import web
 
 from agent.http import output
-from agent.http.output import Lines
+from agent.http.output import OutputLines
 from agent.inside.start import shell_argv
 from agent.instances import listening
 from agent.instances.instance import Instance, State
@@ -143,7 +143,7 @@ class Control:
         """``failure``: of the app's last staging."""
         follow = request.query.get("follow") == "1"
 
-        async def tell(lines: Lines) -> None:
+        async def tell(lines: OutputLines) -> None:
             if failure is not None:
                 await lines.write(failure.data, at=failure.at_s, stream=failure.stream)
             await output.tell(lines, instances, self._crashes_dir, follow=follow)
@@ -155,7 +155,7 @@ class Control:
         if task is None:
             return web.json_response({"error": "no such staging"}, status=404)
 
-        async def tell(lines: Lines) -> None:
+        async def tell(lines: OutputLines) -> None:
             async for piece in task.output.follow():
                 await lines.write(piece.data, at=piece.at_s, stream=piece.stream)
 
@@ -213,8 +213,10 @@ def _private_socket(path: Path) -> socket.socket:
     return listening
 
 
-async def _streamed(request: web.Request, tell: Callable[[Lines], Awaitable[None]]) -> web.StreamResponse:
-    lines = Lines(request)
+async def _streamed(
+    request: web.Request, tell: Callable[[OutputLines], Awaitable[None]]
+) -> web.StreamResponse:
+    lines = OutputLines(request)
     await lines.begin()
     with contextlib.suppress(ConnectionResetError):  # a client that has gone is not followed for
         await tell(lines)

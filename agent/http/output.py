@@ -25,7 +25,7 @@ SETTLE_S = 5.0
 _GOING_ON = frozenset({State.BORN, State.STARTING, State.RUNNING, State.EVACUATING})
 
 
-class Lines:
+class OutputLines:
     """The response, a line at a time however many speak at once. ConnectionResetError: the client has gone."""
 
     def __init__(self, request: web.Request) -> None:
@@ -59,7 +59,7 @@ def _data(data: bytes) -> dict[str, str]:
 
 
 async def tell(
-    lines: Lines, instances: Callable[[], Iterable[Instance]], crashes_dir: Path, *, follow: bool
+    lines: OutputLines, instances: Callable[[], Iterable[Instance]], crashes_dir: Path, *, follow: bool
 ) -> None:
     """With ``follow`` until the client goes, also of instances that come later. ConnectionResetError."""
     told: set[str] = set()
@@ -79,7 +79,7 @@ async def tell(
         raise failed.exceptions[0] from None
 
 
-async def _tell_one(lines: Lines, one: Instance, crashes_dir: Path, *, follow: bool) -> None:
+async def _tell_one(lines: OutputLines, one: Instance, crashes_dir: Path, *, follow: bool) -> None:
     facts: dict[str, Any] = {"index": one.index, "instance": one.id}
     remarks = _Remarks(lines, one, facts)
     beside = asyncio.create_task(remarks.follow(), name=f"control-remarks-{one.id[:8]}") if follow else None
@@ -106,7 +106,7 @@ async def _tell_one(lines: Lines, one: Instance, crashes_dir: Path, *, follow: b
 class _Remarks:
     """The agent's own lines about an instance: each once, also while the app says nothing."""
 
-    def __init__(self, lines: Lines, one: Instance, facts: dict[str, Any]) -> None:
+    def __init__(self, lines: OutputLines, one: Instance, facts: dict[str, Any]) -> None:
         self._lines, self._one, self._facts = lines, one, facts
         self._last: tuple[float, str] | None = None
 

@@ -28,7 +28,7 @@ class State(StrEnum):
     EVACUATING = "EVACUATING"
 
 
-class Event(Enum):
+class InstanceEvent(Enum):
     START = "start"
     REFUSED = "refused"  # no memory, no disk, no stack
     HEALTHY = "healthy"
@@ -54,37 +54,37 @@ class Effect(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
+class StateChange:
     state: State
     effects: tuple[Effect, ...] = ()
 
 
-_S, _E, _F = State, Event, Effect
+_S, _E, _F = State, InstanceEvent, Effect
 #: SAVE stands first everywhere: what is published waits for what was marked before it (agent/memory/ahead.py).
-_CRASH = Move(_S.CRASHED, (_F.SAVE, _F.UNREGISTER, _F.ANNOUNCE_EXIT))
-_GOING = Move(_S.STOPPING, (_F.SAVE, _F.UNREGISTER))
-_STILL_GOING = Move(_S.STOPPING)
+_CRASH = StateChange(_S.CRASHED, (_F.SAVE, _F.UNREGISTER, _F.ANNOUNCE_EXIT))
+_GOING = StateChange(_S.STOPPING, (_F.SAVE, _F.UNREGISTER))
+_STILL_GOING = StateChange(_S.STOPPING)
 
 #: A stop wins over whatever ends meanwhile: such an end is no crash (docs/protocol.md, "Stop message").
-MOVES: Final[Mapping[tuple[State, Event], Move]] = {
-    (_S.BORN, _E.START): Move(_S.STARTING, (_F.SAVE,)),
-    (_S.BORN, _E.REFUSED): Move(_S.CRASHED, (_F.SAVE, _F.ANNOUNCE_EXIT)),
+MOVES: Final[Mapping[tuple[State, InstanceEvent], StateChange]] = {
+    (_S.BORN, _E.START): StateChange(_S.STARTING, (_F.SAVE,)),
+    (_S.BORN, _E.REFUSED): StateChange(_S.CRASHED, (_F.SAVE, _F.ANNOUNCE_EXIT)),
     (_S.BORN, _E.STOP): _GOING,
-    (_S.BORN, _E.EVACUATE): Move(_S.EVACUATING, (_F.SAVE,)),
-    (_S.BORN, _E.RESUME): Move(_S.RUNNING, (_F.SAVE, _F.HEARTBEAT, _F.REGISTER)),
-    (_S.BORN, _E.RESUME_START): Move(_S.STARTING, (_F.SAVE,)),
-    (_S.BORN, _E.RESUME_CRASHED): Move(_S.CRASHED, (_F.SAVE,)),
+    (_S.BORN, _E.EVACUATE): StateChange(_S.EVACUATING, (_F.SAVE,)),
+    (_S.BORN, _E.RESUME): StateChange(_S.RUNNING, (_F.SAVE, _F.HEARTBEAT, _F.REGISTER)),
+    (_S.BORN, _E.RESUME_START): StateChange(_S.STARTING, (_F.SAVE,)),
+    (_S.BORN, _E.RESUME_CRASHED): StateChange(_S.CRASHED, (_F.SAVE,)),
     (_S.BORN, _E.LOST): _CRASH,
-    (_S.STARTING, _E.HEALTHY): Move(_S.RUNNING, (_F.SAVE, _F.HEARTBEAT, _F.REGISTER)),
+    (_S.STARTING, _E.HEALTHY): StateChange(_S.RUNNING, (_F.SAVE, _F.HEARTBEAT, _F.REGISTER)),
     (_S.STARTING, _E.FAILED): _CRASH,
     (_S.STARTING, _E.EXITED): _CRASH,
     (_S.STARTING, _E.STOP): _GOING,
-    (_S.STARTING, _E.EVACUATE): Move(_S.EVACUATING, (_F.SAVE,)),
+    (_S.STARTING, _E.EVACUATE): StateChange(_S.EVACUATING, (_F.SAVE,)),
     (_S.RUNNING, _E.EXITED): _CRASH,
     (_S.RUNNING, _E.STOP): _GOING,
-    (_S.RUNNING, _E.EVACUATE): Move(_S.EVACUATING, (_F.SAVE,)),
-    (_S.EVACUATING, _E.HEALTHY): Move(_S.EVACUATING, (_F.SAVE, _F.HEARTBEAT, _F.REGISTER)),
-    (_S.EVACUATING, _E.START): Move(_S.EVACUATING),
+    (_S.RUNNING, _E.EVACUATE): StateChange(_S.EVACUATING, (_F.SAVE,)),
+    (_S.EVACUATING, _E.HEALTHY): StateChange(_S.EVACUATING, (_F.SAVE, _F.HEARTBEAT, _F.REGISTER)),
+    (_S.EVACUATING, _E.START): StateChange(_S.EVACUATING),
     (_S.EVACUATING, _E.FAILED): _CRASH,
     (_S.EVACUATING, _E.EXITED): _CRASH,
     (_S.EVACUATING, _E.STOP): _GOING,
@@ -93,12 +93,12 @@ MOVES: Final[Mapping[tuple[State, Event], Move]] = {
     (_S.STOPPING, _E.FAILED): _STILL_GOING,
     (_S.STOPPING, _E.EXITED): _STILL_GOING,
     (_S.STOPPING, _E.STOP): _STILL_GOING,
-    (_S.STOPPING, _E.GONE): Move(_S.STOPPED, (_F.SAVE, _F.FORGET)),
-    (_S.CRASHED, _E.REAP): Move(_S.STOPPED, (_F.SAVE, _F.FORGET)),
+    (_S.STOPPING, _E.GONE): StateChange(_S.STOPPED, (_F.SAVE, _F.FORGET)),
+    (_S.CRASHED, _E.REAP): StateChange(_S.STOPPED, (_F.SAVE, _F.FORGET)),
 }
 
 #: What becomes of an instance whose life ended by an error of the agent's own.
-LIFE_BROKE: Final[Mapping[State, Event]] = {
+LIFE_BROKE: Final[Mapping[State, InstanceEvent]] = {
     _S.BORN: _E.REFUSED,
     _S.STARTING: _E.FAILED,
     _S.RUNNING: _E.EXITED,
@@ -125,7 +125,7 @@ OUT_OF_MEMORY: Final = "out of memory"
 REMARKS_KEPT: Final = 100
 
 
-class Refused(RuntimeError):
+class MoveRefused(RuntimeError):
     """The table has no such row."""
 
 
@@ -200,12 +200,12 @@ class Instance:
         self.remarks.append((at_s, text))
         del self.remarks[:-REMARKS_KEPT]
 
-    def move(self, event: Event, now_s: float) -> tuple[Effect, ...]:
+    def move(self, event: InstanceEvent, now_s: float) -> tuple[Effect, ...]:
         """Change state as the table says; returns what is to be done. Refused: no such row, nothing changed."""
         try:
             move = MOVES[self.state, event]
         except KeyError:
-            raise Refused(f"{self!r}: {event.value} is not possible") from None
+            raise MoveRefused(f"{self!r}: {event.value} is not possible") from None
         if move.state is not self.state:
             self.state = move.state
             self.state_since_s = now_s

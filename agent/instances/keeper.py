@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agent.admission import Admission
-from agent.announce import Voice
+from agent.announce import OwnMessages
 from agent.bus import messages as m
 from agent.bus.connection import Bus
 from agent.config import Settings
@@ -23,10 +23,10 @@ from agent.instances.instance import (
     STOPPABLE,
     UPDATABLE,
     Effect,
-    Event,
     Exit,
     Instance,
-    Refused,
+    InstanceEvent,
+    MoveRefused,
     State,
 )
 from agent.instances.registry import Registry
@@ -51,7 +51,7 @@ class Keeper:
         admission: Admission,
         phases: Phases,
         bus: Bus,
-        voice: Voice,
+        voice: OwnMessages,
         *,
         log: Log,
         begin: Callable[[Instance], None],
@@ -109,7 +109,7 @@ class Keeper:
             low_water=self._admission.is_low(),
             left=self._admission.left(),
         )
-        self.happen(instance, Event.REFUSED)
+        self.happen(instance, InstanceEvent.REFUSED)
 
     def stop(self, message: m.StopMessage) -> None:
         for instance in self._registry.select(message):
@@ -118,7 +118,7 @@ class Keeper:
 
     def stop_one(self, instance: Instance) -> None:
         self._log.info("instance_stopping", app=instance.app, instance=instance.id, index=instance.index)
-        self.happen(instance, Event.STOP)
+        self.happen(instance, InstanceEvent.STOP)
         instance.stop_requested.set()
         self._admission.stop_waiting(instance)
 
@@ -160,12 +160,12 @@ class Keeper:
 
     # -- what the table says -----------------------------------------------------------------------------------
 
-    def happen(self, instance: Instance, event: Event, *, at_s: float | None = None) -> None:
+    def happen(self, instance: Instance, event: InstanceEvent, *, at_s: float | None = None) -> None:
         """``at_s``: when it was, by the host's clock; None: now."""
         before = instance.state
         try:
             effects = instance.move(event, time.time() if at_s is None else at_s)
-        except Refused as e:
+        except MoveRefused as e:
             self._log.error(
                 "move_refused", instance=instance.id, state=before.value, move=event.value, error=str(e)
             )
@@ -262,13 +262,13 @@ class Keeper:
             one for one in self._registry.of_app(app) if one.state is State.CRASHED and not one.exit_pending
         ]
         for instance in set(crashed) - to_keep(crashed):
-            self.happen(instance, Event.REAP)
+            self.happen(instance, InstanceEvent.REAP)
 
     def reap_crashes(self, now_s: float) -> None:
         """A crash is kept for its time only."""
         for instance in self._registry.in_states(frozenset({State.CRASHED})):
             if now_s - instance.crashed_at_s > self._settings.crash_lifetime_secs:
-                self.happen(instance, Event.REAP)
+                self.happen(instance, InstanceEvent.REAP)
 
     def measure_crashes(self, crashes_dir: Path) -> None:
         """After a restart: what is kept of the former agent's crashes."""
@@ -280,7 +280,7 @@ class Keeper:
         """Tell controllers that what runs here must be replaced."""
         for instance in self._registry:
             if instance.state in (State.BORN, State.STARTING, State.RUNNING):
-                self.happen(instance, Event.EVACUATE)
+                self.happen(instance, InstanceEvent.EVACUATE)
 
     def busy(self) -> tuple[Instance, ...]:
         return self._registry.in_states(HOLDS)

@@ -28,7 +28,7 @@ from agent.inside.limits import ipv6_left_out
 from agent.inside.start import HOME, OLD_STARTUP
 from agent.instances import crashes
 from agent.instances.crashes import keep_cause
-from agent.instances.instance import OUT_OF_MEMORY, Event, Exit, Instance, State
+from agent.instances.instance import OUT_OF_MEMORY, Exit, Instance, InstanceEvent, State
 from agent.instances.launch import make_job, make_spec
 from agent.instances.memory_kills import MemoryKills
 from agent.instances.readiness import health_check
@@ -78,7 +78,7 @@ class Home:
     local_ip: str
     starts: asyncio.Semaphore
     log: Log
-    happen: Callable[[Instance, Event], None]
+    happen: Callable[[Instance, InstanceEvent], None]
     wait_passed: Callable[[asyncio.Event, float], Awaitable[None]]
     save: Callable[[Instance], None]
     """Marks an instance as changed."""
@@ -112,7 +112,7 @@ async def live(instance: Instance, home: Home) -> None:
     await home.written()  # before its container goes: the next agent must not take this end for another
     await _give_back(held, log)
     if instance.state is State.STOPPING:
-        home.happen(instance, Event.GONE)
+        home.happen(instance, InstanceEvent.GONE)
 
 
 async def _give_back(held: AsyncExitStack, log: Log) -> None:
@@ -153,15 +153,15 @@ async def _conclude(instance: Instance, home: Home, course: asyncio.Task[Exit], 
     cause = ""
     try:
         instance.exit = course.result()
-        event = Event.EXITED
+        event = InstanceEvent.EXITED
     except StartFailed as e:
         log.warning("instance_start_failed", description=e.description, error=str(e))
         instance.exit = Exit(e.status, e.description)
-        event, cause = Event.FAILED, str(e)
+        event, cause = InstanceEvent.FAILED, str(e)
     except Exception as e:  # the outermost frame of a start: it costs this instance only
         log.exception("instance_start_failed", description=FAILED, error=repr(e))
         instance.exit = Exit(-1, FAILED)
-        event, cause = Event.FAILED, f"an error of the agent's own ({type(e).__name__})"
+        event, cause = InstanceEvent.FAILED, f"an error of the agent's own ({type(e).__name__})"
     instance.crashed_at_s = int(time.time())
     log.info(
         "instance_exited",
@@ -202,7 +202,7 @@ async def _course(instance: Instance, home: Home, held: AsyncExitStack, log: Log
         container, job = _take_up(instance, home, held), instance.job
     else:
         await home.admitted(instance).wait()
-        home.happen(instance, Event.START)
+        home.happen(instance, InstanceEvent.START)
         began = time.monotonic()
         container, job = await _start(instance, home, held, log)
     kills = _follow_memory(instance, container, job, held)
@@ -213,7 +213,7 @@ async def _course(instance: Instance, home: Home, held: AsyncExitStack, log: Log
                 "instance_running", after_s=round(time.monotonic() - began, 3), port=_host_port(instance)
             )
             await sample(instance, container, log)
-            home.happen(instance, Event.HEALTHY)
+            home.happen(instance, InstanceEvent.HEALTHY)
     status = await job.wait()
     return exit_of(status, out_of_memory=kills.came_with_the_end())
 

@@ -8,5 +8,5 @@ ahead.py     keeps the files up to date, and tells who publishes when a record h
 from agent.memory.ahead import Memory as Memory
 from agent.memory.records import SavedInstance as SavedInstance
 from agent.memory.records import SavedStaging as SavedStaging
-from agent.memory.store import Found as Found
-from agent.memory.store import Store as Store
+from agent.memory.store import RecordStore as RecordStore
+from agent.memory.store import Remembered as Remembered

@@ -15,7 +15,7 @@ from agent.logs import Log
 from agent.memory import records
 from agent.memory.ahead import RETRY_S, Memory
 from agent.memory.records import Head, SavedStaging
-from agent.memory.store import HEAD, INSTANCES, STAGINGS, Store, staging_name
+from agent.memory.store import HEAD, INSTANCES, STAGINGS, RecordStore, staging_name
 from agent.phases import AgentPhase
 from container import Depot, UnknownHandle, WrongState
 
@@ -26,7 +26,7 @@ class AgentMemory:
     def __init__(self, base_dir: Path, registry: Registry, log: Log) -> None:
         self._registry = registry
         self._log = log
-        self._store = Store(base_dir / "db", base_dir / "agent.id")
+        self._store = RecordStore(base_dir / "db", base_dir / "agent.id")
         self.written = Memory(self._store, log)
         self.found = self._store.read()
         for one in self.found.damage:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from agent.logs import Log
-from agent.memory.store import Store
+from agent.memory.store import RecordStore
 
 #: After a write that failed (a full disk), when to try again.
 RETRY_S = 5.0
@@ -37,7 +37,7 @@ class _Write(NamedTuple):
 
 
 class Memory:
-    def __init__(self, store: Store, log: Log) -> None:
+    def __init__(self, store: RecordStore, log: Log) -> None:
         self._store = store
         self._log = log
         self._due: dict[tuple[str, str], _Due] = {}

@@ -26,7 +26,7 @@ ONE_FILE = 1
 FORMER_DEPTH = 3000
 
 
-class Unreadable(ValueError):
+class UnreadableRecord(ValueError):
     """The bytes are no such record."""
 
 
@@ -120,7 +120,7 @@ def _reading() -> Iterator[None]:
     except Later:
         raise
     except (msgspec.MsgspecError, ValueError, RecursionError) as e:
-        raise Unreadable(f"{type(e).__name__}: {e}") from e
+        raise UnreadableRecord(f"{type(e).__name__}: {e}") from e
 
 
 # ---- instances -----------------------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ def decode_instance(data: bytes) -> SavedInstance:
     """
     try:
         return decode(data, SavedInstance)
-    except Unreadable:
+    except UnreadableRecord:
         with _reading(), _deep():
             bare = msgspec.json.decode(data, type=_WithMessage).message.full()
             fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])

@@ -21,7 +21,7 @@ from typing import TypeVar
 import msgspec
 
 from agent.memory import records
-from agent.memory.records import Head, Later, OneFile, SavedInstance, SavedStaging, Unreadable
+from agent.memory.records import Head, Later, OneFile, SavedInstance, SavedStaging, UnreadableRecord
 
 #: No record comes near: what a message may hold is bounded by the bus's largest.
 RECORD_BYTES = 16 << 20
@@ -43,7 +43,7 @@ class Damage:
 
 
 @dataclass(slots=True)
-class Found:
+class Remembered:
     """What was remembered. ``head`` None: nothing was, or the head is lost."""
 
     head: Head | None = None
@@ -61,7 +61,7 @@ def write_file(path: Path, data: bytes) -> None:
     new.rename(path)
 
 
-class Store:
+class RecordStore:
     def __init__(self, directory: Path, id_path: Path) -> None:
         self._dir = directory
         self._id_path = id_path
@@ -89,9 +89,9 @@ class Store:
 
     # -- reading -----------------------------------------------------------------------------------------------
 
-    def read(self) -> Found:
+    def read(self) -> Remembered:
         """All of it. Never raises for what a file holds; OSError: the directory itself cannot be read."""
-        found = Found()
+        found = Remembered()
         for half_written in self._dir.glob("**/*.new"):
             half_written.unlink(missing_ok=True)
         found.instances = {
@@ -120,7 +120,7 @@ class Store:
             if (record := self._read_file(path, decode, damage)) is not None:
                 yield path.stem, record
 
-    def _read_head(self, found: Found) -> None:
+    def _read_head(self, found: Remembered) -> None:
         path = self._path(HEAD, "agent")
         head = self._read_file(path, records.decode_head, found.damage)
         if not isinstance(head, OneFile):
@@ -132,7 +132,7 @@ class Store:
         for number, raw in enumerate(head.instances):
             try:
                 saved = records.decode_instance(bytes(raw))
-            except (Unreadable, Later) as e:
+            except (UnreadableRecord, Later) as e:
                 aside = self._dir / f"instance-{number}.damaged"
                 write_file(aside, bytes(raw))
                 found.damage.append(Damage(aside, str(e)))
@@ -147,13 +147,13 @@ class Store:
             with path.open("rb") as file:
                 data = file.read(RECORD_BYTES + 1)
             if len(data) > RECORD_BYTES:
-                raise Unreadable(f"larger than {RECORD_BYTES} bytes")
+                raise UnreadableRecord(f"larger than {RECORD_BYTES} bytes")
             return decode(data)
         except FileNotFoundError:
             return None
         except Later as e:
             damage.append(Damage(path, str(e), later=True, handle=records.handle_of(data)))
-        except (Unreadable, OSError) as e:
+        except (UnreadableRecord, OSError) as e:
             damage.append(Damage(self._set_aside(path), str(e)))
         return None
 

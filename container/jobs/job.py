@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from container.aio import FileWatcher
-from container.jobs.records import LOST, ExitStatus, Record, parse_record
-from container.jobs.spool import RECORD, STREAMS, Chunk, Reader
+from container.jobs.records import LOST, ExitStatus, JobRecord, parse_record
+from container.jobs.spool import RECORD, STREAMS, Chunk, SpoolReader
 from container.spec import JobSpec, Past
 from container.wshd import Wshd, WshdError, WshdGone
 
@@ -75,12 +75,12 @@ class Job:
                 self._host.tell_overran()
         return self._status
 
-    def record(self) -> Record:
+    def record(self) -> JobRecord:
         """What cannot be read says nothing: a broken disk hides no end, which wshd knows too (`settle`)."""
         try:
             return parse_record(self._path(RECORD).read_bytes())
         except OSError:
-            return Record()
+            return JobRecord()
 
     def settle(self, status: ExitStatus) -> None:
         """wshd says that it has ended so. Its record goes before, and is there unless it could not be written."""
@@ -157,7 +157,7 @@ class Job:
         names = tuple(STREAMS) if stream is None else (stream,)
         changed = asyncio.Event()
         with ExitStack() as opened:
-            readers = [Reader(opened, self._path(STREAMS[name]), name, offset) for name in names]
+            readers = [SpoolReader(opened, self._path(STREAMS[name]), name, offset) for name in names]
             if follow:
                 opened.enter_context(self._woken(changed, RECORD, *(STREAMS[name] for name in names)))
             while True:

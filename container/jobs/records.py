@@ -32,7 +32,7 @@ LOST: Final = ExitStatus(lost=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class JobRecord:
     """What a record file says so far."""
 
     status: ExitStatus | None = None
@@ -51,7 +51,7 @@ def parse_status(kind: str, number: int) -> ExitStatus:
     return LOST
 
 
-def parse_record(data: bytes) -> Record:
+def parse_record(data: bytes) -> JobRecord:
     """Lines as wshd writes them; an unfinished last line and unknown ones are ignored."""
     status, ended, lost = None, False, {}
     for line in data.split(b"\n")[:-1]:
@@ -64,4 +64,4 @@ def parse_record(data: bytes) -> Record:
                 lost[stream] = int(count)
             case ["end"]:
                 ended = True
-    return Record(status, ended, lost)
+    return JobRecord(status, ended, lost)

@@ -56,7 +56,7 @@ class SpoolFiles:
             path.unlink(missing_ok=True)
 
 
-class Reader:
+class SpoolReader:
     """Reads one spool file. Bytes are dropped at its head while we read (docs/wshd.md, "Output")."""
 
     def __init__(self, opened: ExitStack, path: Path, stream: str, offset: int) -> None:

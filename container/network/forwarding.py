@@ -37,11 +37,12 @@ from container.network.netlink import (
     queued,
 )
 from container.network.policy import INTERFACE_PREFIX
+from wsh.units import MIB
 
 _CONF: Final = Path("/proc/sys/net/ipv4/conf")
 _NEWROUTE, _DELROUTE, _GETROUTE, _NEWNETCONF = 24, 25, 26, 80
 _GROUPS: Final = (1 << 6) | (1 << 23)  # RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV4_NETCONF
-_BUFFER_BYTES: Final = 1 << 20
+_BUFFER_BYTES: Final = MIB
 _UNICAST, _LOCAL = 1, 2  # types of a route
 _BY_KERNEL: Final = 2  # RTPROT_KERNEL: the network of an address, nobody's decision
 _DST, _OIF, _MULTIPATH = 1, 4, 9

@@ -22,6 +22,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from container.network.netlink import MessagesLost, attributes, listening, queued
 from container.network.policy import interface_of
 from container.pools import AddressLease
+from wsh.units import MIB
 
 #: The container's neighbour on its way out. No interface has this MAC: the kernel takes every packet for somebody else's
 #: and drops it, unless the firewall has marked it as ours. So a flushed firewall is a closed one (docs/network.md, "Links").
@@ -29,7 +30,7 @@ GATEWAY_MAC: Final = "02:00:5e:00:53:fe"
 PREFIX_LENGTH: Final = 30
 _RTMGRP_LINK: Final = 1
 _DELLINK, _IFINFO_BYTES, _IFNAME = 17, 16, 3
-_BUFFER_BYTES: Final = 1 << 20
+_BUFFER_BYTES: Final = MIB
 _NUD_PERMANENT: Final = 0x80
 
 

@@ -28,7 +28,7 @@ from agent.cli.app import main
 from agent.droplets.unpacker import Feeding
 from agent.instances.keeper import Keeper
 from agent.memory.ahead import Memory
-from agent.memory.store import INSTANCES, Store
+from agent.memory.store import INSTANCES, RecordStore
 from agent.staging.keeper import StagingKeeper
 from agent.worker import Worker
 from container import Container, Depot
@@ -121,9 +121,9 @@ def killed_at(point: str, flag: Path) -> None:
             flag.unlink()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    write_record, write_event, publish = Store.write, Outbox.write, Connection.publish
+    write_record, write_event, publish = RecordStore.write, Outbox.write, Connection.publish
 
-    def record(self: Store, section: str, name: str, data: bytes | None) -> None:
+    def record(self: RecordStore, section: str, name: str, data: bytes | None) -> None:
         write_record(self, section, name, data)
         if section == INSTANCES and data is not None and json.loads(data)["state"] == what:
             die()
@@ -140,7 +140,7 @@ def killed_at(point: str, flag: Path) -> None:
             die()
 
     points: Mapping[str, tuple[type, str, Any]] = {
-        "record": (Store, "write", record),
+        "record": (RecordStore, "write", record),
         "outbox": (Outbox, "write", event),
         "published": (Connection, "publish", message),
     }

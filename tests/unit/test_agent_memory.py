@@ -24,7 +24,7 @@ from agent.memory.records import (
     SavedInstance,
     SavedStaging,
 )
-from agent.memory.store import HEAD, INSTANCES, STAGINGS, Store
+from agent.memory.store import HEAD, INSTANCES, STAGINGS, RecordStore
 from agent.phases import AgentPhase
 from container import PortMapping, UnknownHandle
 
@@ -63,8 +63,8 @@ def saved(**changes: Any) -> SavedInstance:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "db", tmp_path / "agent.id")
+def store(tmp_path: Path) -> RecordStore:
+    return RecordStore(tmp_path / "db", tmp_path / "agent.id")
 
 
 def db(tmp_path: Path) -> set[str]:
@@ -126,7 +126,7 @@ def test_a_message_that_is_too_deep_by_now_ends_no_running_app(levels: int) -> N
 )
 def test_what_is_no_record_is_one_error(data: bytes) -> None:
     """Whatever the decoder says to it."""
-    with pytest.raises(records.Unreadable):
+    with pytest.raises(records.UnreadableRecord):
         records.decode_instance(data)
 
 
@@ -135,14 +135,14 @@ def test_a_record_with_ports_that_are_none_is_no_record(ports: tuple[int, int]) 
     """It is set aside, and the copy beside the container counts; it ends no start of the agent."""
     fields = json.loads(records.encode(saved()))
 
-    with pytest.raises(records.Unreadable):
+    with pytest.raises(records.UnreadableRecord):
         records.decode_instance(json.dumps(fields | {"ports": ports}).encode())
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_written_is_read(store: Store, tmp_path: Path) -> None:
+def test_what_is_written_is_read(store: RecordStore, tmp_path: Path) -> None:
     """Each record in a file of its own, which only root reads; a removed one is gone."""
     head, staging = (
         Head(agent_id="me", phase=AgentPhase.EVACUATING, since_s=7.5),
@@ -164,14 +164,14 @@ def test_what_is_written_is_read(store: Store, tmp_path: Path) -> None:
     assert {(tmp_path / name).stat().st_mode & 0o777 for name in files} == {0o600}
 
 
-def test_nothing_is_remembered_at_first(store: Store) -> None:
+def test_nothing_is_remembered_at_first(store: RecordStore) -> None:
     """An agent that has never run is new, which is no damage."""
     found = store.read()
     assert (found.head, found.instances, found.damage) == (None, {}, [])
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 90, b'{"id": "i"}', deep(100_000)])
-def test_a_damaged_record_costs_itself_only(store: Store, tmp_path: Path, data: bytes) -> None:
+def test_a_damaged_record_costs_itself_only(store: RecordStore, tmp_path: Path, data: bytes) -> None:
     """It is set aside for somebody to look at; the others and the head are read."""
     store.write(HEAD, "agent", records.encode(Head(agent_id="me")))
     store.write(INSTANCES, "good", records.encode(saved(record="good")))
@@ -186,7 +186,7 @@ def test_a_damaged_record_costs_itself_only(store: Store, tmp_path: Path, data: 
     assert store.read().damage == []
 
 
-def test_the_id_outlives_the_head(store: Store, tmp_path: Path) -> None:
+def test_the_id_outlives_the_head(store: RecordStore, tmp_path: Path) -> None:
     """By its own file, and without that by any record; a name that is no id is none."""
     store.write(HEAD, "agent", b"{")
     store.write(INSTANCES, "r", records.encode(saved(agent_id="of-a-record")))
@@ -197,7 +197,7 @@ def test_the_id_outlives_the_head(store: Store, tmp_path: Path) -> None:
     assert store.read().head == Head(agent_id="of-a-record")
 
 
-def test_what_a_later_release_wrote_is_left_to_it(store: Store, tmp_path: Path) -> None:
+def test_what_a_later_release_wrote_is_left_to_it(store: RecordStore, tmp_path: Path) -> None:
     """Its records stay in place, with the containers that are theirs; its head makes room for ours."""
     later = json.dumps({"agent_id": "me", "format": FORMAT + 1, "handle": "h"}).encode()
     store.write(HEAD, "agent", later)
@@ -215,7 +215,7 @@ def test_what_a_later_release_wrote_is_left_to_it(store: Store, tmp_path: Path) 
     assert (tmp_path / "db/agent.later").read_bytes() == later
 
 
-def test_a_write_that_fails_leaves_the_old_record(store: Store, tmp_path: Path) -> None:
+def test_a_write_that_fails_leaves_the_old_record(store: RecordStore, tmp_path: Path) -> None:
     """Half a record would be none; what it left is no hindrance later."""
     store.write(INSTANCES, "r", records.encode(saved()))
     (tmp_path / "db/instances/r.json.new").symlink_to("/dev/full")
@@ -231,7 +231,7 @@ def test_a_write_that_fails_leaves_the_old_record(store: Store, tmp_path: Path) 
 # ---- the release before --------------------------------------------------------------------------------------------
 
 
-def test_the_one_file_of_the_first_release_is_taken_over(store: Store, tmp_path: Path) -> None:
+def test_the_one_file_of_the_first_release_is_taken_over(store: RecordStore, tmp_path: Path) -> None:
     """What that release wrote, byte for byte: every instance in its state, and the stagings."""
     (tmp_path / "db").mkdir()
     (tmp_path / "db/agent.json").write_bytes((old_release.FIXTURES / "agent.json").read_bytes())
@@ -261,7 +261,7 @@ def old_stagings() -> tuple[SavedStaging, ...]:
     return old_file().stagings
 
 
-def test_a_bad_instance_in_the_one_file_costs_itself_only(store: Store, tmp_path: Path) -> None:
+def test_a_bad_instance_in_the_one_file_costs_itself_only(store: RecordStore, tmp_path: Path) -> None:
     """Its bytes are set aside."""
     old = msgspec.structs.replace(old_file(), instances=(msgspec.Raw(b'{"id": 3}'), *old_file().instances))
     (tmp_path / "db").mkdir()
@@ -310,7 +310,7 @@ def head_in(base_dir: Path) -> Head | OneFile:
     return records.decode_head((base_dir / "db/agent.json").read_bytes())
 
 
-def test_a_take_over_that_was_broken_off_is_begun_again(store: Store, tmp_path: Path) -> None:
+def test_a_take_over_that_was_broken_off_is_begun_again(store: RecordStore, tmp_path: Path) -> None:
     """Records are written before the head: what is there of them already is the newer."""
     (tmp_path / "db").mkdir()
     (tmp_path / "db/agent.json").write_bytes((old_release.FIXTURES / "agent.json").read_bytes())

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.unit
 NO_LIMIT = 1 << 50
 
 
-def scanned(directory: Path, limit_bytes: int = NO_LIMIT) -> package.Found:
+def scanned(directory: Path, limit_bytes: int = NO_LIMIT) -> package.PackList:
     return package.scan(directory, lambda files, count: None, limit_bytes)
 
 
@@ -95,7 +95,7 @@ def test_times_are_kept_to_the_second(mtime_s: int, tmp_path: Path) -> None:
 def test_a_zip_has_a_time_for_every_reader(mtime_s: int, year: int) -> None:
     """Readers that know the zip's own field alone get the nearest that it can be."""
     status = os.stat_result((stat.S_IFREG | 0o644, 1, 1, 1, 0, 0, 5, mtime_s, mtime_s, mtime_s))
-    info = package._zip_info(package.Entry(Path("a"), "a", status))
+    info = package._zip_info(package.PackedFile(Path("a"), "a", status))
     assert info.date_time[0] == year
     assert bool(info.extra) is (mtime_s < 1 << 31)
 
@@ -170,7 +170,7 @@ def test_no_control_sequence_of_an_app_reaches_the_terminal() -> None:
 
 def test_log_lines_are_put_together(capsys: pytest.CaptureFixture[str]) -> None:
     """Chunks of two instances that break lines come out as whole lines, each with its instance."""
-    lines = logs.Lines("hello", with_time=True)
+    lines = logs.LogLines("hello", with_time=True)
     for event in (
         {"at": 0.5, "index": 0, "stream": "stdout", "data": "one\ntw"},
         {"at": 0.5, "index": 1, "stream": "stderr", "data": "other\n"},

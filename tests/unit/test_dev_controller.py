@@ -11,18 +11,18 @@ import msgspec
 import pytest
 
 from agent.dev.messages import staging_message, start_message
-from agent.dev.placement import ADVERT_TIMEOUT_S, AdvertMessage, Pool
-from agent.dev.pushes import IDLE_S, Changes, Pushes, Refused
+from agent.dev.placement import ADVERT_TIMEOUT_S, AdvertMessage, HostPool
+from agent.dev.pushes import IDLE_S, Changes, Pushes, PushRefused
 from agent.dev.records import (
     START_GRACE_S,
     App,
-    Exit,
-    Heartbeat,
-    HeartbeatEntry,
+    AppStore,
+    HostReport,
+    InstanceReport,
     Observed,
+    ReportedExit,
     StartOrder,
     StopOrder,
-    Store,
     backoff_s,
     decide,
     status,
@@ -31,15 +31,15 @@ from agent.dev.records import (
 pytestmark = pytest.mark.unit
 
 
-def pool(*hosts: dict[str, Any]) -> Pool:
-    made = Pool()
+def pool(*hosts: dict[str, Any]) -> HostPool:
+    made = HostPool()
     for host in hosts:
         advert = {"stacks": ["debian"], "available_memory": 1000, "available_disk": 9999, **host}
         made.hear(msgspec.convert(advert, AdvertMessage), 0)
     return made
 
 
-def chosen(made: Pool, *, memory: int = 64, stack: str = "debian", app: str = "A") -> set[str | None]:
+def chosen(made: HostPool, *, memory: int = 64, stack: str = "debian", app: str = "A") -> set[str | None]:
     rng = random.Random(1)
     return {made.find_host(app, stack, memory, 10, rng) for _ in range(60)}
 
@@ -108,13 +108,13 @@ def app(**changes: Any) -> App:
 
 def entry(
     index: int, instance: str, state: str = "RUNNING", version: str = "v1", at: float = 0
-) -> HeartbeatEntry:
-    return HeartbeatEntry("G", version, instance, index, state, at)
+) -> InstanceReport:
+    return InstanceReport("G", version, instance, index, state, at)
 
 
-def seen(*entries: HeartbeatEntry, now: float = 0) -> Observed:
+def seen(*entries: InstanceReport, now: float = 0) -> Observed:
     observed = Observed()
-    observed.hear(Heartbeat("dea", entries), now)
+    observed.hear(HostReport("dea", entries), now)
     return observed
 
 
@@ -134,7 +134,7 @@ def test_a_start_under_way_is_not_repeated_until_its_grace_is_over() -> None:
     observed.pending["G", "v1", 1] = 0
     assert decide([app()], observed, 1) == []
     observed.prune(START_GRACE_S + 1)
-    observed.hear(Heartbeat("dea", (entry(0, "a"),)), START_GRACE_S + 1)
+    observed.hear(HostReport("dea", (entry(0, "a"),)), START_GRACE_S + 1)
     assert decide([app()], observed, START_GRACE_S + 1) == [StartOrder("G", 1)]
 
 
@@ -149,7 +149,7 @@ def test_a_start_under_way_is_not_repeated_until_its_grace_is_over() -> None:
     ids=["scaled down", "stopped", "duplicate", "replaced"],
 )
 def test_what_is_too_much_is_stopped(
-    wanted: App, entries: list[HeartbeatEntry], stopped: tuple[str, ...]
+    wanted: App, entries: list[InstanceReport], stopped: tuple[str, ...]
 ) -> None:
     """Extra indexes, stopped apps, the younger twin, and an old version whose index runs anew."""
     orders = decide([wanted], seen(*entries), 0)
@@ -178,10 +178,10 @@ def test_a_version_being_staged_is_left_alone() -> None:
 
 def test_a_claim_whose_owner_was_killed_lapses(tmp_path: Path) -> None:
     """Not while a request works for it; what it had uploaded goes with it."""
-    pushes = Pushes(tmp_path, Store(tmp_path / "apps.json"))
+    pushes = Pushes(tmp_path, AppStore(tmp_path / "apps.json"))
     first = pushes.claim("hello", Changes(), 100)
     pushes.package(first.id).write_bytes(b"zip")
-    with pytest.raises(Refused, match="since 30 s"):
+    with pytest.raises(PushRefused, match="since 30 s"):
         pushes.claim("hello", Changes(), 100 + IDLE_S)
     first.requests = 1
     assert pushes.of("hello", 1000) is first
@@ -189,7 +189,7 @@ def test_a_claim_whose_owner_was_killed_lapses(tmp_path: Path) -> None:
     second = pushes.claim("hello", Changes(), 1000)
     assert second.id != first.id
     assert not pushes.package(first.id).exists()
-    with pytest.raises(Refused, match="is over"):
+    with pytest.raises(PushRefused, match="is over"):
         pushes.get("hello", first.id, 1000)
     pushes.end(first)
     assert pushes.get("hello", second.id, 1000) is second
@@ -211,7 +211,7 @@ def test_what_a_push_changes() -> None:
 @pytest.mark.parametrize("wrong", [{"instances": -1}, {"instances": 1001}, {"memory_mb": 0}, {"disk_mb": -5}])
 def test_what_a_push_cannot_change(wrong: dict[str, int]) -> None:
     """Out of bounds is refused before anything is uploaded."""
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(PushRefused) as refused:
         msgspec.convert(wrong, Changes).applied_to(app())
     assert refused.value.http_status == 400
 
@@ -220,7 +220,7 @@ def test_a_commit_that_cannot_be_written_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full disk: the app is as before, in memory too."""
-    store = Store(tmp_path / "apps.json")
+    store = AppStore(tmp_path / "apps.json")
     store.apps["hello"] = app(name="hello")
     pushes = Pushes(tmp_path, store)
     for name in ("hello", "new"):
@@ -239,7 +239,7 @@ def test_a_commit_that_cannot_be_written_changes_nothing(
 def test_status_knows_who_serves() -> None:
     """While the new version crashes, what still runs of the one before is counted by itself."""
     observed = seen(entry(0, "old", version="v0"), entry(1, "older", "STARTING", "v0"), now=10)
-    observed.exited(Exit("G", "v1", "b", 0, "CRASHED", 1, "app instance exited", 7), 10)
+    observed.exited(ReportedExit("G", "v1", "b", 0, "CRASHED", 1, "app instance exited", 7), 10)
     row = status(app(), observed, 12)
     assert (row["state"], row["running"], row["previous_running"]) == ("crashing", 0, 1)
 
@@ -265,7 +265,7 @@ def test_crashes_rest_longer_and_longer() -> None:
 def test_a_crash_that_is_told_twice_counts_once() -> None:
     """Events come at least once, with the same instance."""
     observed = seen()
-    told = Exit("G", "v1", "a", 0, "CRASHED", 1, "app instance exited", 7)
+    told = ReportedExit("G", "v1", "a", 0, "CRASHED", 1, "app instance exited", 7)
     assert observed.exited(told, 1)
     assert not observed.exited(told, 2)
     assert observed.crashes["G", "v1", 0].count == 1
@@ -274,7 +274,7 @@ def test_a_crash_that_is_told_twice_counts_once() -> None:
 def test_status_tells_the_last_crash() -> None:
     """An app with a missing instance that crashed is `crashing`, with how and when."""
     observed = seen(entry(0, "a"), now=10)
-    observed.exited(Exit("G", "v1", "b", 1, "CRASHED", 1, "app instance exited", 7), 10)
+    observed.exited(ReportedExit("G", "v1", "b", 1, "CRASHED", 1, "app instance exited", 7), 10)
     row = status(app(), observed, 12)
     assert row["state"] == "crashing"
     assert row["crash"] == {

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from agent.bus.messages import AppLimits, StartMessage
-from agent.instances.instance import LIFE_BROKE, MOVES, Effect, Event, Instance, Refused, State
+from agent.instances.instance import LIFE_BROKE, MOVES, Effect, Instance, InstanceEvent, MoveRefused, State
 
 pytestmark = pytest.mark.unit
 
@@ -17,12 +17,12 @@ def instance(state: State = State.BORN) -> Instance:
     return Instance(id="i", private_id="p", message=message, version="v", uris=(), state=state)
 
 
-@pytest.mark.parametrize(("state", "event"), list(itertools.product(State, Event)))
-def test_each_pair_moves_as_listed_or_is_refused(state: State, event: Event) -> None:
+@pytest.mark.parametrize(("state", "event"), list(itertools.product(State, InstanceEvent)))
+def test_each_pair_moves_as_listed_or_is_refused(state: State, event: InstanceEvent) -> None:
     """What is not in the table changes nothing."""
     one = instance(state)
     if (row := MOVES.get((state, event))) is None:
-        with pytest.raises(Refused, match=event.value):
+        with pytest.raises(MoveRefused, match=event.value):
             one.move(event, 5.0)
         assert one.state is state
     else:
@@ -49,10 +49,10 @@ def test_nothing_that_was_asked_to_stop_is_told_as_a_crash() -> None:
 def test_whatever_lives_can_be_stopped_and_evacuated() -> None:
     """A stop wins at every point of a start."""
     for state in (State.BORN, State.STARTING, State.RUNNING, State.EVACUATING):
-        assert MOVES[state, Event.STOP].state is State.STOPPING
+        assert MOVES[state, InstanceEvent.STOP].state is State.STOPPING
     for state in (State.BORN, State.STARTING, State.RUNNING):
-        assert MOVES[state, Event.EVACUATE].state is State.EVACUATING
-        assert Effect.UNREGISTER not in MOVES[state, Event.EVACUATE].effects
+        assert MOVES[state, InstanceEvent.EVACUATE].state is State.EVACUATING
+        assert Effect.UNREGISTER not in MOVES[state, InstanceEvent.EVACUATE].effects
 
 
 def test_a_life_that_broke_ends_by_a_row_of_the_table() -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from container import overlay
 from container.jobs.job import spawn_keys
-from container.jobs.records import ExitStatus, Record, parse_record
-from container.jobs.spool import Reader
+from container.jobs.records import ExitStatus, JobRecord, parse_record
+from container.jobs.spool import SpoolReader
 from container.spec import DEFAULT_PATH, JobSpec, Output, Past, User
 
 pytestmark = pytest.mark.unit
@@ -21,17 +21,17 @@ pytestmark = pytest.mark.unit
 @pytest.mark.parametrize(
     ("data", "record"),
     [
-        (b"", Record()),
-        (b"exit 3\n", Record(ExitStatus(code=3))),
-        (b"signal 9\nend\n", Record(ExitStatus(signal=9), ended=True)),
-        (b"overran\nend\n", Record(ExitStatus(signal=9, overran=True), ended=True)),
-        (b"exit", Record()),
-        (b"exit 0\nlost stdout 512\nend\n", Record(ExitStatus(code=0), True, {"stdout": 512})),
-        (b"news 1\nexit 1\nexit 2\n", Record(ExitStatus(code=1))),
-        (b"exit x\n\xff\xfe\n", Record()),
+        (b"", JobRecord()),
+        (b"exit 3\n", JobRecord(ExitStatus(code=3))),
+        (b"signal 9\nend\n", JobRecord(ExitStatus(signal=9), ended=True)),
+        (b"overran\nend\n", JobRecord(ExitStatus(signal=9, overran=True), ended=True)),
+        (b"exit", JobRecord()),
+        (b"exit 0\nlost stdout 512\nend\n", JobRecord(ExitStatus(code=0), True, {"stdout": 512})),
+        (b"news 1\nexit 1\nexit 2\n", JobRecord(ExitStatus(code=1))),
+        (b"exit x\n\xff\xfe\n", JobRecord()),
     ],
 )
-def test_what_a_record_says(data: bytes, record: Record) -> None:
+def test_what_a_record_says(data: bytes, record: JobRecord) -> None:
     """Unfinished and unknown lines are ignored; the first end counts."""
     assert parse_record(data) == record
 
@@ -76,7 +76,7 @@ def test_a_reader_is_told_of_what_was_dropped(tmp_path: Path) -> None:
     os.close(fd)
 
     with ExitStack() as opened:
-        reader = Reader(opened, path, "stdout", 100)
+        reader = SpoolReader(opened, path, "stdout", 100)
         chunk = reader.read()
         assert chunk is not None
         assert (chunk.offset, chunk.data, chunk.gap_bytes) == (65536, b"b" * 10, 65436)

@@ -12,7 +12,7 @@ import structlog
 
 from agent.memory import ahead
 from agent.memory.ahead import Memory
-from agent.memory.store import Store
+from agent.memory.store import RecordStore
 
 pytestmark = pytest.mark.unit
 
@@ -24,8 +24,8 @@ def db(tmp_path: Path) -> set[str]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "db", tmp_path / "agent.id")
+def store(tmp_path: Path) -> RecordStore:
+    return RecordStore(tmp_path / "db", tmp_path / "agent.id")
 
 
 @contextlib.asynccontextmanager
@@ -39,7 +39,7 @@ async def running(memory: Memory) -> AsyncIterator[None]:
         memory.close()
 
 
-async def test_a_generation_is_written_when_it_is_said_to_be(store: Store, tmp_path: Path) -> None:
+async def test_a_generation_is_written_when_it_is_said_to_be(store: RecordStore, tmp_path: Path) -> None:
     """And changes of one turn are one write, of what is true then."""
     memory, composed = Memory(store, LOG), list[int]()
 
@@ -60,7 +60,7 @@ async def test_a_generation_is_written_when_it_is_said_to_be(store: Store, tmp_p
     assert composed == [0]
 
 
-async def test_the_copy_is_made_of_what_was_written(store: Store) -> None:
+async def test_the_copy_is_made_of_what_was_written(store: RecordStore) -> None:
     """And one that fails costs the record nothing."""
     memory, copies = Memory(store, LOG), list[bytes]()
 
@@ -75,7 +75,7 @@ async def test_the_copy_is_made_of_what_was_written(store: Store) -> None:
     assert copies == [b"1"]
 
 
-async def test_a_record_that_cannot_be_made_costs_itself_only(store: Store, tmp_path: Path) -> None:
+async def test_a_record_that_cannot_be_made_costs_itself_only(store: RecordStore, tmp_path: Path) -> None:
     """An error of ours in one instance must not silence the agent."""
     memory = Memory(store, LOG)
 
@@ -91,7 +91,7 @@ async def test_a_record_that_cannot_be_made_costs_itself_only(store: Store, tmp_
 
 
 async def test_a_record_that_cannot_be_written_holds_nobody_up_and_is_written_later(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: RecordStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full disk is a state, not an end: one try, then what was waiting goes on; new records are tried at once."""
     monkeypatch.setattr(ahead, "RETRY_S", 0.05)
@@ -109,7 +109,7 @@ async def test_a_record_that_cannot_be_written_holds_nobody_up_and_is_written_la
 
 
 async def test_a_disk_that_does_not_answer_holds_nobody_up(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: RecordStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Peers take a silent agent for dead, whatever its disk does."""
     monkeypatch.setattr(ahead, "PATIENCE_S", 0.05)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from container.plan import BOUNDING_SET, Ethernet, Facts, hosts_file, make_plan
+from container.plan import BOUNDING_SET, Ethernet, LaunchFacts, hosts_file, make_plan
 from container.pools import IdLease
 from container.resolver import Resolver
 from container.spec import Access, BindMount, ContainerSpec
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.unit
 ETHERNET = Ethernet("10.254.0.2", 30, "10.254.0.1", "02:00:00:00:00:01", 1500)
 
 
-def facts(**changes: object) -> Facts:
+def facts(**changes: object) -> LaunchFacts:
     values: dict[str, object] = {
         "handle": "h1",
         "hostname": "web-0",
@@ -32,7 +32,7 @@ def facts(**changes: object) -> Facts:
         "seccomp": b"\x01\x02",
         "socket": Path("/depot/h1/wshd.sock"),
     }
-    return Facts(**{**values, **changes})  # type: ignore[arg-type]
+    return LaunchFacts(**{**values, **changes})  # type: ignore[arg-type]
 
 
 def test_the_whole_plan_of_an_app() -> None:

@@ -11,7 +11,7 @@ import structlog
 
 from agent.bus import messages as m
 from agent.memory.ahead import Memory
-from agent.memory.store import INSTANCES, STAGINGS, Store
+from agent.memory.store import INSTANCES, STAGINGS, RecordStore
 from agent.phases import Phases
 from agent.staging.keeper import StagingKeeper
 from agent.staging.registry import StagingRegistry
@@ -24,7 +24,7 @@ LOG: Any = structlog.get_logger()
 
 async def test_the_second_reply_waits_for_the_record_of_the_start_that_it_tells(tmp_path: Path) -> None:
     """It carries a checksum, by which a controller takes index 0 for started here: so the next agent must know that start."""
-    store = Store(tmp_path / "db", tmp_path / "agent.id")
+    store = RecordStore(tmp_path / "db", tmp_path / "agent.id")
     memory = Memory(store, LOG)
     await memory.save()
     waits_for: list[int] = []

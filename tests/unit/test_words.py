@@ -14,10 +14,10 @@ import msgspec
 import pytest
 from test_messages import FIXTURES, INBOUND, fixture, raw
 
-from agent.announce import Voice
+from agent.announce import OwnMessages
 from agent.bus import messages as m
 from agent.config import PlacementSettings, Settings, StackSettings
-from agent.instances.instance import Event, Exit, Instance, State
+from agent.instances.instance import Exit, Instance, InstanceEvent, State
 from agent.instances.registry import Registry
 from agent.resources import Capacity
 from container import PortMapping, Protocol
@@ -73,7 +73,9 @@ def instance(told: dict[str, Any] | None = None) -> Instance:
     )
 
 
-def voice(*instances: Instance, stacks: tuple[str, ...] = ("cflinuxfs2",), zone: str = "default") -> Voice:
+def voice(
+    *instances: Instance, stacks: tuple[str, ...] = ("cflinuxfs2",), zone: str = "default"
+) -> OwnMessages:
     registry = Registry()
     for one in instances:
         registry.add(one)
@@ -82,7 +84,7 @@ def voice(*instances: Instance, stacks: tuple[str, ...] = ("cflinuxfs2",), zone:
         stacks=tuple(StackSettings(name, Path("/s")) for name in stacks),
         placement_properties=PlacementSettings(zone),
     )
-    return Voice(settings, AGENT, "10.0.16.21", registry)
+    return OwnMessages(settings, AGENT, "10.0.16.21", registry)
 
 
 def of_apps(counts: dict[str, int]) -> list[Instance]:
@@ -234,7 +236,7 @@ def test_routes_follow_the_state() -> None:
     one = instance()
     speaker = voice(one)
     assert [route.private_instance_id for route in speaker.routes()] == [one.private_id]
-    one.move(Event.EXITED, 1.0)
+    one.move(InstanceEvent.EXITED, 1.0)
     assert speaker.routes() == ()
 
 
