@@ -23,6 +23,7 @@ from agent.announce import Announcer, OwnMessages
 from agent.bus import commands as c
 from agent.bus.connection import Bus
 from agent.config import Settings
+from agent.dispatch import carry_out
 from agent.droplets.layers import Layers
 from agent.droplets.unpacker import Unpacker
 from agent.host import depot_settings, local_address, told_as_unfit, transfers_for
@@ -158,6 +159,13 @@ class Worker:
         await self._layers.open()
         for left in (base / "staging").iterdir():  # by an agent that was killed
             self._layers.throw_away(left)
+        self._build_parts(unpacker)
+        self._build_surfaces()
+        undo.push_async_callback(self._control.close)
+
+    def _build_parts(self, unpacker: Unpacker) -> None:
+        """What decides and works; each gets those before it."""
+        settings, log, base = self._settings, self._log, self._settings.base_dir
         self._admission = Admission(settings, self._registry, self._probe, host_memory_mb=host_memory_mb())
         self._voice = OwnMessages(settings, self._id, self._ip, self._registry)
         self._keeper = Keeper(
@@ -196,6 +204,10 @@ class Worker:
             start=self._keeper.start,
             changed=self._memory.save_staging,
         )
+
+    def _build_surfaces(self) -> None:
+        """What works on the parts from outside: the lives, upkeep, the control socket."""
+        settings, log = self._settings, self._log
         self._leaving = Leaving(
             self._phases,
             self._memory,
@@ -242,7 +254,6 @@ class Worker:
             detach=self._ask_detach,
             log=log,
         )
-        undo.push_async_callback(self._control.close)
 
     async def _close_depot(self) -> None:
         """The last one out takes the host's shared pieces along; containers that go on need them."""
@@ -280,25 +291,7 @@ class Worker:
     # -- commands ----------------------------------------------------------------------------------------------
 
     def _apply(self, command: c.Command) -> None:
-        match command:
-            case c.StartCommand(message):
-                self._keeper.start(message)
-            case c.StopCommand(stop):
-                if stop.only_app:
-                    self._staging_keeper.stop_app(stop.app)
-                self._keeper.stop(stop)
-            case c.UpdateCommand(update):
-                self._keeper.update(update)
-            case c.FindCommand(question, reply_to):
-                self._keeper.find(question, reply_to)
-            case c.RouterStartCommand(router):
-                self._announcer.heard_router(router)
-            case c.StageCommand(request, reply_to):
-                self._staging_keeper.stage(request, reply_to)
-            case c.RefuseStagingCommand(task_id, error, reply_to):
-                self._staging_keeper.refuse(task_id, error, reply_to)
-            case c.StopStagingCommand(stop_staging):
-                self._staging_keeper.stop_app(stop_staging.app_id)
+        carry_out(command, self._keeper, self._staging_keeper, self._announcer)
 
     def _begin_life(self, instance: Instance) -> None:
         task = self._supervisor.start(
