@@ -17,7 +17,7 @@ import pytest_asyncio
 import testhost
 from wshd_driver import BUILDS, program
 
-from container import ContainerSpec, Depot, DepotSettings, JobSpec, User
+from container import ContainerSpec, Depot, DepotSettings, JobSpec, Limits, User
 
 SCALE = int(os.environ.get("GARRISON_TEST_SCALE", "1"))
 ENV = ("PATH=/bin:/sbin:/usr/bin", "HOME=/home/vcap")
@@ -141,3 +141,15 @@ async def close_empty(depot: Depot) -> None:
     await nothing_left(depot.settings)
     await until(lambda: leases_in_use(depot) == 0, lambda: f"leases left: {leases_in_use(depot)}")
     await depot.close(remove_tables=True)
+
+
+@pytest_asyncio.fixture
+async def left(tmp_path: Path, stack: Path) -> AsyncIterator[Path]:
+    """A depot's base that a manager has left, with one container in it: `left`."""
+    depot = await Depot.open(settings_for(tmp_path))
+    await depot.create(app(stack, handle="left", limits=Limits(memory_bytes=64 << 20)))
+    await depot.close()
+    yield tmp_path
+    again = await Depot.open(settings_for(tmp_path))
+    await again.recover()
+    await close_empty(again)

@@ -8,7 +8,7 @@ import os
 from itertools import count
 from pathlib import Path
 
-from container.disk import Disk
+from container.disk import Disk, Disks
 
 MIB = 1 << 20
 BLOCK = 4096
@@ -54,3 +54,31 @@ def df(disk: Disk) -> tuple[int, int, int]:
     seen = os.statvfs(disk.path)
     unit = seen.f_frsize
     return seen.f_blocks * unit, (seen.f_blocks - seen.f_bfree) * unit, seen.f_bavail * unit
+
+
+class Shelf:
+    """Where a test's disks lie; each is destroyed in the end."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.templates = base / "templates"
+        self.templates.mkdir()
+        self.disks = Disks(self.templates)
+        self.made: list[Disk] = []
+
+    def place(self, name: str) -> tuple[Path, Path]:
+        mount_point = self.base / name
+        mount_point.mkdir()
+        return self.base / f"{name}.img", mount_point
+
+    async def create(
+        self,
+        limit_bytes: int | None,
+        *,
+        inodes: int = 5000,
+        name: str = "disk",
+        max_bytes: int | None = None,
+    ) -> Disk:
+        disk = await self.disks.create(*self.place(name), limit_bytes, inodes, max_bytes=max_bytes)
+        self.made.append(disk)
+        return disk

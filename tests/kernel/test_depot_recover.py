@@ -10,24 +10,22 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
-import pytest_asyncio
 from depot_kit import app, close_empty, leases_in_use, links, nothing_left, settings_for, sh, until
+from depot_kit import left as left
 from depot_kit import stack as stack
 
 from container import (
     ContainerState,
     Depot,
     DepotBusy,
-    Limits,
     Output,
     Past,
-    RecoverFirst,
     WshdError,
     snapshot,
     wshd,
@@ -38,18 +36,6 @@ from container.network.policy import interface_of
 from container.snapshot import Phase, Snapshot
 
 pytestmark = pytest.mark.kernel
-
-
-@pytest_asyncio.fixture
-async def left(tmp_path: Path, stack: Path) -> AsyncIterator[Path]:
-    """A depot's base that a manager has left, with one container in it: `left`."""
-    depot = await Depot.open(settings_for(tmp_path))
-    await depot.create(app(stack, handle="left", limits=Limits(memory_bytes=64 << 20)))
-    await depot.close()
-    yield tmp_path
-    again = await Depot.open(settings_for(tmp_path))
-    await again.recover()
-    await close_empty(again)
 
 
 def rewrite(base: Path, change: Callable[[Snapshot], Snapshot]) -> Snapshot:
@@ -135,27 +121,6 @@ async def test_a_wshd_of_a_later_version_is_left_alone(left: Path, monkeypatch: 
     assert (recovery.found, recovery.left_alone) == ((), ("left",))
     assert is_alive(pid)
     await depot.close()
-
-
-async def test_a_callers_record_comes_back(tmp_path: Path, stack: Path) -> None:
-    """With the container that was taken up, and from one that had to be removed."""
-    depot = await Depot.open(settings_for(tmp_path))
-    box = await depot.create(app(stack, handle="kept"), record=b"first")
-    assert box.record == b"first"
-    box.keep_record(b"second")
-    await depot.create(app(stack, handle="lost"), record=b"of the lost one")
-    await depot.create(app(stack, handle="none"))
-    await depot.close()
-    (settings_for(tmp_path).depot_dir / "lost" / snapshot.FILE_NAME).write_bytes(b"{")
-
-    again = await Depot.open(settings_for(tmp_path))
-    recovery = await again.recover()
-
-    assert (recovery.found, recovery.removed) == (("kept", "none"), ("lost",))
-    assert (again.find("kept").record, again.find("none").record) == (b"second", None)
-    assert recovery.records == {"lost": b"of the lost one"}
-    assert (again.find("kept").directory / "record").stat().st_mode & 0o777 == 0o600
-    await close_empty(again)
 
 
 async def test_a_container_half_made_is_removed(left: Path) -> None:
@@ -385,35 +350,6 @@ async def test_limits_ports_and_state_survive(left: Path) -> None:
     assert box.state is ContainerState.STOPPED
     assert (await box.info()).memory_limit_bytes == 48 << 20
     await second.close()
-
-
-async def test_a_snapshot_that_cannot_be_written_keeps_no_job_alive(tmp_path: Path, stack: Path) -> None:
-    """A full disk of the host: stop says so, and has stopped; destroy removes all the same."""
-    depot = await Depot.open(settings_for(tmp_path))
-    box = await depot.create(app(stack, handle="x"))
-    job = await box.spawn(sh("exec sleep 1000"))
-    (box.directory / (snapshot.FILE_NAME + ".new")).mkdir()
-
-    with pytest.raises(IsADirectoryError):
-        await box.stop(0)
-
-    assert (await job.wait()).signal in (signal.SIGTERM, signal.SIGKILL)
-    await depot.destroy("x", grace_s=1)  # nothing is left of it, so there is nothing to raise
-    assert depot.handles() == ()
-    await close_empty(depot)
-
-
-async def test_a_depot_with_containers_takes_no_create_before_it_has_recovered(
-    left: Path, stack: Path
-) -> None:
-    """Their ids and addresses are not known to be taken until then."""
-    async with Depot.open(settings_for(left)) as depot:
-        with pytest.raises(RecoverFirst, match="is not empty"):
-            await depot.create(app(stack))
-        await depot.recover()
-        box = await depot.create(app(stack))
-        await box.destroy()
-        assert depot.handles() == ("left",)
 
 
 async def test_one_whose_disk_is_not_mounted_is_removed(left: Path) -> None:

@@ -11,39 +11,11 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from disk_kit import BLOCK, MIB, df, fill, loops, make_files
+from disk_kit import BLOCK, MIB, Shelf, df, fill, loops, make_files
 
-from container.disk import Disk, DiskError, Disks
+from container.disk import Disk, DiskError
 
 pytestmark = pytest.mark.kernel
-
-
-class Shelf:
-    """Where a test's disks lie; each is destroyed in the end."""
-
-    def __init__(self, base: Path) -> None:
-        self.base = base
-        self.templates = base / "templates"
-        self.templates.mkdir()
-        self.disks = Disks(self.templates)
-        self.made: list[Disk] = []
-
-    def place(self, name: str) -> tuple[Path, Path]:
-        mount_point = self.base / name
-        mount_point.mkdir()
-        return self.base / f"{name}.img", mount_point
-
-    async def create(
-        self,
-        limit_bytes: int | None,
-        *,
-        inodes: int = 5000,
-        name: str = "disk",
-        max_bytes: int | None = None,
-    ) -> Disk:
-        disk = await self.disks.create(*self.place(name), limit_bytes, inodes, max_bytes=max_bytes)
-        self.made.append(disk)
-        return disk
 
 
 @pytest_asyncio.fixture

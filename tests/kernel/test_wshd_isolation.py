@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from wshd_driver import BUILDS, ID_BASE, Box, LaunchError, bounding_mask, make_upper, program, running
+from wshd_driver import BUILDS, ID_BASE, Box, bounding_mask, make_upper, program, running
 
 pytestmark = pytest.mark.kernel
 
@@ -348,38 +347,6 @@ def test_files_and_binds(box: Box) -> None:
     )
     box.shell("write", "cat /mnt/ro/file /mnt/one-file; echo out > /mnt/rw/from-inside")
     assert (box.folder / "rw/from-inside").read_text() == "out\n"
-
-
-def test_a_file_replaces_a_link_of_the_stack(tmp_path: Path) -> None:
-    """A resolv.conf that is a link is replaced, and nothing is written through it."""
-    box = Box.prepare(tmp_path, "static")
-    (box.stack / "etc/resolv.conf").symlink_to("/etc/lower")
-    try:
-        box.launch("file", "/etc/resolv.conf", "644", "nameserver 192.0.2.1\n")
-        assert box.shell("job", "cat /etc/resolv.conf /etc/lower") == "nameserver 192.0.2.1\nfrom the stack\n"
-    finally:
-        box.kill()
-
-
-def test_fifteen_layers(tmp_path: Path) -> None:
-    """Fifteen lowers fit, the topmost first; a sixteenth is refused by name."""
-    box = Box.prepare(tmp_path, "static")
-    layers = []
-    for number in range(14):
-        layer = tmp_path / f"{'a-long-name-' * 15}{number}"
-        (layer / "layers").mkdir(parents=True)
-        (layer / "layers" / str(number)).touch()
-        (layer / "top").write_text(str(number))
-        layers += ["layer", str(layer)]
-    try:
-        box.launch(*layers)
-        assert box.shell("job", "ls /layers | wc -l; cat /top").split() == ["14", "0"]
-    finally:
-        box.kill()
-    shutil.rmtree(tmp_path / "disk")
-    make_upper(tmp_path / "disk")
-    with pytest.raises(LaunchError, match="layer"):
-        box.launch(*layers, *layers[:2])
 
 
 def test_a_filter_is_installed_as_it_is(tmp_path: Path) -> None:
