@@ -18,7 +18,7 @@ from aiohttp import web
 
 from agent.bus.client import PeerClient
 from agent.dev import children
-from agent.dev.api import USER, Api, Facts
+from agent.dev.api import USER, Api, ControllerInfo
 from agent.dev.controller import Controller
 from agent.dev.gateway import Gateway
 
@@ -217,7 +217,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     controller = Controller(state_dir=tmp_path, servers=servers, base_uri=lambda: base[0], log=LOG)
     gateway = Gateway(servers=servers, host="127.0.0.1", port=0, log=LOG)
     front = await gateway.listen()
-    facts = Facts("0", gateway.port, tmp_path / "agent.sock")
+    facts = ControllerInfo("0", gateway.port, tmp_path / "agent.sock")
     runner = web.AppRunner(Api(controller, lambda: facts, PASSWORD).application(), shutdown_timeout=0.5)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
