@@ -9,14 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 from functools import partial
 
 import msgspec
 
 from agent.bus import messages as m
 from agent.bus.connection import Bus
-from agent.instances.instance import Exit, Instance, InstanceEvent, State
+from agent.instances.instance import Course, Exit, Instance, State
 from agent.instances.keeper import Keeper
 from agent.instances.launch import JOB_ID
 from agent.instances.life import FAILED
@@ -99,15 +98,6 @@ def _join_without_copy(left: Left, container: Container) -> None:
 # ---- what becomes of each ------------------------------------------------------------------------------------------
 
 
-class Course(Enum):
-    RUN = "it runs"
-    START = "its job is there, and has not been found healthy yet"
-    BEGIN = "it waits, or has a container without a job: the start goes on from there"
-    LOST = "what it had is gone"
-    STOP = "it was being stopped"
-    CRASHED = "it has crashed"
-
-
 _STARTING = frozenset({State.BORN, State.STARTING})
 #: What has a life, which owns its container. A stop has one too: its unregister is waited for before TERM.
 GOES_ON = frozenset({Course.RUN, Course.START, Course.BEGIN, Course.STOP})
@@ -178,32 +168,21 @@ async def take_over(
 
 
 def _go_on(instance: Instance, saved: SavedInstance, course: Course, keeper: Keeper) -> None:
-    match course:
-        case Course.RUN:
-            keeper.happen(instance, InstanceEvent.RESUME, at_s=saved.state_since_s)
-        case Course.START:
-            keeper.happen(instance, InstanceEvent.RESUME_START, at_s=saved.state_since_s)
-        case Course.BEGIN:
-            keeper.resume_waiting(instance)
-        case Course.LOST:
-            _lost(instance, saved, keeper)
-        case Course.STOP:
-            keeper.stop_one(instance)
-        case Course.CRASHED:
-            keeper.happen(instance, InstanceEvent.RESUME_CRASHED, at_s=saved.state_since_s)
-            keeper.announce_what_is_pending(instance)
-    if saved.state is State.EVACUATING and course is not Course.LOST:
-        keeper.happen(instance, InstanceEvent.EVACUATE, at_s=saved.state_since_s)
-    keeper.unregister_what_left(instance)
+    at_s = saved.state_since_s
+    if course is Course.LOST:
+        at_s = time.time()
+        _note_loss(instance, saved, at_s)
+    elif course is Course.STOP:
+        at_s = time.time()  # the stop begins anew
+    keeper.take_up(instance, course, evacuating=saved.state is State.EVACUATING, at_s=at_s)
 
 
-def _lost(instance: Instance, saved: SavedInstance, keeper: Keeper) -> None:
+def _note_loss(instance: Instance, saved: SavedInstance, now_s: float) -> None:
     # a former release published a route before it remembered that; and a third agent must know that there may be one
     instance.healthy = instance.routed = bool(instance.uris)
-    instance.crashed_at_s = int(time.time())
+    instance.crashed_at_s = int(now_s)
     if saved.state in _STARTING:
         instance.handle = None
         instance.exit = Exit(-1, FAILED)
     else:
         instance.exit = Exit(-1, "unknown")
-    keeper.happen(instance, InstanceEvent.LOST)

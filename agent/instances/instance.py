@@ -37,11 +37,18 @@ class InstanceEvent(Enum):
     STOP = "stop"
     GONE = "gone"  # a stop is done: nothing of it is left
     EVACUATE = "evacuate"
-    RESUME = "resume"  # found running after a restart of the agent
-    RESUME_START = "resume start"  # found on its way after a restart
-    RESUME_CRASHED = "resume crashed"
-    LOST = "lost"  # gone while no agent looked
     REAP = "reap"  # its remains have been kept long enough
+
+
+class Course(Enum):
+    """How a new agent goes on with an instance of the former one (agent/recovery.py decides it)."""
+
+    RUN = "it runs"
+    START = "its job is there, and has not been found healthy yet"
+    BEGIN = "it waits, or has a container without a job: the start goes on from there"
+    LOST = "nothing of it is left"
+    STOP = "it was being stopped"
+    CRASHED = "it has crashed"
 
 
 class Effect(Enum):
@@ -71,10 +78,6 @@ MOVES: Final[Mapping[tuple[State, InstanceEvent], StateChange]] = {
     (_S.BORN, _E.REFUSED): StateChange(_S.CRASHED, (_F.SAVE, _F.ANNOUNCE_EXIT)),
     (_S.BORN, _E.STOP): _GOING,
     (_S.BORN, _E.EVACUATE): StateChange(_S.EVACUATING, (_F.SAVE,)),
-    (_S.BORN, _E.RESUME): StateChange(_S.RUNNING, (_F.SAVE, _F.HEARTBEAT, _F.REGISTER)),
-    (_S.BORN, _E.RESUME_START): StateChange(_S.STARTING, (_F.SAVE,)),
-    (_S.BORN, _E.RESUME_CRASHED): StateChange(_S.CRASHED, (_F.SAVE,)),
-    (_S.BORN, _E.LOST): _CRASH,
     (_S.STARTING, _E.HEALTHY): StateChange(_S.RUNNING, (_F.SAVE, _F.HEARTBEAT, _F.REGISTER)),
     (_S.STARTING, _E.FAILED): _CRASH,
     (_S.STARTING, _E.EXITED): _CRASH,
@@ -95,6 +98,21 @@ MOVES: Final[Mapping[tuple[State, InstanceEvent], StateChange]] = {
     (_S.STOPPING, _E.STOP): _STILL_GOING,
     (_S.STOPPING, _E.GONE): StateChange(_S.STOPPED, (_F.SAVE, _F.FORGET)),
     (_S.CRASHED, _E.REAP): StateChange(_S.STOPPED, (_F.SAVE, _F.FORGET)),
+}
+
+#: What a new agent does with an instance of the former one, by its course and by whether it was EVACUATING. An exit that
+#: the former agent had not published yet is no effect here: it may be in the outbox already (keeper.py).
+RECOVERY: Final[Mapping[tuple[Course, bool], StateChange]] = {
+    (Course.RUN, False): StateChange(_S.RUNNING, (_F.SAVE, _F.HEARTBEAT, _F.REGISTER)),
+    (Course.RUN, True): StateChange(_S.EVACUATING, (_F.SAVE, _F.HEARTBEAT, _F.REGISTER)),
+    (Course.START, False): StateChange(_S.STARTING, (_F.SAVE,)),
+    (Course.START, True): StateChange(_S.EVACUATING, (_F.SAVE,)),
+    (Course.BEGIN, False): StateChange(_S.BORN, (_F.SAVE,)),
+    (Course.BEGIN, True): StateChange(_S.EVACUATING, (_F.SAVE,)),
+    (Course.LOST, False): _CRASH,
+    (Course.LOST, True): _CRASH,
+    (Course.STOP, False): _GOING,
+    (Course.CRASHED, False): StateChange(_S.CRASHED, (_F.SAVE,)),
 }
 
 #: What becomes of an instance whose life ended by an error of the agent's own.
@@ -201,11 +219,25 @@ class Instance:
         del self.remarks[:-REMARKS_KEPT]
 
     def move(self, event: InstanceEvent, now_s: float) -> tuple[Effect, ...]:
-        """Change state as the table says; returns what is to be done. Refused: no such row, nothing changed."""
+        """Change state as the table says; returns what is to be done. MoveRefused: no such row, nothing changed."""
         try:
             move = MOVES[self.state, event]
         except KeyError:
             raise MoveRefused(f"{self!r}: {event.value} is not possible") from None
+        return self._apply(move, now_s)
+
+    def take_up(self, course: Course, *, evacuating: bool, since_s: float) -> tuple[Effect, ...]:
+        """Enter the state that a new agent gives to an instance of the former one; returns what is to be done.
+
+        ``since_s``: since when it is in that state. MoveRefused: no such row.
+        """
+        try:
+            move = RECOVERY[course, evacuating]
+        except KeyError:
+            raise MoveRefused(f"{self!r}: {course.name} while evacuating is not possible") from None
+        return self._apply(move, since_s)
+
+    def _apply(self, move: StateChange, now_s: float) -> tuple[Effect, ...]:
         if move.state is not self.state:
             self.state = move.state
             self.state_since_s = now_s

@@ -22,6 +22,7 @@ from agent.instances.instance import (
     ROUTED,
     STOPPABLE,
     UPDATABLE,
+    Course,
     Effect,
     Exit,
     Instance,
@@ -170,6 +171,22 @@ class Keeper:
                 "move_refused", instance=instance.id, state=before.value, move=event.value, error=str(e)
             )
             return
+        self._moved(instance, before, effects)
+
+    def take_up(self, instance: Instance, course: Course, *, evacuating: bool, at_s: float) -> None:
+        """After a restart: the state that the recovery rows of the table give it. ``at_s``: since when it is in that state."""
+        if course is Course.STOP:
+            self._log.info("instance_stopping", app=instance.app, instance=instance.id, index=instance.index)
+        before = instance.state
+        effects = instance.take_up(course, evacuating=evacuating, since_s=at_s)
+        self._moved(instance, before, effects)
+        if course is Course.STOP:
+            instance.stop_requested.set()
+        elif course is Course.CRASHED:
+            self._announce_what_is_pending(instance)
+        self._unregister_what_left(instance)
+
+    def _moved(self, instance: Instance, before: State, effects: tuple[Effect, ...]) -> None:
         if instance.state is not before:
             self._log.debug(
                 "instance_state", instance=instance.id, old=before.value, new=instance.state.value
@@ -220,11 +237,7 @@ class Keeper:
 
     # -- after a restart ---------------------------------------------------------------------------------------
 
-    def resume_waiting(self, instance: Instance) -> None:
-        """A start that a former agent had accepted is admitted; it does not wait again."""
-        self._save(instance)
-
-    def announce_what_is_pending(self, instance: Instance) -> None:
+    def _announce_what_is_pending(self, instance: Instance) -> None:
         """The exit of a crash that a former agent remembered and did not come to publish: the same bytes."""
         if not instance.exit_pending:
             return
@@ -234,7 +247,7 @@ class Keeper:
         self._withdraw(instance)
         self.announce_exit(instance)
 
-    def unregister_what_left(self, instance: Instance) -> None:
+    def _unregister_what_left(self, instance: Instance) -> None:
         """Routes that an update took away, and a former agent did not come to publish it."""
         left = tuple(uri for uri in instance.leaving if uri not in instance.uris)
         instance.leaving = ()

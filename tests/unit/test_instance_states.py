@@ -7,7 +7,17 @@ import itertools
 import pytest
 
 from agent.bus.messages import AppLimits, StartMessage
-from agent.instances.instance import LIFE_BROKE, MOVES, Effect, Instance, InstanceEvent, MoveRefused, State
+from agent.instances.instance import (
+    LIFE_BROKE,
+    MOVES,
+    RECOVERY,
+    Course,
+    Effect,
+    Instance,
+    InstanceEvent,
+    MoveRefused,
+    State,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -60,3 +70,19 @@ def test_a_life_that_broke_ends_by_a_row_of_the_table() -> None:
     assert set(LIFE_BROKE) == set(State) - {State.CRASHED, State.STOPPED}
     ends = {MOVES[pair].state for pair in LIFE_BROKE.items()}
     assert ends == {State.CRASHED, State.STOPPED}
+
+
+def test_an_instance_is_taken_up_by_the_rows_of_recovery_alone() -> None:
+    """No event of a life leads from BORN to RUNNING, and what is taken up keeps its time."""
+    assert all(row.state is not State.RUNNING for (state, _), row in MOVES.items() if state is State.BORN)
+    one = instance()
+    assert one.take_up(Course.RUN, evacuating=False, since_s=3.0) == RECOVERY[Course.RUN, False].effects
+    assert (one.state, one.state_since_s) == (State.RUNNING, 3.0)
+
+
+def test_a_recovery_without_a_row_changes_nothing() -> None:
+    """What was being stopped is not evacuating."""
+    one = instance()
+    with pytest.raises(MoveRefused, match="STOP while evacuating"):
+        one.take_up(Course.STOP, evacuating=True, since_s=3.0)
+    assert one.state is State.BORN

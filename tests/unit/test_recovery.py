@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
+import msgspec
 import pytest
 
 from agent.bus.messages import AppLimits, StartMessage
-from agent.instances.instance import MOVES, Effect, State
+from agent.instances.instance import MOVES, RECOVERY, Course, Effect, State
 from agent.instances.readiness import health_time_left_s
 from agent.memory.records import SavedExit, SavedInstance
-from agent.recovery import START_KEPT_S, Course, course_of
+from agent.recovery import START_KEPT_S, course_of
 
 pytestmark = pytest.mark.unit
 S, C = State, Course
@@ -90,3 +92,17 @@ def test_every_change_of_state_is_saved_before_anything_is_published() -> None:
     for (state, event), move in MOVES.items():
         if move.state is not state or published & set(move.effects):
             assert move.effects[:1] == (Effect.SAVE,), (state, event)
+
+
+@pytest.mark.parametrize("state", list(State))
+def test_whatever_is_found_has_a_row(state: State) -> None:
+    """The new agent can take up each instance, in whatever state it was remembered, and the row keeps an evacuation."""
+    for healthy, has_container, has_job, whole in itertools.product((False, True), repeat=4):
+        if has_job and not has_container:
+            continue
+        one = msgspec.structs.replace(saved(state, healthy=healthy), whole=whole)
+        course = course_of(one, has_container=has_container, has_job=has_job, now_s=NOW_S)
+        row = RECOVERY[course, state is S.EVACUATING]
+        assert row.effects[0] is Effect.SAVE
+        if state is S.EVACUATING:
+            assert row.state in (S.EVACUATING, S.CRASHED)
