@@ -146,7 +146,7 @@ class Control:
         async def tell(lines: OutputLines) -> None:
             if failure is not None:
                 await lines.write(failure.data, at=failure.at_s, stream=failure.stream)
-            await output.tell(lines, instances, self._crashes_dir, follow=follow)
+            await output.tell(lines, instances, self._registry, self._crashes_dir, follow=follow)
 
         return await _streamed(request, tell)
 

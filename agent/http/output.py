@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -18,9 +19,9 @@ from aiohttp import web
 from agent.instances import crashes
 from agent.instances.crashes import STREAMS, cause_of
 from agent.instances.instance import Instance, State
+from agent.instances.registry import Registry
 from container import Chunk
 
-LOOK_PERIOD_S = 0.3
 SETTLE_S = 5.0
 _GOING_ON = frozenset({State.BORN, State.STARTING, State.RUNNING, State.EVACUATING})
 
@@ -35,12 +36,6 @@ class OutputLines:
 
     async def begin(self) -> None:
         await self.response.prepare(self._request)
-
-    def check(self) -> None:
-        """Also while nothing is said."""
-        transport = self._request.transport
-        if transport is None or transport.is_closing():
-            raise ConnectionResetError("the client has gone")
 
     async def write(self, data: bytes, **more: Any) -> None:
         line = json.dumps({**more, **_data(data)}, separators=(",", ":")).encode()
@@ -59,30 +54,45 @@ def _data(data: bytes) -> dict[str, str]:
 
 
 async def tell(
-    lines: OutputLines, instances: Callable[[], Iterable[Instance]], crashes_dir: Path, *, follow: bool
+    lines: OutputLines,
+    instances: Callable[[], Iterable[Instance]],
+    registry: Registry,
+    crashes_dir: Path,
+    *,
+    follow: bool,
 ) -> None:
-    """With ``follow`` until the client goes, also of instances that come later. ConnectionResetError."""
+    """With ``follow`` until the client goes (this is cancelled then), also of instances that come later.
+
+    ConnectionResetError: a write found the client gone.
+    """
     told: set[str] = set()
     try:
-        async with asyncio.TaskGroup() as group:
-            while True:
-                for one in instances():
-                    if one.id not in told and (one.job is not None or one.state is State.CRASHED):
-                        told.add(one.id)
-                        work = _tell_one(lines, one, crashes_dir, follow=follow)
-                        group.create_task(work, name=f"control-output-{one.id[:8]}")
-                if not follow:
-                    return
-                lines.check()
-                await asyncio.sleep(LOOK_PERIOD_S)
+        # the reader first: an instance that comes while the others are looked at is a change
+        with registry.changes() as changes:
+            async with asyncio.TaskGroup() as group:
+                while True:
+                    for one in instances():
+                        if one.id not in told and (one.job is not None or one.state is State.CRASHED):
+                            told.add(one.id)
+                            work = _tell_one(lines, one, registry, crashes_dir, follow=follow)
+                            group.create_task(work, name=f"control-output-{one.id[:8]}")
+                    if not follow:
+                        return
+                    await changes.next()
     except BaseExceptionGroup as failed:  # the first that failed has ended the others
         raise failed.exceptions[0] from None
 
 
-async def _tell_one(lines: OutputLines, one: Instance, crashes_dir: Path, *, follow: bool) -> None:
+async def _tell_one(
+    lines: OutputLines, one: Instance, registry: Registry, crashes_dir: Path, *, follow: bool
+) -> None:
     facts: dict[str, Any] = {"index": one.index, "instance": one.id}
     remarks = _Remarks(lines, one, facts)
-    beside = asyncio.create_task(remarks.follow(), name=f"control-remarks-{one.id[:8]}") if follow else None
+    beside = (
+        asyncio.create_task(remarks.follow(registry), name=f"control-remarks-{one.id[:8]}")
+        if follow
+        else None
+    )
     try:
         async for chunk, is_new in _chunks(one, crashes_dir, follow=follow):
             gap = {"gap_bytes": chunk.gap_bytes} if chunk.gap_bytes else {}
@@ -94,7 +104,7 @@ async def _tell_one(lines: OutputLines, one: Instance, crashes_dir: Path, *, fol
             await asyncio.gather(beside, return_exceptions=True)
     await remarks.write_new()
     if follow:
-        await _settled(one)
+        await _settled(one, registry)
     if one.state is State.CRASHED:
         cause = await asyncio.to_thread(cause_of, crashes_dir / one.id)
         said = f"{cause}{one.exit.description}, exit status {one.exit.status}\n"
@@ -119,10 +129,11 @@ class _Remarks:
             at_s, text = remark
             await self._lines.write(f"{text}\n".encode(), at=at_s, stream="sys", **self._facts)
 
-    async def follow(self) -> None:
-        while True:
-            await self.write_new()
-            await asyncio.sleep(LOOK_PERIOD_S)
+    async def follow(self, registry: Registry) -> None:
+        with registry.changes(self._one) as changes:
+            while True:
+                await self.write_new()
+                await changes.next()
 
 
 async def _chunks(one: Instance, crashes_dir: Path, *, follow: bool) -> AsyncIterator[tuple[Chunk, bool]]:
@@ -139,8 +150,9 @@ async def _chunks(one: Instance, crashes_dir: Path, *, follow: bool) -> AsyncIte
             yield kept, False
 
 
-async def _settled(one: Instance) -> None:
-    """The output ends a moment before what the end was is known."""
-    deadline = time.monotonic() + SETTLE_S
-    while one.state in _GOING_ON and time.monotonic() < deadline:  # noqa: ASYNC110  the table tells nobody
-        await asyncio.sleep(0.05)
+async def _settled(one: Instance, registry: Registry) -> None:
+    """The output ends a moment before it is known how the instance ended."""
+    with registry.changes(one) as changes, contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(SETTLE_S):
+            while one.state in _GOING_ON:
+                await changes.next()

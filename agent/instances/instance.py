@@ -7,7 +7,7 @@ harmlessly for the app. Effects are named here and carried out by keeper.py.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import Final
@@ -156,6 +156,10 @@ class Exit:
     signal: int | None = None
 
 
+def _no_reader(_: Instance) -> None:
+    """Of an instance that no registry has."""
+
+
 @dataclass(slots=True, eq=False)
 class Instance:
     """One instance. ``version``, ``uris`` and ``id`` may change by `dea.update`; the rest of the message does not.
@@ -193,6 +197,7 @@ class Instance:
     layer_bytes: int = 0
     cpu_seen: tuple[float, int] | None = None  # monotonic seconds, cumulative nanoseconds
     remarks: list[tuple[float, str]] = field(default_factory=list)  # the agent's own lines in the app's log
+    on_change: Callable[[Instance], None] = _no_reader  # the registry's, for those who read its changes
 
     def __repr__(self) -> str:
         return f"<Instance {self.id[:8]} {self.app}/{self.index} {self.state}>"
@@ -217,6 +222,11 @@ class Instance:
         """A line in the app's log, beside what it says itself. The newest hundred are kept."""
         self.remarks.append((at_s, text))
         del self.remarks[:-REMARKS_KEPT]
+        self.on_change(self)
+
+    def has_started(self, job: Job) -> None:
+        self.job = job
+        self.on_change(self)
 
     def move(self, event: InstanceEvent, now_s: float) -> tuple[Effect, ...]:
         """Change state as the table says; returns what is to be done. MoveRefused: no such row, nothing changed."""

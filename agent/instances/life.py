@@ -299,11 +299,12 @@ async def _spawn(instance: Instance, container: Container, home: Home, log: Log)
         job = make_job(instance, home.settings, home.local_ip, command)
         if (why := too_long(job.env, VARIABLE_BYTES)) is not None:
             raise StartFailed(FAILED, why)
-        instance.job = await container.spawn(job)
+        started = await container.spawn(job)
     except (WshdError, WshdGone, FilesError, SpecError) as e:
         raise StartFailed(FAILED, str(e)) from e
+    instance.has_started(started)
     log.info("instance_spawned", handle=container.handle, port=_host_port(instance))
-    return instance.job
+    return started
 
 
 async def _fetch(instance: Instance, home: Home, held: AsyncExitStack, log: Log) -> Layer:

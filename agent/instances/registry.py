@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from agent.bus.messages import Filter
+from agent.instances.changes import InstanceChanges
 from agent.instances.instance import Instance, State
 from agent.resources import NOTHING, Claim, claim_of
 
@@ -27,7 +29,22 @@ class Registry:
         self._by_id: dict[str, Instance] = {}
         self._by_app: dict[str, dict[Instance, None]] = {}
         self._claims: dict[Instance, Claim] = {}
+        self._readers: set[InstanceChanges] = set()
         self.held = NOTHING
+
+    @contextmanager
+    def changes(self, of: Instance | None = None) -> Iterator[InstanceChanges]:
+        """Every change from here on: an instance was added or removed, or it has another state, id, job or remark."""
+        reader = InstanceChanges(of)
+        self._readers.add(reader)
+        try:
+            yield reader
+        finally:
+            self._readers.discard(reader)
+
+    def _changed(self, instance: Instance) -> None:
+        for reader in self._readers:
+            reader.put(instance)
 
     def __iter__(self) -> Iterator[Instance]:
         return iter(tuple(self._by_id.values()))
@@ -39,6 +56,8 @@ class Registry:
         self._by_id[instance.id] = instance
         self._by_app.setdefault(instance.app, {})[instance] = None
         self._hold(instance, claim_of(instance))
+        instance.on_change = self._changed
+        self._changed(instance)
 
     def remove(self, instance: Instance) -> None:
         """Idempotent."""
@@ -49,11 +68,13 @@ class Registry:
                 del self._by_app[instance.app]
         self._hold(instance, NOTHING)
         self._claims.pop(instance, None)
+        self._changed(instance)
 
     def settle(self, instance: Instance) -> None:
         """Its state, or what is kept of it, has changed: so has what it holds."""
         if instance in self._claims:
             self._hold(instance, claim_of(instance))
+        self._changed(instance)
 
     def _hold(self, instance: Instance, claim: Claim) -> None:
         before = self._claims.get(instance, NOTHING)
@@ -68,6 +89,7 @@ class Registry:
         del self._by_id[instance.id]
         instance.id = new_id
         self._by_id[new_id] = instance
+        self._changed(instance)
 
     def find(self, instance_id: str) -> Instance | None:
         return self._by_id.get(instance_id)
