@@ -44,7 +44,7 @@ class PeerClient:
         self._up = asyncio.Event()
 
     def subscribe(self, subject: str, handler: Handler) -> None:
-        """Before `run`: what is heard at every connection."""
+        """Before `run`: subscribed anew at every connection."""
         self._handlers.append((subject, handler))
 
     @property

@@ -1,7 +1,7 @@
 """One connection of nats-py: made fresh each time, with everything switched off that we do better ourselves.
 
 `Client.msg_class` is called by the parser once per message, in wire order, before any queue; the class made here
-hands commands over from there. It never raises: an exception would leave the client deaf (docs/bus.md, "Order of what comes in").
+hands commands over from there. It never raises: an exception would end the client's reading (docs/bus.md, "Order of what comes in").
 
 A connection that failed once is thrown away. Two things of nats-py are private and touched all the same, each
 guarded by a test: `_process_msg`, so that a hostile header or reply subject costs its own message only; and the
@@ -186,7 +186,7 @@ class Connection:
         self.ended.set()
 
     async def subscribe(self, subject: str, alarm: Callable[[str], None]) -> None:
-        """``alarm`` is told of a message that was not handed over. BusError: the connection is gone."""
+        """``alarm`` is called for a message that was not handed over. BusError: the connection is gone."""
 
         async def not_handed_over(message: Msg) -> None:
             if not getattr(message, "handed_over", False):
@@ -230,7 +230,7 @@ class Connection:
     async def _barrier(self) -> None:
         # publish then flush proves nothing: the PING overtakes what is still pending. And flush() says that all
         # is well once the read loop is dead; rtt() does not.
-        while self._client.pending_data_size:  # noqa: ASYNC110  (nats-py tells nobody when it has written)
+        while self._client.pending_data_size:  # noqa: ASYNC110  (nats-py has no event for what it has written)
             await asyncio.sleep(0.001)
         await self._client.rtt(2)
 

@@ -2,7 +2,7 @@
 
 A zip's directory is at its end, so the file must lie on disk. Names are `orig_filename`, since zipfile cuts the
 other one at a NUL. Encrypted members, methods beside stored and deflated, sizes that are not true, a directory over 64 MiB: refused.
-A file from a system without Unix's modes may be executed: nothing in such an archive tells a script from a text.
+A file from a system without Unix's modes may be executed: such an archive does not distinguish a script from a text.
 """
 
 from __future__ import annotations
