@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from agent.instances.instance import HOLDS, IN_HEARTBEAT, LIFE_BROKE, MOVES, ROUTED, STOPPABLE, UPDATABLE
+from agent.instances.instance import (
+    HOLDS,
+    IN_HEARTBEAT,
+    LIFE_BROKE,
+    MOVES,
+    RECOVERY,
+    ROUTED,
+    STOPPABLE,
+    UPDATABLE,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -14,10 +23,6 @@ BORN start -> STARTING: save
 BORN refused -> CRASHED: save, announce exit
 BORN stop -> STOPPING: save, unregister
 BORN evacuate -> EVACUATING: save
-BORN resume -> RUNNING: save, heartbeat, register
-BORN resume start -> STARTING: save
-BORN resume crashed -> CRASHED: save
-BORN lost -> CRASHED: save, unregister, announce exit
 STARTING healthy -> RUNNING: save, heartbeat, register
 STARTING failed -> CRASHED: save, unregister, announce exit
 STARTING exited -> CRASHED: save, unregister, announce exit
@@ -39,6 +44,31 @@ STOPPING stop -> STOPPING:
 STOPPING gone -> STOPPED: save, forget
 CRASHED reap -> STOPPED: save, forget
 """
+
+
+#: course of an instance of the former agent (and whether it was evacuating) -> new state: effects in their order
+RECOVERED = """
+RUN -> RUNNING: save, heartbeat, register
+RUN evacuating -> EVACUATING: save, heartbeat, register
+START -> STARTING: save
+START evacuating -> EVACUATING: save
+BEGIN -> BORN: save
+BEGIN evacuating -> EVACUATING: save
+LOST -> CRASHED: save, unregister, announce exit
+LOST evacuating -> CRASHED: save, unregister, announce exit
+STOP -> STOPPING: save, unregister
+CRASHED -> CRASHED: save
+"""
+
+
+def test_each_row_of_recovery_is_this_one() -> None:
+    """What a new agent does with what the former one left, by what it finds of it."""
+    rows = {
+        f"{course.name}{' evacuating' if evacuating else ''} -> {change.state.value}: "
+        + ", ".join(effect.value for effect in change.effects)
+        for (course, evacuating), change in RECOVERY.items()
+    }
+    assert {row.rstrip() for row in rows} == set(RECOVERED.strip().splitlines())
 
 
 def test_each_row_is_this_one() -> None:
