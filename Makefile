@@ -11,7 +11,7 @@ C_SOURCES  := $(wildcard wsh/*.c wsh/*.h) wsh/Makefile
 
 export GARRISON_CACHE := $(CACHE)
 
-.PHONY: help setup demo test test-unit test-kernel test-bus test-e2e test-long vm-test soak lint format bench lock clean
+.PHONY: help setup demo test test-unit test-kernel test-bus test-e2e test-long vm-test soak rounds lint format bench lock clean
 
 help: ## show this
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ vm-test: setup ## cgroup v2 on Debian's 6.1 kernel under QEMU (a few minutes)
 
 soak: setup ## create/destroy, rung and kill tests at ten times their counts
 	GARRISON_TEST_SCALE=10 $(PYTEST) tests/kernel -m soak --timeout=3600
+
+rounds: setup ## kernel and bus rooms, ROUNDS times (10), beside a busy program: finds tests that depend on time
+	@tests/rounds.sh
 
 bench: setup ## figures against crun and bubblewrap in the same run
 	$(BIN)/python -m benchmarks

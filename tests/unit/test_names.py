@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,3 +70,15 @@ def test_what_everything_agrees_on_stands_once(what: str, home: str) -> None:
             if is_meant[what]:
                 found.append(place)
     assert set(found) == {home}
+
+
+def test_the_glossary_names_classes_that_are_there() -> None:
+    """A class that was renamed is renamed there too."""
+    known = {node.name for _, tree in sources() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    text = (ROOT / "docs/glossary.md").read_text()
+    named = {
+        name.rsplit(".", 1)[-1] for name in re.findall(r"`([\w.]*[A-Z]\w+)`", text) if not name.isupper()
+    }
+    assert len(named) > 20
+    constants = {"MIB"}
+    assert named - known - constants == set()
