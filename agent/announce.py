@@ -1,6 +1,6 @@
-"""The agent's voice: what it says by itself, and what it answers.
+"""What the agent publishes by itself, and its replies to a find.
 
-`OwnMessages` builds messages and nothing else; `Announcer` says the periodic ones, each at its period and whenever asked for sooner.
+`OwnMessages` builds messages and nothing else. `Announcer` publishes the periodic ones, each at its period or sooner when due.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from agent.stacks import no_stack
 from agent.supervisor import Supervisor
 from wsh.units import MIB
 
-AGENT_VERSION = "0.0.1"  # what the original always said in dea.shutdown
+AGENT_VERSION = "0.0.1"  # what the original always published in dea.shutdown
 REGISTER_FLOOR_S, REGISTER_CEILING_S = 1.0, 20.0
 EVACUATION_PERIOD_S = 5.0
 BORN_S = 1.0
 
 
 class OwnMessages:
-    """What is to be said of the registry as it is now."""
+    """Messages about the registry as it is now. Pure but for the clock."""
 
     def __init__(self, settings: Settings, agent_id: str, local_ip: str, registry: Registry) -> None:
         self._settings = settings
@@ -42,8 +42,8 @@ class OwnMessages:
         self._tags = {"component": f"dea-{settings.index}"}
         self.register_interval_s = settings.intervals.router_register_in_seconds
 
-    def heard_router(self, start: m.RouterStart) -> None:
-        """The smaller of the configured and the last heard interval, within bounds (docs/protocol.md, "Routes")."""
+    def receive_router_start(self, start: m.RouterStart) -> None:
+        """The smaller of the configured and the last received interval, within bounds (docs/protocol.md, "Routes")."""
         heard = start.interval_s
         if heard is not None:
             wanted = min(heard, self._settings.intervals.router_register_in_seconds, REGISTER_CEILING_S)
@@ -192,9 +192,9 @@ class Announcer:
         supervisor.every("heartbeat", self._beat, lambda: self._beat_period_s, self._beat_due)
         supervisor.every("routes", self._register, lambda: self._voice.register_interval_s, self._routes_due)
 
-    def speak_anew(self) -> None:
-        """After each connect: state and voice are never stored, one fresh of each. An error in one costs neither the others nor
-        the connection, which would be made again and meet it again."""
+    def publish_anew(self) -> None:
+        """After each connect: one fresh heartbeat, one advert and all routes, since none of these is stored. An error in one costs
+        neither the others nor the connection, which would otherwise be made again and meet the same error."""
         first = {"heartbeat": self._beat, "advertise": self._advertise, "routes": self._register}
         for name, say in first.items():
             with self._supervisor.guard(name):
@@ -215,15 +215,15 @@ class Announcer:
         self._absent = absent
         return tuple(stack.name for stack in self._settings.stacks if stack.name not in absent)
 
-    def heard_router(self, start: m.RouterStart) -> None:
+    def receive_router_start(self, start: m.RouterStart) -> None:
         """A router that has just started knows nothing: first what is gone, then what is there, at once."""
-        self._voice.heard_router(start)
+        self._voice.receive_router_start(start)
         self._bus.set_prune_threshold(start.prune_s)
         self._bus.repeat_unregisters()
         self._routes_due.set()
 
     def publish_shutdown(self) -> None:
-        """The host has left the pool: controllers are told, once."""
+        """The host has left the pool. Published once."""
         if not self._published_shutdown:
             self._published_shutdown = True
             self._bus.publish_event(self._voice.shutdown())

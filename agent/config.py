@@ -35,7 +35,7 @@ class ConfigErrors(Exception):
 
 
 class _Section(Struct, frozen=True):
-    """Unknown keys are `config_file.unknown_keys`'s affair, which has the nearest name for each."""
+    """Unknown keys are left to `config_file.unknown_keys`, which has the nearest name for each."""
 
 
 class TlsSettings(_Section, frozen=True):

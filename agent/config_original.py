@@ -1,6 +1,6 @@
 """Settings of the DEA that mean nothing here, and what takes their place: known, so that a file of its is not a riddle.
 
-Those in `NO_EFFECT` are read over, and said; those in `ELSEWHERE` would be missed, so the file is refused with their new name.
+Those in `NO_EFFECT` are ignored, with a note. Those in `ELSEWHERE` would be missed, so the file is refused with their new name.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the types of a configuration cannot say: values that are none of their kind, or contradict each other. Pure."""
+"""Rules that the types of a configuration cannot express: values that make no sense, or contradict each other. Pure."""
 
 from __future__ import annotations
 

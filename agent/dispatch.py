@@ -22,7 +22,7 @@ def carry_out(command: c.Command, keeper: Keeper, stagings: StagingKeeper, annou
         case c.FindCommand(question, reply_to):
             keeper.find(question, reply_to)
         case c.RouterStartCommand(router):
-            announcer.heard_router(router)
+            announcer.receive_router_start(router)
         case c.StageCommand(request, reply_to):
             stagings.stage(request, reply_to)
         case c.RefuseStagingCommand(task_id, error, reply_to):

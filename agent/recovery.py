@@ -27,7 +27,7 @@ from agent.memory.records import Later, SavedInstance, SavedStaging, UnreadableR
 from agent.staging.keeper import RESTARTED
 from container import Container, Depot, Recovery, UnknownHandle
 
-#: A start that has been waiting longer, with nothing made of it yet, is told as failed: its controller asks again, here or elsewhere.
+#: A start that has waited longer, with nothing made of it yet, is published as failed: its controller asks again, here or elsewhere.
 START_KEPT_S = 300.0
 
 
@@ -120,7 +120,7 @@ def course_of(saved: SavedInstance, *, has_container: bool, has_job: bool, now_s
 
 
 def answer_stagings(left: Mapping[str, SavedStaging], memory: AgentMemory, bus: Bus) -> None:
-    """Nobody will finish them; who waits is told so, and they are remembered until the outbox has that."""
+    """Nobody will finish them. Each gets its last reply, and is remembered until the outbox has that."""
     for name, one in left.items():
         memory.take_up_staging(name, one)
         bus.publish_event(
@@ -139,7 +139,7 @@ async def take_over(
     sample: Callable[[Instance, Container], Awaitable[None]],
     log: Log,
 ) -> set[str]:
-    """Each instance goes on where it was; what ended meanwhile is told once, an old crash not again. Answers with the handles of the
+    """Each instance goes on where it was; what ended meanwhile is published once, an old crash not again. Returns the handles of the
     containers that have an owner now.
     """
     owned = set[str]()

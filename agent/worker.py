@@ -1,8 +1,8 @@
 """The composition root: builds the parts, wires subject to handler, starts, drains, stops.
 
 TERM, INT, QUIT   stop every app (with a deadline) and leave nothing
-USR1              say dea.shutdown and advertise no more
-USR2              evacuate: as USR1, tell the apps are leaving, end when they are gone
+USR1              publish dea.shutdown and advertise no more
+USR2              evacuate: as USR1, publish instances as EVACUATING, end when they are gone
 HUP               open the log file anew
 detach            (control socket) end, and leave the apps running for the next agent
 """
@@ -79,9 +79,9 @@ class Worker:
     # -- life --------------------------------------------------------------------------------------------------
 
     async def run(self) -> int:
-        """Until it is told to end. 0: as told; 1: something that the agent cannot do without broke. HostUnfit: it cannot begin.
+        """Until it is asked to end. 0: as asked; 1: something that the agent cannot do without broke. HostUnfit: it cannot begin.
 
-        However it ends, it never takes an app along that it was not told to stop.
+        However it ends, it never ends an app that it was not asked to stop.
         """
         self._listen_to_signals()
         status = 0
@@ -286,7 +286,7 @@ class Worker:
 
     def _publish_anew(self) -> None:
         """The bus is connected (again)."""
-        self._announcer.speak_anew()
+        self._announcer.publish_anew()
 
     # -- commands ----------------------------------------------------------------------------------------------
 
@@ -305,7 +305,7 @@ class Worker:
         task.add_done_callback(lambda _: self._lives.pop(instance, None))
 
     def _life_broke(self, instance: Instance) -> None:
-        """Nobody looks after it any more: it is over, with its container, and that is told."""
+        """Nobody looks after it any more: its container is destroyed, and its exit is published."""
         if instance.handle is not None:
             self._supervisor.start("destroy", self._depot.destroy(instance.handle), handle=instance.handle)
         if (event := LIFE_BROKE.get(instance.state)) is not None:
@@ -321,7 +321,7 @@ class Worker:
     # -- the end -----------------------------------------------------------------------------------------------
 
     def _listen_to_signals(self) -> None:
-        """First of all. What needs parts that are not built yet is told to `Signals` later."""
+        """First of all. Handlers that need parts which are not built yet are added to `Signals` later."""
         self._signals.listen(asyncio.get_running_loop())
         self._signals.on(self._ask_stop, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
         self._signals.on(lambda: reopen(self._log_file, self._log), signal.SIGHUP)

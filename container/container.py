@@ -84,7 +84,7 @@ class Container:
 
     @property
     def properties(self) -> Mapping[str, str]:
-        """The caller's own words, kept over restarts; `set_properties` replaces them."""
+        """The caller's own texts by name, kept over restarts; `set_properties` replaces them."""
         return self._parts.properties
 
     def set_properties(self, properties: Mapping[str, str]) -> None:

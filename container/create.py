@@ -89,9 +89,7 @@ async def build(build: Build) -> None:
         build.broken = RUNGS[build.standing - 1].name
         try:
             await undo(build)
-        except (
-            Exception
-        ) as left:  # the caller is told what broke the rung, the operator what could not be undone
+        except Exception as left:  # the caller gets what broke the rung, the log what could not be undone
             shared.log.warning("create_not_undone_whole", handle=build.handle, error=repr(left))
         raise
 

@@ -155,7 +155,7 @@ class Depot:
             subuid=text_of("/etc/subuid"),
             subgid=text_of("/etc/subgid"),
         )
-        # What only computes comes first: a wrong setting is told before anything is held.
+        # What only computes comes first: a wrong setting raises before anything is held.
         addresses = LeasePool(
             "address",
             address_leases(settings.pool_network),

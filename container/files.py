@@ -36,7 +36,7 @@ class NotAFile(ContainerError, OSError):
 
 
 class FilesError(ContainerError, RuntimeError):
-    """tar inside the container failed; the text is what it said."""
+    """tar inside the container failed; the text is its standard error."""
 
 
 @dataclass(frozen=True, slots=True)

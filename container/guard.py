@@ -2,7 +2,7 @@
 
 A wshd that is stopped or starved leaves its jobs running with nobody who sees its end, moves its output or stops it. One that has
 answered nothing for so long is killed with its container, so that the end is known. The request is `list`, which every wshd has: it
-tells of ended jobs as well, also where the record of an end could not be written (a file system that has become read-only).
+lists ended jobs as well, also where the record of an end could not be written (a file system that has become read-only).
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Guard:
                     await container.jobs.look(self._period_s)
         except WshdSilent:
             await self._note_silence(container, asked_s)
-        except (WshdGone, WshdError):  # it dies just now; or says something else, which is an answer
+        except (WshdGone, WshdError):  # it dies just now; or it refuses, which is an answer too
             self._silent.pop(container, None)
         else:
             if self._silent.pop(container, None) is not None:

@@ -33,7 +33,7 @@ def check_kernel(release: str) -> None:
 
 
 def refuse_if_short(error: BaseException) -> None:
-    """HostUnfit where an error is a want of descriptors or memory: it says nothing of the container that met it."""
+    """HostUnfit where an error is a want of descriptors or memory: the container that met it is not at fault."""
     for one in (error, error.__cause__):
         if isinstance(one, OSError) and one.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
             raise HostUnfit(f"recover: {one}") from error

@@ -1,4 +1,4 @@
-"""What instances say, as lines of JSON to one client: what was said before, then what they go on to say.
+"""The output of instances as lines of JSON to one client: first what is kept of it, then what follows.
 
 The spool keeps bytes, not times: `at` is null for what was there before the client asked.
 """
@@ -137,7 +137,7 @@ class _Remarks:
 
 
 async def _chunks(one: Instance, crashes_dir: Path, *, follow: bool) -> AsyncIterator[tuple[Chunk, bool]]:
-    """Each with whether it was said after the beginning."""
+    """Each with whether it was written after the request began."""
     job = one.job
     if job is not None and one.state is not State.CRASHED:
         known = {name: job.size_bytes(name) for name in STREAMS}

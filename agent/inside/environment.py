@@ -1,4 +1,4 @@
-"""What an app finds in its environment. Pure. docs/apps.md, "Variables", says it for users.
+"""What an app finds in its environment. Pure. docs/apps.md, "Variables", describes it for users.
 
 The environment is data: no shell looks at it. The original put user variables into double quotes of a script, so that
 `$HOME/logs` worked and passwords with a `$` were damaged; here a few names are expanded and nothing else is (`expand`).
@@ -19,7 +19,7 @@ from agent.bus.messages import Service, StartMessage
 from agent.inside.start import HOME as HOME
 from container.spec import SpecError
 
-#: execve(2): 32 pages for one word, its end included.
+#: execve(2): one variable may have 32 pages, its end included.
 VARIABLE_BYTES = 32 * os.sysconf("SC_PAGE_SIZE")
 BASE_ENVIRONMENT = (("USER", "vcap"), ("PATH", "/usr/local/bin:/usr/bin:/bin"), ("LANG", "C.UTF-8"))
 _RELATIONAL = {

@@ -1,5 +1,5 @@
 """How an app's start command is run, and what else is run with the app's environment. Pure.
-docs/apps.md, "The start", says it for users.
+docs/apps.md, "The start", describes it for users.
 
 Scripts of the droplet (.profile.d) are sourced by the shell that becomes the app, so they may change everything of it: its
 words, functions, options, directory. What follows them must come through all the same:

@@ -32,7 +32,7 @@ def to_keep(crashed: Iterable[Instance]) -> frozenset[Instance]:
 
 
 async def keep(job: Job, directory: Path) -> None:
-    """What a crashed app has said stays readable after its container is gone, until the reaper takes it.
+    """The output of a crashed app stays readable after its container is gone, until the reaper takes it.
 
     The spool drops the oldest output past its limit; how much that was stands beside a stream's file.
     """

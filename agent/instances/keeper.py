@@ -1,4 +1,4 @@
-"""Applies commands to the registry, at once and in wire order, and carries out what the state table says.
+"""Applies commands to the registry, at once and in wire order, and carries out the effects of the state table.
 
 Long work belongs to each instance's own task (life.py); nothing here waits.
 """
@@ -159,7 +159,7 @@ class Keeper:
         for instance in self._registry.select(message):
             self._bus.answer(reply_to, self._voice.found(instance, message))
 
-    # -- what the table says -----------------------------------------------------------------------------------
+    # -- effects of the state table -----------------------------------------------------------------------------------
 
     def happen(self, instance: Instance, event: InstanceEvent, *, at_s: float | None = None) -> None:
         """``at_s``: when it was, by the host's clock; None: now."""

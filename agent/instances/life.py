@@ -177,7 +177,7 @@ async def _conclude(instance: Instance, home: Home, course: asyncio.Task[Exit], 
         if instance.job is not None:
             await crashes.keep(instance.job, record)
         instance.kept_bytes = crashes.kept_bytes(record)
-    except OSError as e:  # the host's disk may be full; an exit is told all the same
+    except OSError as e:  # the host's disk may be full; an exit is published all the same
         log.warning("crash_output_not_kept", error=str(e))
     home.happen(instance, event)
 

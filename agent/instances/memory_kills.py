@@ -20,7 +20,7 @@ REMARK: Final = "a process was killed: out of memory (the limit is {limit} MiB)"
 
 
 class MemoryKills:
-    """Follows one app from `watch` on. A failure to measure counts as no kill: an exit is told as what it was."""
+    """Follows one app from `watch` on. A failure to measure counts as no kill: an exit is published as what it was."""
 
     def __init__(self, instance: Instance, container: Container, job: Job) -> None:
         self._instance, self._container, self._job = instance, container, job

@@ -1,4 +1,4 @@
-"""How an app tells that it is ready: by a file that its droplet names, else by its port, else it is at once
+"""When an app counts as ready: by a file that its droplet names, else by its port, else at once
 (docs/protocol.md, "Health check").
 
 The files are the app's own, read by the manager within a bound and never through a link out of the container.
@@ -29,13 +29,13 @@ STATE_FILE_TIMEOUT_S: Final = 300.0
 
 
 class Droplet(msgspec.Struct, frozen=True):
-    """The part of a droplet.yaml that counts: whoever writes it tells readiness by that file and not by a port."""
+    """The part of a droplet.yaml that counts: an app that has one reports readiness by that file and not by a port."""
 
     state_file: str | None = None
 
 
 async def state_file(container: Container) -> str | None:
-    """The path inside of the file by which the app tells that it runs; None: it tells it otherwise.
+    """The path inside of the file by which the app reports that it runs; None: it has none.
 
     YamlError, OSError: there is a droplet.yaml that cannot be taken.
     """
@@ -61,7 +61,7 @@ def says_running(text: bytes) -> bool:
 
 
 async def wait_state_file(container: Container, path: str, timeout_s: float) -> bool:
-    """True as soon as the file says so; False when the time is over, or the container is."""
+    """True as soon as the file has RUNNING; False when the time is over, or the container has ended."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
     while True:
@@ -86,7 +86,7 @@ def health_time_left_s(timeout_s: float, started_at_s: float, now_s: float) -> f
 async def health_check(
     instance: Instance, container: Container, settings: Settings, local_ip: str, log: Log
 ) -> tuple[Coroutine[Any, Any, bool], str] | None:
-    """What to wait for, and what to say when it does not come; None: healthy at once."""
+    """What to wait for, and the cause if it does not come; None: healthy at once."""
 
     def left_s(timeout_s: float) -> float:
         return health_time_left_s(timeout_s, instance.started_at_s, time.time())

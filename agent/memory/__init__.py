@@ -2,7 +2,7 @@
 
 records.py   the values and their bytes, also those of former releases; no I/O
 store.py     the files: read at a start, damaged ones set aside
-ahead.py     keeps the files up to date, and tells who publishes when a record has been written
+ahead.py     keeps the files up to date, and lets a publisher wait until a record has been written
 """
 
 from agent.memory.ahead import Memory as Memory

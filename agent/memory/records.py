@@ -104,7 +104,7 @@ class _Format(msgspec.Struct):
 
 
 def decode(data: bytes, kind: type[T]) -> T:
-    """Raises Unreadable, Later. The format is looked at first: it says whether the rest can be judged."""
+    """Raises UnreadableRecord, Later. The format is decoded first: only with it the rest can be judged."""
     with _reading():
         found = msgspec.json.decode(data, type=_Format).format
         if found > FORMAT:

@@ -1,4 +1,4 @@
-"""The jobs of a container. `Jobs` owns them: it starts each, knows those on the spool, and is told when one is forgotten.
+"""The jobs of a container. `Jobs` owns them: it starts each, knows those on the spool, and drops one that is forgotten.
 
 records.py   how a job ended, and the record that says so; pure
 spool.py     the files of a job, and how they are read

@@ -21,7 +21,7 @@ from container.wshd import Wshd, WshdError, WshdGone
 
 
 def spawn_keys(spec: JobSpec, io: str, fds: tuple[str, ...]) -> list[tuple[str, str]]:
-    """The words of a spawn request. Pure."""
+    """The keys and values of a spawn request. Pure."""
     uid = str(int(spec.user))
     keys = [("arg", word) for word in spec.argv]
     keys += [("env", word) for word in spec.environment]
@@ -76,14 +76,14 @@ class Job:
         return self._status
 
     def record(self) -> JobRecord:
-        """What cannot be read says nothing: a broken disk hides no end, which wshd knows too (`settle`)."""
+        """Empty where it cannot be read: a broken disk hides no end, since wshd knows it too (`settle`)."""
         try:
             return parse_record(self._path(RECORD).read_bytes())
         except OSError:
             return JobRecord()
 
     def settle(self, status: ExitStatus) -> None:
-        """wshd says that it has ended so. Its record goes before, and is there unless it could not be written."""
+        """wshd reports that it has ended so. Its record goes before, and is there unless it could not be written."""
         if self.status is None:
             self._status = status
             for wake in tuple(self._host.on_death):

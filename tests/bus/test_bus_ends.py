@@ -29,13 +29,13 @@ async def test_after_each_connect_all_is_said_in_its_order(
     host = make_host()
     advert = m.Advertise("host1", ("s",), 1, 1, {}, {"zone": "z"})
 
-    def speak_anew() -> None:
+    def publish_anew() -> None:
         host.bus.publish(m.Heartbeat((), "host1"))
         host.bus.publish(advert)
         host.bus.publish(m.StagingAdvertise("host1", ("s",), 1, 1))
         host.bus.publish(route(m.RouterRegister, 61002))
 
-    host.at_connect = speak_anew
+    host.at_connect = publish_anew
     await host.run_until_connected()
     host.bus.publish_event(route(m.RouterUnregister))
     await until(lambda: not host.bus.unsent, "the unregister is told")

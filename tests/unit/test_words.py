@@ -244,5 +244,5 @@ def test_routes_follow_the_state() -> None:
 def test_the_register_interval_is_the_smaller_within_bounds(heard: Any, interval_s: float) -> None:
     """Never above 20 s nor below 1 s (docs/protocol.md, "Routes")."""
     speaker = voice()
-    speaker.heard_router(m.RouterStart(heard))
+    speaker.receive_router_start(m.RouterStart(heard))
     assert speaker.register_interval_s == interval_s
