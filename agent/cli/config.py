@@ -21,11 +21,12 @@ def load_or_fail(
     hint: str = "name one with --config FILE",
     *,
     doubts: Literal["pass", "tell", "refuse"] = "pass",
+    as_json: bool = False,
 ) -> Settings:
     """The settings; otherwise each problem on a line of its own and exit status 2. `hint`: how the caller names a file.
 
     ``doubts``: what becomes of values that contradict each other or that this host lacks; unless they pass, settings
-    without effect are told as well.
+    without effect are printed as well. ``as_json``: a file that is refused gives one document on standard output too.
     """
     from agent.config import read
 
@@ -41,6 +42,9 @@ def load_or_fail(
         key = f"{problem.key_path}: " if problem.key_path else ""
         ui.tell(f"{place}  {key}{problem.message}")
     if found.settings is None or found.errors or (doubts == "refuse" and found.doubts):
+        if as_json:
+            problems = [{"line": one.line, "key": one.key_path, "message": one.message} for one in told]
+            ui.emit_json({"error": f"{path} is refused", "problems": problems, "status": ui.USAGE})
         ui.stop(ui.USAGE)
     return found.settings
 
@@ -53,10 +57,10 @@ def command() -> None:
 @command.command("check")
 @click.argument("file", type=FILE, default=DEFAULT)
 def check(file: Path) -> None:
-    """Says what is wrong with FILE, line by line; exit status 2 when something is.
+    """Prints what is wrong with FILE, line by line; exit status 2 when something is.
 
     What it names must be on this host: directories of stacks, files of keys, interfaces. Settings of the DEA that have no
-    effect are told with the reason, and are no mistake.
+    effect are printed with the reason, and are no mistake.
     """
     load_or_fail(file, "name one: garrison config check FILE", doubts="refuse")
     print(f"{file}: {ui.paint('good', 'green')}")
@@ -70,7 +74,9 @@ def show(file: Path, as_json: bool) -> None:
     import msgspec
 
     settings = _masked(
-        msgspec.to_builtins(load_or_fail(file, "name one: garrison config show FILE"), enc_hook=str)
+        msgspec.to_builtins(
+            load_or_fail(file, "name one: garrison config show FILE", as_json=as_json), enc_hook=str
+        )
     )
     if as_json:
         ui.emit_json(settings)

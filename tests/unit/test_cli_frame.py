@@ -320,3 +320,16 @@ def test_config_is_told_without_an_option_that_it_lacks(command: str) -> None:
     done = garrison("config", command, "/nonexistent")
     assert "--config" not in done.stderr
     assert f"garrison config {command} FILE" in done.stderr
+
+
+def test_a_refused_file_is_one_document_too(tmp_path: Path) -> None:
+    """Who reads `config show --json` by a program learns of each problem where it reads; a person reads it on stderr."""
+    file = tmp_path / "config.yml"
+    file.write_text("base_dir: /srv/g\nintervals:\n  heartbeat: often\nnots: {}\n")
+    done = garrison("config", "show", str(file), "--json")
+    assert done.returncode == 2
+    document = json.loads(done.stdout)
+    assert document["status"] == 2
+    assert {problem["key"] for problem in document["problems"]} == {"intervals.heartbeat", "nots"}
+    assert {problem["line"] for problem in document["problems"]} == {3, 4}
+    assert "intervals.heartbeat" in done.stderr
