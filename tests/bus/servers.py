@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import socket
 import struct
@@ -91,6 +92,8 @@ class NatsServer:
         """Alive, connected, silent."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        # kill(2) returns before the other threads have stopped, and one of them may still answer; this waits for all
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)
 
     def resume(self) -> None:
         assert self._process is not None

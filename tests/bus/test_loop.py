@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from bad_input_kit import SMALL
 from conftest import OpenHost
@@ -33,6 +35,7 @@ async def test_more_failing_starts_than_a_host_can_take(hosts: OpenHost) -> None
         await host.start_agent()
         apps = [host.make_app(f"app-{number}") for number in range(30)]
         since = host.peer.mark
+        began_s = time.monotonic()
         async with no_standstill(host):
             for _ in range(15):
                 await host.peer.burst(
@@ -43,7 +46,8 @@ async def test_more_failing_starts_than_a_host_can_take(hosts: OpenHost) -> None
                     ]
                 )
             await exits(host, 15 * 30 * 3, since)
-        assert len(host.peer.on("dea.heartbeat", since)) >= 4
+        due = (time.monotonic() - began_s) / 0.5
+        assert len(host.peer.on("dea.heartbeat", since)) >= due / 2  # a fast machine is done after three
         assert len(await host.control("GET", "/v1/instances")) == 30 * 3
 
 
