@@ -5,35 +5,20 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import subprocess
 import tarfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from static_c import build_static
+
 _SOURCE = Path(__file__).with_name("listener.c")
 
 
 def build_listener(directory: Path) -> bytes:
     """The static app. Built once a session: see conftest.py."""
-    program = directory / "listener"
-    subprocess.run(
-        [
-            "musl-gcc",
-            "-static",
-            "-Os",
-            "-s",
-            "-Wall",
-            "-Wextra",
-            "-Wno-unused-result",
-            "-o",
-            program,
-            _SOURCE,
-        ],
-        check=True,
-    )
-    return program.read_bytes()
+    return build_static(_SOURCE, directory / "listener").read_bytes()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 import testhost
+from static_c import FORK_BOMB, build_static
 from wshd_driver import BUILDS, program
 
 from container import ContainerSpec, Depot, DepotSettings, JobSpec, Limits, User
@@ -35,6 +36,7 @@ def make_stack(directory: Path) -> Path:
     ).stdout.split():
         if applet != "busybox":
             (directory / "bin" / applet).symlink_to("busybox")
+    build_static(FORK_BOMB, directory / "bin/fork-bomb")
     (directory / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\nvcap:x:2000:2000::/home/vcap:/bin/sh\n")
     (directory / "etc/group").write_text("root:x:0:\nvcap:x:2000:\n")
     (directory / "home/vcap/from-stack").write_text("stack\n")

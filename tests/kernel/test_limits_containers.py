@@ -23,7 +23,7 @@ MIB = 1 << 20
 #: busybox dd takes its whole block as a buffer and fills it.
 EATS_96_MIB = "dd if=/dev/zero of=/dev/null bs=96M count=1 2>/dev/null"
 FILLS = "dd if=/dev/zero of=/home/vcap/big bs=64k"
-BOMB = "bomb() { bomb | bomb & }; bomb; while :; do bomb; done"
+BOMB = "exec fork-bomb"
 
 
 async def next_event(box: Container) -> asyncio.Task[ContainerEvent]:

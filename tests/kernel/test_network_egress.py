@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from depot_kit import sh
 from depot_kit import stack as stack
 from netns_kit import FAR_IP, HOST_IP, METADATA_IP, TCP, UDP, WORLD_IP, Namespace, ask
 from network_kit import APP_PORT, EVERYWHERE, HOST_PORTS, Rig, reaches, rig, tcp
+from static_c import build_static
 
 from container import CreateError, EgressRule, FileEntry, PortRange, Protocol, User
 from container.network import FirewallError
@@ -167,10 +167,8 @@ PINGS = {
 @pytest.fixture(scope="module")
 def ping(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """As iputils has it; busybox's wants a raw socket."""
-    program = tmp_path_factory.mktemp("ping") / "ping"
     source = Path(__file__).with_name("ping.c")
-    subprocess.run(["musl-gcc", "-static", "-Os", "-Wall", "-Wextra", "-o", program, source], check=True)
-    return program.read_bytes()
+    return build_static(source, tmp_path_factory.mktemp("ping") / "ping").read_bytes()
 
 
 @pytest.mark.parametrize("what", PINGS)
