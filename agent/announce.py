@@ -80,7 +80,7 @@ class OwnMessages:
 
     def register(self, instance: Instance, uris: Iterable[str]) -> m.RouterRegister | None:
         fields = self._route(instance, uris)
-        return m.RouterRegister(*fields) if fields is not None and instance.healthy else None
+        return m.RouterRegister(*fields) if fields is not None and instance.is_healthy else None
 
     def unregister(self, instance: Instance, uris: Iterable[str]) -> m.RouterUnregister | None:
         """None: it never had a port, so there is nothing to take back (docs/protocol.md, "Routes")."""

@@ -15,27 +15,23 @@ import msgspec
 
 from agent.bus import messages as m
 from agent.bus.connection import Bus
+from agent.depot import AgentContainer, AgentDepot
+from agent.instances.health import remembered
 from agent.instances.instance import Course, Exit, Instance, State
 from agent.instances.keeper import Keeper
-from agent.instances.launch import JOB_ID
-from agent.instances.life import FAILED
+from agent.instances.launch import FAILED
+from agent.instances.parts import container_of
+from agent.instances.process import WEB, found_processes
 from agent.instances.registry import Registry
 from agent.logs import Log
 from agent.memory import records
 from agent.memory.agent import AgentMemory
 from agent.memory.records import Later, SavedInstance, SavedStaging, UnreadableRecord, load_instance
 from agent.staging.keeper import RESTARTED
-from container import Container, Depot, Recovery, UnknownHandle
+from container import Recovery
 
 #: A start that has waited longer, with nothing made of it yet, is published as failed: its controller asks again, here or elsewhere.
 START_KEPT_S = 300.0
-
-
-def container_of(instance: Instance, depot: Depot) -> Container | None:
-    try:
-        return depot.find(instance.handle) if instance.handle else None
-    except UnknownHandle:
-        return None
 
 
 # ---- what there is -------------------------------------------------------------------------------------------------
@@ -49,7 +45,7 @@ class Left:
     not_ours: set[str] = field(default_factory=set)
 
 
-def gather(remembered: Mapping[str, SavedInstance], depot: Depot, recovered: Recovery, log: Log) -> Left:
+def gather(remembered: Mapping[str, SavedInstance], depot: AgentDepot, recovered: Recovery, log: Log) -> Left:
     """What the memory knows, and what it has lost and a copy in the depot knows."""
     left = Left(dict(remembered))
     for handle in depot.handles():
@@ -80,7 +76,7 @@ def _join(left: Left, handle: str, data: bytes, log: Log) -> None:
     left.instances[copy.record] = msgspec.structs.replace(known or copy, handle=handle)
 
 
-def _join_without_copy(left: Left, container: Container) -> None:
+def _join_without_copy(left: Left, container: AgentContainer) -> None:
     """Of a release that kept no copies: its memory may lack the handle of a start that was under way."""
     private_id = container.properties.get("instance")
     if private_id is None or any(one.handle == container.handle for one in left.instances.values()):
@@ -103,14 +99,14 @@ _STARTING = frozenset({State.BORN, State.STARTING})
 GOES_ON = frozenset({Course.RUN, Course.START, Course.BEGIN, Course.STOP})
 
 
-def course_of(saved: SavedInstance, *, has_container: bool, has_job: bool, now_s: float) -> Course:
+def course_of(saved: SavedInstance, *, has_container: bool, has_app: bool, now_s: float) -> Course:
     """Pure."""
     if saved.state in (State.CRASHED, State.STOPPED):
         return Course.CRASHED
     if saved.state is State.STOPPING:
         return Course.STOP
     is_starting = saved.state in _STARTING or (saved.state is State.EVACUATING and not saved.healthy)
-    if has_job:
+    if has_app:
         return Course.START if is_starting else Course.RUN
     if not is_starting or not saved.whole:
         return Course.LOST
@@ -132,11 +128,11 @@ def answer_stagings(left: Mapping[str, SavedStaging], memory: AgentMemory, bus: 
 
 async def take_over(
     left: Left,
-    depot: Depot,
+    depot: AgentDepot,
     registry: Registry,
     keeper: Keeper,
     begin: Callable[[Instance], None],
-    sample: Callable[[Instance, Container], Awaitable[None]],
+    sample: Callable[[Instance, AgentContainer], Awaitable[None]],
     log: Log,
 ) -> set[str]:
     """Each instance goes on where it was; what ended meanwhile is published once, an old crash not again. Returns the handles of the
@@ -147,19 +143,20 @@ async def take_over(
         instance = load_instance(one)
         registry.add(instance)
         container = container_of(instance, depot)
-        job = container.jobs.get(JOB_ID) if container is not None else None
+        processes = found_processes(container.jobs) if container is not None else {}
         course = course_of(
-            one, has_container=container is not None, has_job=job is not None, now_s=time.time()
+            one, has_container=container is not None, has_app=WEB in processes, now_s=time.time()
         )
         log.info("instance_resumed", instance=instance.id, was=one.state.value, course=course.name.lower())
         if container is None and course is Course.BEGIN:
             instance.handle = instance.port = None
         elif container is not None and course in GOES_ON:
             owned.add(container.handle)
-            instance.job = job
+            instance.processes = processes
             instance.port = container.ports[0] if container.ports else None
             if course is not Course.STOP:
-                instance.healthy = course is Course.RUN and job is not None and job.status is None
+                is_up = instance.web is not None and instance.web.is_running
+                instance.health = remembered(course is Course.RUN and is_up)
             await sample(instance, container)
         _go_on(instance, one, course, keeper)
         if course in GOES_ON:
@@ -179,7 +176,8 @@ def _go_on(instance: Instance, saved: SavedInstance, course: Course, keeper: Kee
 
 def _note_loss(instance: Instance, saved: SavedInstance, now_s: float) -> None:
     # a former release published a route before it remembered that; and a third agent must know that there may be one
-    instance.healthy = instance.routed = bool(instance.uris)
+    instance.routed = bool(instance.uris)
+    instance.health = remembered(instance.routed)
     instance.crashed_at_s = int(now_s)
     if saved.state in _STARTING:
         instance.handle = None

@@ -6,18 +6,18 @@ import asyncio
 import time
 from pathlib import Path
 
-from agent import recovery
 from agent.admission import Admission
 from agent.config import Settings
+from agent.depot import AgentContainer, AgentDepot
 from agent.droplets.layers import Layers
 from agent.instances import crashes
 from agent.instances.instance import ROUTED, Instance
 from agent.instances.keeper import Keeper
+from agent.instances.parts import container_of
 from agent.instances.registry import Registry
 from agent.instances.stats import sample
 from agent.logs import Log
 from agent.supervisor import Supervisor
-from container import Container, Depot
 
 REAPER_PERIOD_S = 10.0
 
@@ -30,7 +30,7 @@ class Upkeep:
         registry: Registry,
         keeper: Keeper,
         admission: Admission,
-        depot: Depot,
+        depot: AgentDepot,
         layers: Layers,
         log: Log,
     ) -> None:
@@ -53,10 +53,10 @@ class Upkeep:
 
     async def _sample_all(self) -> None:
         for instance in self._registry.in_states(ROUTED):
-            if (container := recovery.container_of(instance, self._depot)) is not None:
+            if (container := container_of(instance, self._depot)) is not None:
                 await self.sample(instance, container)
 
-    async def sample(self, instance: Instance, container: Container) -> None:
+    async def sample(self, instance: Instance, container: AgentContainer) -> None:
         """An error costs this measurement only, also while a former agent's apps are taken over."""
         with self._supervisor.guard("stats", app=instance.app, instance=instance.id):
             if not instance.layer_bytes:

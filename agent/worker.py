@@ -30,7 +30,10 @@ from agent.host import depot_settings, local_address, told_as_unfit, transfers_f
 from agent.http.control import Control
 from agent.instances.instance import LIFE_BROKE, Exit, Instance, InstanceEvent, State
 from agent.instances.keeper import Keeper
-from agent.instances.life import FAILED, Home, live
+from agent.instances.launch import FAILED
+from agent.instances.life import live
+from agent.instances.parts import LifeParts
+from agent.instances.prober import Prober
 from agent.instances.registry import Registry
 from agent.lag import LoopLag
 from agent.leaving import Leaving
@@ -218,20 +221,21 @@ class Worker:
             end=self._ask_stop,
             log=log,
         )
-        self._home = Home(
+        self._life_parts = LifeParts(
             settings=settings,
             depot=self._depot,
             layers=self._layers,
+            registry=self._registry,
+            records=self._memory,
+            prober=Prober(self._ip, settings.default_health_check_timeout, time.time, log),
             local_ip=self._ip,
             starts=asyncio.Semaphore(settings.starts.concurrent),
+            clock=time.time,
             log=log,
             happen=self._keeper.happen,
             wait_passed=self._bus.wait_passed,
-            save=self._memory.save,
-            record=self._memory.record,
-            written=self._memory.wait_written,
             admitted=self._admission.admitted,
-            deadline_s=self._left_s,
+            left_s=self._left_s,
         )
         self._upkeep = Upkeep(
             settings,
@@ -296,7 +300,7 @@ class Worker:
     def _begin_life(self, instance: Instance) -> None:
         task = self._supervisor.start(
             "life",
-            live(instance, self._home),
+            live(instance, self._life_parts),
             lambda _: self._life_broke(instance),
             app=instance.app,
             instance=instance.id,

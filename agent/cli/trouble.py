@@ -13,7 +13,7 @@ from agent.cli import reach, ui
 LAST_LINES = 10
 LOOK_PERIOD_S = 1.0
 SURE_S = 3.0  # an app may listen elsewhere for a moment, and room may come with the next advert
-# Descriptions of an exit (agent/instances/life.py).
+# Descriptions of an exit (agent/instances/life.py and launch.py).
 NOT_LISTENING = "failed to accept connections within health check timeout"
 NO_COMMAND = "missing start command"
 OUT_OF_MEMORY = "out of memory"

@@ -5,27 +5,28 @@ What is asked and answered stands in agent/cli/__init__.py. A refusal is a statu
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
-from agent.http import output
-from agent.http.output import OutputLines
+from agent.depot import AgentDepot
+from agent.http.output import stream_output
 from agent.inside.start import shell_argv
 from agent.instances import listening
 from agent.instances.instance import Instance, State
-from agent.instances.launch import instance_environment
+from agent.instances.output import AppOutput
 from agent.instances.registry import Registry
+from agent.instances.specs import instance_environment
 from agent.logs import Log
-from agent.staging.log import Piece
+from agent.output import OutputChunk
 from agent.staging.registry import StagingRegistry
-from container import Depot, UnknownHandle
+from container import UnknownHandle
 
 
 class Control:
@@ -34,7 +35,7 @@ class Control:
         *,
         registry: Registry,
         stagings: StagingRegistry,
-        depot: Depot,
+        depot: AgentDepot,
         crashes_dir: Path,
         local_ip: str,
         post_setup_hook: str | None,
@@ -138,28 +139,23 @@ class Control:
         return await self._logs(request, lambda: self._registry.of_app(app), self._stagings.failure_of(app))
 
     async def _logs(
-        self, request: web.Request, instances: Callable[[], Iterable[Instance]], failure: Piece | None = None
+        self,
+        request: web.Request,
+        instances: Callable[[], Iterable[Instance]],
+        failure: OutputChunk | None = None,
     ) -> web.StreamResponse:
         """``failure``: of the app's last staging."""
         follow = request.query.get("follow") == "1"
 
-        async def tell(lines: OutputLines) -> None:
-            if failure is not None:
-                await lines.write(failure.data, at=failure.at_s, stream=failure.stream)
-            await output.tell(lines, instances, self._registry, self._crashes_dir, follow=follow)
-
-        return await _streamed(request, tell)
+        source = AppOutput(instances, self._registry, self._crashes_dir, time.time)
+        return await stream_output(request, source, first=failure, follow=follow)
 
     async def _get_staging_log(self, request: web.Request) -> web.StreamResponse:
         task = self._stagings.find(request.match_info["task"])
         if task is None:
             return web.json_response({"error": "no such staging"}, status=404)
 
-        async def tell(lines: OutputLines) -> None:
-            async for piece in task.output.follow():
-                await lines.write(piece.data, at=piece.at_s, stream=piece.stream)
-
-        return await _streamed(request, tell)
+        return await stream_output(request, task.output, follow=True)
 
     async def _get_listening(self, request: web.Request) -> web.Response:
         instance = self._named(request)
@@ -211,14 +207,3 @@ def _private_socket(path: Path) -> socket.socket:
         os.umask(old)
         os.close(directory)
     return listening
-
-
-async def _streamed(
-    request: web.Request, tell: Callable[[OutputLines], Awaitable[None]]
-) -> web.StreamResponse:
-    lines = OutputLines(request)
-    await lines.begin()
-    with contextlib.suppress(ConnectionResetError):  # a client that has gone is not followed for
-        await tell(lines)
-        await lines.end()
-    return lines.response

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
+from agent.depot import AgentJob
 from agent.instances.instance import OUT_OF_MEMORY, Instance
-from container import Chunk, Job
+from agent.output import AGENT, STREAMS, OutputChunk
 
 KEPT_PER_APP: Final = 10
-CAUSE: Final = "sys"  # beside what the app itself wrote
-STREAMS: Final = ("stdout", "stderr")
+CAUSE: Final = AGENT  # beside what the app itself wrote
 _MISSING: Final = ".missing"
 
 
@@ -31,7 +31,7 @@ def to_keep(crashed: Iterable[Instance]) -> frozenset[Instance]:
     return frozenset(tuple(wanted)[:KEPT_PER_APP])
 
 
-async def keep(job: Job, directory: Path) -> None:
+async def keep(job: AgentJob, directory: Path) -> None:
     """The output of a crashed app stays readable after its container is gone, until the reaper takes it.
 
     The spool drops the oldest output past its limit; how much that was stands beside a stream's file.
@@ -47,7 +47,7 @@ async def keep(job: Job, directory: Path) -> None:
             (directory / f"{stream}{_MISSING}").write_text(f"{missing_bytes}\n")
 
 
-def kept(directory: Path, stream: str) -> Chunk | None:
+def kept(directory: Path, stream: str) -> OutputChunk | None:
     """A stream as `keep` has left it, with what is missing at its head; None: nothing was kept."""
     try:
         data = (directory / stream).read_bytes()
@@ -57,7 +57,9 @@ def kept(directory: Path, stream: str) -> Chunk | None:
         missing_bytes = int((directory / f"{stream}{_MISSING}").read_text())
     except (FileNotFoundError, ValueError):  # complete, or kept by an agent that did not say
         missing_bytes = 0
-    return Chunk(stream, missing_bytes, data, missing_bytes) if data or missing_bytes else None
+    if not data and not missing_bytes:
+        return None
+    return OutputChunk(stream, data, offset=missing_bytes, gap_bytes=missing_bytes)
 
 
 def kept_bytes(directory: Path) -> int:

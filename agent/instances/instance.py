@@ -7,13 +7,15 @@ harmlessly for the app. Effects are named here and carried out by keeper.py.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import Final
 
 from agent.bus.messages import StartMessage
-from container import Job, PortMapping
+from agent.instances.health import NOT_CHECKED, Health
+from agent.instances.process import WEB, Process
+from container import PortMapping
 
 
 class State(StrEnum):
@@ -140,9 +142,6 @@ UPDATABLE: Final = frozenset({_S.BORN, _S.STARTING}) | ROUTED
 OUT_OF_MEMORY: Final = "out of memory"
 
 
-REMARKS_KEPT: Final = 100
-
-
 class MoveRefused(RuntimeError):
     """The table has no such row."""
 
@@ -156,10 +155,6 @@ class Exit:
     signal: int | None = None
 
 
-def _no_reader(_: Instance) -> None:
-    """Of an instance that no registry has."""
-
-
 @dataclass(slots=True, eq=False)
 class Instance:
     """One instance. ``version``, ``uris`` and ``id`` may change by `dea.update`; the rest of the message does not.
@@ -167,6 +162,8 @@ class Instance:
     ``record`` names what is remembered of it; ``exit_pending``: its exit is not in the outbox yet; ``leaving``: routes that were
     taken from it, and the unregister is not in the outbox yet; ``whole``: its start message is known whole, so that it could be
     started from it (agent/memory/records.py).
+
+    What readers of `Registry.changes` want to know (state, id, processes, remarks) is changed through the registry and the keeper.
     """
 
     id: str
@@ -180,14 +177,14 @@ class Instance:
     started_at_s: float = 0.0
     handle: str | None = None
     port: PortMapping | None = None
-    job: Job | None = None
+    processes: dict[str, Process] = field(default_factory=dict)  # by name
     exit: Exit = field(default=Exit(-1, ""))
     crashed_at_s: int = 0
     kept_bytes: int = 0  # of its output, once it has crashed
     exit_pending: bool = False
     leaving: tuple[str, ...] = ()
     whole: bool = True
-    healthy: bool = False
+    health: Health = NOT_CHECKED
     routed: bool = False  # routers have, or may have, routes to it
     stop_requested: asyncio.Event = field(default_factory=asyncio.Event)
     withdrawn: asyncio.Event | None = None  # set when the bus has its unregister; None: there was none
@@ -197,7 +194,6 @@ class Instance:
     layer_bytes: int = 0
     cpu_seen: tuple[float, int] | None = None  # monotonic seconds, cumulative nanoseconds
     remarks: list[tuple[float, str]] = field(default_factory=list)  # the agent's own lines in the app's log
-    on_change: Callable[[Instance], None] = _no_reader  # the registry's, for those who read its changes
 
     def __repr__(self) -> str:
         return f"<Instance {self.id[:8]} {self.app}/{self.index} {self.state}>"
@@ -218,15 +214,15 @@ class Instance:
     def disk_mb(self) -> int:
         return self.message.limits.disk
 
-    def remark(self, at_s: float, text: str) -> None:
-        """A line in the app's log, beside what it says itself. The newest hundred are kept."""
-        self.remarks.append((at_s, text))
-        del self.remarks[:-REMARKS_KEPT]
-        self.on_change(self)
+    @property
+    def web(self) -> Process | None:
+        """The app itself; None: it was not started yet."""
+        return self.processes.get(WEB)
 
-    def has_started(self, job: Job) -> None:
-        self.job = job
-        self.on_change(self)
+    @property
+    def is_healthy(self) -> bool:
+        """It has passed its health check, so routers may have routes to it."""
+        return self.health.is_healthy
 
     def move(self, event: InstanceEvent, now_s: float) -> tuple[Effect, ...]:
         """Change state as the table says; returns what is to be done. MoveRefused: no such row, nothing changed."""

@@ -146,7 +146,7 @@ class Keeper:
         new = [uri for uri in wanted if uri not in instance.uris]
         old = [uri for uri in instance.uris if uri not in wanted]
         instance.uris = wanted
-        if not (instance.healthy and instance.state in ROUTED):
+        if not (instance.is_healthy and instance.state in ROUTED):
             return bool(new or old)  # nothing of it is registered yet
         if new and (registered := self._voice.register(instance, new)) is not None:
             instance.routed = True

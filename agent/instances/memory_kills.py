@@ -8,11 +8,12 @@ event in the app's log.
 from __future__ import annotations
 
 import asyncio
-import time
+from collections.abc import Callable
 from typing import Final
 
-from agent.instances.instance import Instance
-from container import Container, EventKind, Job, WrongState
+from agent.depot import AgentContainer
+from agent.instances.process import Process
+from container import EventKind, WrongState
 
 #: How long a killed process may take to be gone, and a shell to end with its child.
 SETTLE_S: Final = 5.0
@@ -20,10 +21,15 @@ REMARK: Final = "a process was killed: out of memory (the limit is {limit} MiB)"
 
 
 class MemoryKills:
-    """Follows one app from `watch` on. A failure to measure counts as no kill: an exit is published as what it was."""
+    """Follows one app from `watch` on; ``remark`` writes a line in the app's log.
 
-    def __init__(self, instance: Instance, container: Container, job: Job) -> None:
-        self._instance, self._container, self._job = instance, container, job
+    A failure to measure counts as no kill: an exit is published as what it was.
+    """
+
+    def __init__(
+        self, limit_mb: int, container: AgentContainer, process: Process, remark: Callable[[str], None]
+    ) -> None:
+        self._limit_mb, self._container, self._process, self._remark = limit_mb, container, process, remark
         self._outlived = 0
         self._timers: set[asyncio.TimerHandle] = set()
 
@@ -34,7 +40,7 @@ class MemoryKills:
                 self._settle_later(before)
             async for event in self._container.events.subscribe():
                 if event.kind is EventKind.OUT_OF_MEMORY:
-                    self._instance.remark(time.time(), REMARK.format(limit=self._instance.memory_mb))
+                    self._remark(REMARK.format(limit=self._limit_mb))
                     self._settle_later(self._count())
         finally:
             for timer in self._timers:
@@ -44,11 +50,11 @@ class MemoryKills:
         self._timers.add(asyncio.get_running_loop().call_later(SETTLE_S, self._settle, count))
 
     def _settle(self, count: int) -> None:
-        if self._job.status is None:
+        if self._process.is_running:
             self._outlived = max(self._outlived, count)
 
     def came_with_the_end(self) -> bool:
-        """Asked when the job has ended: has there been a kill that it did not outlive?"""
+        """Asked when the process has ended: has there been a kill that it did not outlive?"""
         return self._count() > self._outlived
 
     def _count(self) -> int:

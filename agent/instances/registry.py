@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from agent.bus.messages import Filter
 from agent.instances.changes import InstanceChanges
 from agent.instances.instance import Instance, State
+from agent.instances.process import Process
 from agent.resources import NOTHING, Claim, claim_of
+
+REMARKS_KEPT: Final = 100
 
 
 def matches(instance: Instance, wanted: Filter) -> bool:
@@ -34,13 +38,24 @@ class Registry:
 
     @contextmanager
     def changes(self, of: Instance | None = None) -> Iterator[InstanceChanges]:
-        """Every change from here on: an instance was added or removed, or it has another state, id, job or remark."""
+        """Every change from here on: an instance was added or removed, or it has another state, id, process or remark."""
         reader = InstanceChanges(of)
         self._readers.add(reader)
         try:
             yield reader
         finally:
             self._readers.discard(reader)
+
+    def remark(self, instance: Instance, at_s: float, text: str) -> None:
+        """A line of the agent's own in the app's log. The newest hundred are kept."""
+        instance.remarks.append((at_s, text))
+        del instance.remarks[:-REMARKS_KEPT]
+        self._changed(instance)
+
+    def has_process(self, instance: Instance, process: Process) -> None:
+        """The process was started."""
+        instance.processes[process.name] = process
+        self._changed(instance)
 
     def _changed(self, instance: Instance) -> None:
         for reader in self._readers:
@@ -56,7 +71,6 @@ class Registry:
         self._by_id[instance.id] = instance
         self._by_app.setdefault(instance.app, {})[instance] = None
         self._hold(instance, claim_of(instance))
-        instance.on_change = self._changed
         self._changed(instance)
 
     def remove(self, instance: Instance) -> None:

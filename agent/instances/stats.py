@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 
+from agent.depot import AgentContainer
 from agent.instances.instance import Instance
 from agent.logs import Log
-from container import Container, WrongState
+from container import WrongState
 
 
-async def sample(instance: Instance, container: Container, log: Log) -> None:
+async def sample(instance: Instance, container: AgentContainer, log: Log) -> None:
     """CPU as a fraction of one core between two samples; memory and disk as they are. A failure keeps the old values."""
     try:
         info = await container.info()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from agent.depot import AgentDepot
 from agent.instances.instance import Instance
 from agent.instances.registry import Registry
 from agent.logs import Log
@@ -17,7 +18,7 @@ from agent.memory.ahead import RETRY_S, Memory
 from agent.memory.records import Head, SavedStaging
 from agent.memory.store import HEAD, INSTANCES, STAGINGS, RecordStore, staging_name
 from agent.phases import AgentPhase
-from container import Depot, UnknownHandle, WrongState
+from container import UnknownHandle, WrongState
 
 
 class AgentMemory:
@@ -36,7 +37,7 @@ class AgentMemory:
             log.info("agent_new")
             self.found.head = Head(agent_id=str(uuid.uuid4()))
         self._head = self.found.head
-        self.depot: Depot
+        self.depot: AgentDepot
 
     @property
     def agent_id(self) -> str:

@@ -15,6 +15,7 @@ import msgspec
 
 from agent.bus.messages import AppLimits, StartMessage
 from agent.bus.routes import routes_of
+from agent.instances.health import remembered
 from agent.instances.instance import Exit, Instance, State
 from agent.phases import AgentPhase
 from container import PortMapping
@@ -211,7 +212,7 @@ def save_instance(instance: Instance, agent_id: str = "") -> SavedInstance:
         state_since_s=instance.state_since_s,
         started_at_s=instance.started_at_s,
         handle=instance.handle,
-        healthy=instance.healthy,
+        healthy=instance.is_healthy,
         exit=SavedExit(instance.exit.status, instance.exit.description, instance.exit.signal),
         crashed_at_s=instance.crashed_at_s,
         routed=instance.routed,
@@ -242,7 +243,7 @@ def load_instance(saved: SavedInstance) -> Instance:
         state_since_s=saved.state_since_s,
         started_at_s=saved.started_at_s,
         handle=saved.handle,
-        healthy=saved.healthy,
+        health=remembered(saved.healthy),
         routed=(saved.routed or saved.healthy) and bool(saved.uris),
         exit=Exit(saved.exit.status, saved.exit.description, saved.exit.signal),
         crashed_at_s=saved.crashed_at_s,

@@ -1,25 +1,22 @@
-"""The output of a staging, live: kept while the task is registered, bounded, for any number of followers."""
+"""The output of a staging as a source: kept while the task is registered, bounded, for any number of readers."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections import Counter
+
+from agent.output import OutputChunk, Take
 
 LIMIT_BYTES = 4 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    at_s: float
-    stream: str
-    data: bytes
-
-
 class StagingLog:
+    """An `OutputSource`."""
+
     def __init__(self) -> None:
-        self._pieces: list[Piece] = []
+        self._chunks: list[OutputChunk] = []
+        self._ends: Counter[str] = Counter()  # where each stream ends, in bytes
         self._bytes = 0  # of the programs' output
         self._left_out = 0  # of it, since the last line of ours
         self._grown = asyncio.Event()
@@ -36,13 +33,14 @@ class StagingLog:
     def say(self, line: str, stream: str = "stdout") -> None:
         """A line of the agent's own: it is kept also past the limit for programs."""
         if self._left_out:
-            lead = "" if self._pieces and self._pieces[-1].data.endswith(b"\n") else "\n"
+            lead = "" if self._chunks and self._chunks[-1].data.endswith(b"\n") else "\n"
             self._append(f"{lead}       ({self._left_out} bytes of output are not shown)\n".encode(), stream)
             self._left_out = 0
         self._append(f"{line}\n".encode(), stream)
 
     def _append(self, data: bytes, stream: str) -> None:
-        self._pieces.append(Piece(time.time(), stream, data))
+        self._chunks.append(OutputChunk(stream, data, time.time(), self._ends[stream]))
+        self._ends[stream] += len(data)
         self._wake()
 
     def close(self) -> None:
@@ -54,16 +52,17 @@ class StagingLog:
         self._grown = asyncio.Event()
 
     def tail(self, size_bytes: int) -> str:
-        data = b"".join(piece.data for piece in self._pieces)
+        data = b"".join(chunk.data for chunk in self._chunks)
         return data[-size_bytes:].decode(errors="replace")
 
-    async def follow(self) -> AsyncIterator[Piece]:
+    async def read(self, take: Take, *, follow: bool) -> None:
+        """With ``follow`` until the staging has ended."""
         at = 0
         while True:
             grown = self._grown
-            while at < len(self._pieces):
-                yield self._pieces[at]
+            while at < len(self._chunks):
+                await take(self._chunks[at])
                 at += 1
-            if self.closed:
+            if self.closed or not follow:
                 return
             await grown.wait()

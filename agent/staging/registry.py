@@ -9,7 +9,7 @@ import time
 from collections import deque
 from typing import Final
 
-from agent.staging.log import Piece
+from agent.output import AGENT, OutputChunk
 from agent.staging.run import StagingRun
 from agent.staging.task import StagingTask
 
@@ -25,7 +25,7 @@ class StagingRegistry:
     def __init__(self) -> None:
         self._runs: list[StagingRun] = []
         self._ended: deque[StagingTask] = deque(maxlen=ENDED_KEPT)
-        self._failures: dict[str, Piece] = {}
+        self._failures: dict[str, OutputChunk] = {}
 
     def __len__(self) -> int:
         return len(self.under_way())
@@ -55,7 +55,7 @@ class StagingRegistry:
     def note_failure(self, app_id: str, line: str) -> None:
         """``line`` replaces what an earlier staging of the app left."""
         self._failures.pop(app_id, None)
-        self._failures[app_id] = Piece(time.time(), "sys", f"{line}\n".encode())
+        self._failures[app_id] = OutputChunk(AGENT, f"{line}\n".encode(), time.time())
         while len(self._failures) > FAILURES_KEPT:
             del self._failures[next(iter(self._failures))]
 
@@ -63,6 +63,6 @@ class StagingRegistry:
         """An earlier failure is of no interest any more."""
         self._failures.pop(app_id, None)
 
-    def failure_of(self, app_id: str) -> Piece | None:
+    def failure_of(self, app_id: str) -> OutputChunk | None:
         """The line for the app's log; None: its last staging did not fail, or that is long ago."""
         return self._failures.get(app_id)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from agent import plain_yaml
+from agent.depot import AgentContainer
 from agent.droplets.archive import Bounds
 from agent.droplets.pack import Packed, pack
 from agent.droplets.unpacker import Unpacker
@@ -21,7 +22,7 @@ from agent.logs import Log
 from agent.staging import buildpacks as bp
 from agent.staging.buildpacks import Buildpack, Outcome, StagingFailed
 from agent.staging.log import StagingLog
-from container import Container, ExitStatus, FileEntry, JobSpec, NotAFile, Output, Past, RunResult, WshdError
+from container import ExitStatus, FileEntry, JobSpec, NotAFile, Output, Past, RunResult, WshdError
 
 APP = f"{HOME}/app"
 #: Beside the droplet's members, and on the same mount.
@@ -72,7 +73,7 @@ class Steps:
 
     def __init__(
         self,
-        container: Container,
+        container: AgentContainer,
         *,
         environment: tuple[str, ...],
         memory_mb: int,

@@ -24,6 +24,7 @@ from typing import Final
 from agent.bus import messages as m
 from agent.cause import public_address
 from agent.config import Settings
+from agent.depot import AgentContainer, AgentDepot
 from agent.droplets.archive import ArchiveError, Bounds
 from agent.droplets.layers import Layers
 from agent.droplets.pack import Packed
@@ -40,7 +41,7 @@ from agent.staging.buildpacks import Buildpack, Outcome, StagingFailed
 from agent.staging.log import StagingLog
 from agent.staging.steps import TMPDIR, Steps
 from agent.staging.workshop import Workshop
-from container import Container, Depot, FilesError, SpecError, WshdError, WshdGone
+from container import FilesError, SpecError, WshdError, WshdGone
 from wsh.units import MIB
 from wsh.vcap import VCAP_ID
 
@@ -56,7 +57,7 @@ class StagingParts:
     """What all stagings of the host share."""
 
     settings: Settings
-    depot: Depot
+    depot: AgentDepot
     layers: Layers
     transfers: Transfers
     unpacker: Unpacker
@@ -101,7 +102,7 @@ class StagingTask:
 
     # -- set-up ------------------------------------------------------------------------------------------------
 
-    async def set_up(self, held: AsyncExitStack) -> Container:
+    async def set_up(self, held: AsyncExitStack) -> AgentContainer:
         """Everything up to the first reply. StagingFailed: why not. The deadline of the whole staging begins here."""
         duration_s = self._parts.settings.staging.max_staging_duration
         self._deadline = asyncio.get_running_loop().time() + duration_s
@@ -163,7 +164,7 @@ class StagingTask:
 
     # -- in the container --------------------------------------------------------------------------------------
 
-    async def stage(self, container: Container) -> Staged:
+    async def stage(self, container: AgentContainer) -> Staged:
         """Detect, compile, release, pack, upload, and the cache. StagingFailed: also past the deadline."""
         environment = self._environment()
         if (why := too_long(environment, VARIABLE_BYTES)) is not None:

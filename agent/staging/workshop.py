@@ -14,16 +14,15 @@ from pathlib import Path
 
 from agent.bus.messages import EgressMessage
 from agent.config import StagingSettings
+from agent.depot import AgentContainer, AgentDepot
 from agent.inside.limits import egress_rules
 from agent.logs import Log
 from agent.resources import Claim
 from agent.staging.buildpacks import Buildpack, StagingFailed
 from container import (
     BindMount,
-    Container,
     ContainerSpec,
     CreateError,
-    Depot,
     Limits,
     NoLease,
     SpecError,
@@ -60,8 +59,8 @@ class Workshop:
         )
 
     async def open(
-        self, depot: Depot, settings: StagingSettings, held: AsyncExitStack, log: Log
-    ) -> Container:
+        self, depot: AgentDepot, settings: StagingSettings, held: AsyncExitStack, log: Log
+    ) -> AgentContainer:
         """Made now, removed with ``held``. StagingFailed: it cannot be made."""
         try:
             container = await depot.create(self.spec(settings))
@@ -76,7 +75,7 @@ def _binds(candidates: Iterable[Buildpack]) -> Iterable[BindMount]:
         yield BindMount(one.path, one.inside(number), mapped=one.mapped)
 
 
-async def _destroy(depot: Depot, container: Container, log: Log) -> None:
+async def _destroy(depot: AgentDepot, container: AgentContainer, log: Log) -> None:
     """The depot tries again what could not be removed; the staging ends all the same."""
     try:
         await depot.destroy(container.handle)

@@ -17,6 +17,8 @@ from agent.instances import memory_kills
 from agent.instances.instance import Exit, Instance
 from agent.instances.life import exit_of
 from agent.instances.memory_kills import MemoryKills
+from agent.instances.process import WEB, Process
+from agent.instances.registry import Registry
 from container import Container, Depot, Job, Limits
 
 pytestmark = pytest.mark.kernel
@@ -35,7 +37,8 @@ def instance() -> Instance:
 @asynccontextmanager
 async def followed(box: Container, job: Job) -> AsyncIterator[tuple[MemoryKills, Instance]]:
     one = instance()
-    kills = MemoryKills(one, box, job)
+    registry = Registry()
+    kills = MemoryKills(48, box, Process(WEB, job), lambda text: registry.remark(one, 0.0, text))
     watch = asyncio.create_task(kills.watch())
     try:
         yield kills, one

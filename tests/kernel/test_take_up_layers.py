@@ -12,7 +12,8 @@ from droplets_kit import layers_in
 
 from agent.bus.messages import AppLimits, StartMessage
 from agent.instances.instance import Instance
-from agent.instances.life import Home, _take_up
+from agent.instances.launch import take_up
+from agent.instances.parts import LifeParts
 
 pytestmark = pytest.mark.kernel
 SHA1 = "a" * 40
@@ -39,9 +40,9 @@ async def test_a_layer_that_a_former_agent_gave_to_a_container_is_not_evicted(ba
     async with layers_in(base_dir) as (layers, _):
         (base_dir / "tree/app").mkdir(parents=True)
         await layers.adopt(base_dir / "tree", SHA1, size_bytes=7, files=1)
-        home = cast(Home, SimpleNamespace(depot=depot, layers=layers))
+        parts = cast(LifeParts, SimpleNamespace(depot=depot, layers=layers))
         async with AsyncExitStack() as held:
-            assert _take_up(instance, home, held).handle == "h"
+            assert take_up(instance, parts, held).handle == "h"
             assert instance.layer_bytes == 7
             assert await layers.sweep(keep=()) == ()
         assert depot.destroyed == ["h"]

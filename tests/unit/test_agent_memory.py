@@ -13,6 +13,7 @@ import pytest
 import structlog
 
 from agent.bus.messages import AppLimits, StartMessage
+from agent.instances.health import remembered
 from agent.instances.instance import Exit, Instance, State
 from agent.instances.registry import Registry
 from agent.memory import agent as agent_memory
@@ -53,7 +54,7 @@ def crashed() -> Instance:
         crashed_at_s=5,
         exit_pending=True,
         leaving=("c.example.com",),
-        healthy=True,
+        health=remembered(True),
         routed=True,
     )
 

@@ -16,7 +16,7 @@ from agent.cli import instances, logs, package, push, reach, trouble, ui
 from agent.droplets.archive import Bounds
 from agent.droplets.writer import write_tree
 from agent.droplets.zip import ZipReader
-from agent.instances import instance, life
+from agent.instances import instance, launch, life
 from agent.instances.listening import Listener, parse
 
 pytestmark = pytest.mark.unit
@@ -270,7 +270,7 @@ def test_where_an_app_listens_instead(sockets: list[tuple[str, int]], where: str
 def test_what_the_agent_says_is_known() -> None:
     """The hints go by the descriptions of exits."""
     assert (trouble.NOT_LISTENING, trouble.NO_COMMAND, trouble.OUT_OF_MEMORY) == (
-        life.NOT_HEALTHY, life.NO_COMMAND, instance.OUT_OF_MEMORY,
+        life.NOT_HEALTHY, launch.NO_COMMAND, instance.OUT_OF_MEMORY,
     )  # fmt: skip
     hint = trouble.hint_for(life.NOT_HEALTHY, "hello", "it listens on 127.0.0.1:5000")
     assert hint == "it listens on 127.0.0.1:5000; it must listen on 0.0.0.0:$PORT"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.instances.readiness import health_time_left_s
+from agent.instances.health import time_left_s
 
 pytestmark = pytest.mark.unit
 
@@ -21,4 +21,4 @@ pytestmark = pytest.mark.unit
 )
 def test_what_a_former_agent_waited_is_used_up(now_s: float, left_s: float) -> None:
     """Neither more than all of it nor less than none, whatever the clock says."""
-    assert health_time_left_s(60.0, 1000.0, now_s) == left_s
+    assert time_left_s(60.0, 1000.0, now_s) == left_s

@@ -26,7 +26,7 @@ async def test_each_kind_of_change_reaches_a_reader() -> None:
         registry.add(one)
         one.move(InstanceEvent.START, 1.0)
         registry.settle(one)
-        one.remark(1.0, "a line")
+        registry.remark(one, 1.0, "a line")
         registry.rename(one, "other")
         registry.remove(one)
         async with asyncio.timeout(5):
@@ -52,7 +52,7 @@ async def test_a_reader_of_one_instance_gets_its_changes_alone() -> None:
     with registry.changes(one) as changes:
         registry.add(other)
         assert not changes.has_unread()
-        one.remark(1.0, "a line")
+        registry.remark(one, 1.0, "a line")
         assert await changes.next() is one
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.instances.readiness import says_running
+from agent.instances.health import says_running
 
 pytestmark = pytest.mark.unit
 

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from agent.bus.messages import AppLimits, StartMessage
+from agent.instances.health import time_left_s
 from agent.instances.instance import MOVES, RECOVERY, Course, Effect, State
-from agent.instances.readiness import health_time_left_s
 from agent.memory.records import SavedExit, SavedInstance
 from agent.recovery import START_KEPT_S, course_of
 
@@ -57,8 +57,8 @@ def test_each_state_has_its_course(
     """With nothing found, with a container, with a container and its job."""
     one = saved(state, healthy=healthy)
     found = [
-        course_of(one, has_container=has_container, has_job=has_job, now_s=NOW_S)
-        for has_container, has_job in ((False, False), (True, False), (True, True))
+        course_of(one, has_container=has_container, has_app=has_app, now_s=NOW_S)
+        for has_container, has_app in ((False, False), (True, False), (True, True))
     ]
     assert found == [nothing, container, job]
 
@@ -67,15 +67,15 @@ def test_each_state_has_its_course(
 def test_a_start_that_waits_for_long_is_lost(clock: int) -> None:
     """Its controller has placed it elsewhere by then; so it is where the host's clock was set."""
     old = saved(S.STARTING, state_since_s=NOW_S - clock * (START_KEPT_S + 1))
-    assert course_of(old, has_container=False, has_job=False, now_s=NOW_S) is C.LOST
-    assert course_of(old, has_container=True, has_job=True, now_s=NOW_S) is C.START
+    assert course_of(old, has_container=False, has_app=False, now_s=NOW_S) is C.LOST
+    assert course_of(old, has_container=True, has_app=True, now_s=NOW_S) is C.START
 
 
 def test_a_start_whose_message_is_not_known_whole_is_not_begun() -> None:
     """It would run without its services; one that runs already runs on."""
     part = saved(S.STARTING, whole=False)
-    assert course_of(part, has_container=True, has_job=False, now_s=NOW_S) is C.LOST
-    assert course_of(part, has_container=True, has_job=True, now_s=NOW_S) is C.START
+    assert course_of(part, has_container=True, has_app=False, now_s=NOW_S) is C.LOST
+    assert course_of(part, has_container=True, has_app=True, now_s=NOW_S) is C.START
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_start_whose_message_is_not_known_whole_is_not_begun() -> None:
 )
 def test_the_time_to_become_healthy_is_counted_from_the_start(since_start_s: float, left_s: float) -> None:
     """Not from the agent's; never negative, and a clock that was set gives no more than all of it."""
-    assert health_time_left_s(60, NOW_S, NOW_S + since_start_s) == left_s
+    assert time_left_s(60, NOW_S, NOW_S + since_start_s) == left_s
 
 
 def test_every_change_of_state_is_saved_before_anything_is_published() -> None:
@@ -97,11 +97,11 @@ def test_every_change_of_state_is_saved_before_anything_is_published() -> None:
 @pytest.mark.parametrize("state", list(State))
 def test_whatever_is_found_has_a_row(state: State) -> None:
     """The new agent can take up each instance, in whatever state it was remembered, and the row keeps an evacuation."""
-    for healthy, has_container, has_job, whole in itertools.product((False, True), repeat=4):
-        if has_job and not has_container:
+    for healthy, has_container, has_app, whole in itertools.product((False, True), repeat=4):
+        if has_app and not has_container:
             continue
         one = msgspec.structs.replace(saved(state, healthy=healthy), whole=whole)
-        course = course_of(one, has_container=has_container, has_job=has_job, now_s=NOW_S)
+        course = course_of(one, has_container=has_container, has_app=has_app, now_s=NOW_S)
         row = RECOVERY[course, state is S.EVACUATING]
         assert row.effects[0] is Effect.SAVE
         if state is S.EVACUATING:

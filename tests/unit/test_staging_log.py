@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from agent.output import OutputChunk
 from agent.staging.log import LIMIT_BYTES, StagingLog
 
 pytestmark = pytest.mark.unit
@@ -20,7 +21,12 @@ async def test_our_own_lines_stand_behind_any_output() -> None:
     log.say("Staging failed: compile", "sys")
     log.close()
 
-    said = [(piece.stream, piece.data) async for piece in log.follow()]
+    said: list[tuple[str, bytes]] = []
+
+    async def take(chunk: OutputChunk) -> None:
+        said.append((chunk.stream, chunk.data))
+
+    await log.read(take, follow=True)
     assert [data for _, data in said[2:]] == [
         b"\n       (31 bytes of output are not shown)\n",
         b"bin/compile failed: exit status 1\n",

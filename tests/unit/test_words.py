@@ -17,6 +17,7 @@ from test_messages import FIXTURES, INBOUND, fixture, raw
 from agent.announce import OwnMessages
 from agent.bus import messages as m
 from agent.config import PlacementSettings, Settings, StackSettings
+from agent.instances.health import remembered
 from agent.instances.instance import Exit, Instance, InstanceEvent, State
 from agent.instances.registry import Registry
 from agent.resources import Capacity
@@ -68,7 +69,7 @@ def instance(told: dict[str, Any] | None = None) -> Instance:
         uris=tuple(message.uris or ()),
         state=State(told.get("state", "RUNNING")),
         state_since_s=told.get("state_timestamp", 1.5),
-        healthy=True,
+        health=remembered(True),
         port=PortMapping(Protocol.TCP, 61007, 61007),
     )
 
