@@ -5,6 +5,8 @@ What is asked and answered stands in agent/cli/__init__.py. A refusal is a statu
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -16,6 +18,7 @@ from typing import Any
 from aiohttp import web
 
 from agent.depot import AgentDepot
+from agent.http import long_poll
 from agent.http.output import stream_output
 from agent.inside.start import shell_argv
 from agent.instances import listening
@@ -94,7 +97,23 @@ class Control:
         return web.json_response(self._status())
 
     async def _get_instances(self, request: web.Request) -> web.Response:
-        return web.json_response([self._shown(one) for one in self._registry])
+        try:
+            poll = long_poll.from_query(request.query)
+        except ValueError as e:
+            return web.json_response({"error": str(e)}, status=400)
+        if poll is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(poll.wait_s):
+                    await self._change_after(poll.after)
+        return web.json_response(
+            [self._shown(one) for one in self._registry],
+            headers={long_poll.HEADER: str(self._registry.change_count)},
+        )
+
+    async def _change_after(self, known: int) -> None:
+        with self._registry.changes() as changes:
+            while self._registry.change_count == known:
+                await changes.next()
 
     def _shown(self, instance: Instance) -> dict[str, Any]:
         return {

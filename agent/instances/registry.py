@@ -27,7 +27,9 @@ def matches(instance: Instance, wanted: Filter) -> bool:
 
 
 class Registry:
-    """``held``: what all of them hold together; kept as a sum, since it is asked for at each start and each advert."""
+    """``held``: what all of them hold together; kept as a sum, since it is asked for at each start and each advert.
+    ``change_count``: how many changes there were so far.
+    """
 
     def __init__(self) -> None:
         self._by_id: dict[str, Instance] = {}
@@ -35,6 +37,7 @@ class Registry:
         self._claims: dict[Instance, Claim] = {}
         self._readers: set[InstanceChanges] = set()
         self.held = NOTHING
+        self.change_count = 0
 
     @contextmanager
     def changes(self, of: Instance | None = None) -> Iterator[InstanceChanges]:
@@ -58,6 +61,7 @@ class Registry:
         self._changed(instance)
 
     def _changed(self, instance: Instance) -> None:
+        self.change_count += 1
         for reader in self._readers:
             reader.put(instance)
 

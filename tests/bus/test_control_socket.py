@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import stat
+import time
+from typing import Any
 
+import aiohttp
 import pytest
 from bad_input_kit import SMALL
 from driver import Host, poll
@@ -26,6 +30,9 @@ ASKED: tuple[tuple[bytes, set[int]], ...] = (
     (b"GET /v1/staging/../log HTTP/1.1\r\nHost: a\r\n\r\n", {404}),
     (b"GET /v1/apps/%2e%2e%2f/logs HTTP/1.1\r\nHost: a\r\n\r\n", {200}),  # no such app: nothing to tell
     (b"POST /v1/instances/nobody/shell HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n", {404}),
+    (b"GET /v1/instances?after=x&wait_s=1 HTTP/1.1\r\nHost: a\r\n\r\n", {400}),
+    (b"GET /v1/instances?after=1&wait_s=1e9 HTTP/1.1\r\nHost: a\r\n\r\n", {400}),
+    (b"GET /v1/instances?after=1 HTTP/1.1\r\nHost: a\r\n\r\n", {400}),
     (b"DELETE /v1/instances HTTP/1.1\r\nHost: a\r\n\r\n", {405}),
     (b"GET /v1/detach HTTP/1.1\r\nHost: a\r\n\r\n", {405}),
     (b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", {400, 414, 404}),
@@ -50,6 +57,18 @@ async def ask(host: Host, request: bytes) -> int:
         return 0
     finally:
         writer.close()
+
+
+async def instances(
+    host: Host, after: str | None = None, wait_s: str | None = None
+) -> tuple[str, list[dict[str, Any]]]:
+    """The number of changes in the answer's header, and its rows."""
+    query = {key: value for key, value in (("after", after), ("wait_s", wait_s)) if value is not None}
+    connector = aiohttp.UnixConnector(str(host.base_dir / "agent.sock"))
+    async with aiohttp.ClientSession(connector=connector) as session:
+        async with session.get("http://agent/v1/instances", params=query) as answer:
+            assert answer.status == 200, await answer.text()
+            return answer.headers["X-Garrison-Changes"], await answer.json()
 
 
 async def connect(host: Host) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -122,3 +141,62 @@ async def test_a_follower_that_does_not_read_slows_nobody(host: Host) -> None:
     await host.stop(app)
     await host.wait_gone(app)
     writer.transport.abort()
+
+
+async def test_a_long_poll_is_answered_at_the_change(host: Host) -> None:
+    """Each answer has the number to wait from, so that no change is missed between two requests."""
+    changes, rows = await instances(host)
+    assert rows == []
+    began = time.monotonic()
+    waiting = asyncio.create_task(instances(host, changes, "30"))
+    app = host.make_app("waited-for")
+    await host.start(app, limits=SMALL)
+
+    states = list[str]()
+    async with asyncio.timeout(25):
+        changes, rows = await waiting
+        while not states or states[-1] != "RUNNING":
+            states.append(rows[0]["state"])
+            if states[-1] != "RUNNING":
+                changes, rows = await instances(host, changes, "30")
+
+    assert states[0] != "RUNNING"
+    assert time.monotonic() - began < 25
+    _, rows = await instances(host, "999999", "30")  # of an agent before it: the number is another one
+    assert len(rows) == 1
+
+
+async def test_a_long_poll_is_answered_when_its_time_is_over(host: Host) -> None:
+    """Not before it, and with the same number."""
+    changes, _ = await instances(host)
+    began = time.monotonic()
+
+    assert await instances(host, changes, "0.5") == (changes, [])
+
+    assert 0.5 <= time.monotonic() - began < 10
+    assert await instances(host, changes, "0") == (changes, [])
+
+
+async def test_a_long_poll_whose_client_has_gone_leaves_nothing(host: Host) -> None:
+    """Its connection is closed long before its time is over, and the agent ends as quickly as ever."""
+    changes, _ = await instances(host)
+    before = descriptors(host)
+    request = f"GET /v1/instances?after={changes}&wait_s=30 HTTP/1.1\r\nHost: a\r\n\r\n".encode()
+    waiting = [await connect(host) for _ in range(60)]
+    for _, writer in waiting:
+        writer.write(request)
+    assert await poll(lambda: descriptors(host) >= before + 60, 20)
+
+    began = time.monotonic()
+    staying = waiting.pop()
+    for _, writer in waiting:
+        writer.transport.abort()
+    assert await poll(lambda: descriptors(host) <= before + OF_ONE, 20), (before, descriptors(host))
+    assert time.monotonic() - began < 25
+
+    await host.start(host.make_app("late"), limits=SMALL)
+    head = await asyncio.wait_for(staying[0].readuntil(b"\r\n\r\n"), 20)
+    assert head.startswith(b"HTTP/1.1 200")
+    length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+    assert len(json.loads(await staying[0].readexactly(length))) == 1
+    staying[1].close()

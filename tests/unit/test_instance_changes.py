@@ -20,7 +20,7 @@ def instance(name: str = "i") -> Instance:
 
 
 async def test_each_kind_of_change_reaches_a_reader() -> None:
-    """Added, another state, a remark, another id, removed: one change each."""
+    """Added, another state, a remark, another id, removed: one change each, and each is counted."""
     registry, one = Registry(), instance()
     with registry.changes() as changes:
         registry.add(one)
@@ -32,6 +32,7 @@ async def test_each_kind_of_change_reaches_a_reader() -> None:
         async with asyncio.timeout(5):
             assert [await changes.next() for _ in range(5)] == [one] * 5
         assert not changes.has_unread()
+    assert registry.change_count == 5
 
 
 async def test_a_waiting_reader_wakes() -> None:

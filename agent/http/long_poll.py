@@ -1,0 +1,40 @@
+"""A long poll: the query by which a request waits until what it asks for has changed.
+
+Each answer carries the number of changes so far in the header `X-Garrison-Changes`. A request with `after=N&wait_s=S` is
+answered as soon as the number is another than N, or after S seconds. A smaller number is a change too: the server was
+started again. Pure, and without asyncio, since the command line imports it as well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+HEADER: Final = "X-Garrison-Changes"
+#: A longer wait is refused, so that a client which has gone is not waited for much longer.
+LONGEST_WAIT_S: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class LongPoll:
+    after: int
+    wait_s: float
+
+    def query(self) -> dict[str, str]:
+        return {"after": str(self.after), "wait_s": f"{self.wait_s:.3f}"}
+
+
+def from_query(query: Mapping[str, str]) -> LongPoll | None:
+    """None: the request has neither key and is answered at once. ValueError: a value that cannot be, or one key alone."""
+    after, wait_s = query.get("after"), query.get("wait_s")
+    if after is None and wait_s is None:
+        return None
+    if after is None or not re.fullmatch(r"[0-9]{1,18}", after):
+        raise ValueError(f"after: expected the number of an answer's {HEADER}, got {after!r}")
+    if wait_s is None or not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", wait_s):
+        raise ValueError(f"wait_s: expected seconds, got {wait_s!r}")
+    if float(wait_s) > LONGEST_WAIT_S:
+        raise ValueError(f"wait_s: expected at most {LONGEST_WAIT_S:.0f}, got {wait_s}")
+    return LongPoll(int(after), float(wait_s))
