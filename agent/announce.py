@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from msgspec import UNSET
 
@@ -34,7 +34,10 @@ BORN_S = 1.0
 class OwnMessages:
     """Messages about the registry as it is now. Pure but for the clock."""
 
-    def __init__(self, settings: Settings, agent_id: str, local_ip: str, registry: Registry) -> None:
+    def __init__(
+        self, settings: Settings, agent_id: str, local_ip: str, registry: Registry, clock: Callable[[], float]
+    ) -> None:
+        self._clock = clock
         self._settings = settings
         self._id = agent_id
         self._ip = local_ip
@@ -60,7 +63,7 @@ class OwnMessages:
     def heartbeat(self) -> m.Heartbeat:
         """What waits for its predecessor for longer than a moment is on its way too: a health manager that does not see it
         asks for another."""
-        late_s = time.time() - BORN_S
+        late_s = self._clock() - BORN_S
         return m.Heartbeat(
             tuple(
                 _entry(one)
@@ -127,7 +130,7 @@ class OwnMessages:
 
     def _stats(self, instance: Instance) -> m.Stats:
         limits = instance.message.limits
-        now = time.time()
+        now = self._clock()
         return m.Stats(
             instance.message.name,
             instance.uris,

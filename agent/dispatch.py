@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from agent.announce import Announcer
 from agent.bus import commands as c
+from agent.bus.messages import StartMessage
 from agent.instances.keeper import Keeper
 from agent.staging.keeper import StagingKeeper
 
 
-def carry_out(command: c.Command, keeper: Keeper, stagings: StagingKeeper, announcer: Announcer) -> None:
+def carry_out(
+    command: c.Command,
+    start: Callable[[StartMessage], None],
+    keeper: Keeper,
+    stagings: StagingKeeper,
+    announcer: Announcer,
+) -> None:
     """At once: the order of the commands is the order in which they came over the connection."""
     match command:
         case c.StartCommand(message):
-            keeper.start(message)
+            start(message)
         case c.StopCommand(stop):
             if stop.only_app:
                 stagings.stop_app(stop.app)

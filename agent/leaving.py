@@ -33,7 +33,9 @@ class Leaving:
         bail_out_s: float,
         end: Callable[[], None],
         log: Log,
+        clock: Callable[[], float],
     ) -> None:
+        self._clock = clock
         self._phases = phases
         self._memory = memory
         self._keeper = keeper
@@ -62,7 +64,7 @@ class Leaving:
 
     async def end_when_empty(self) -> None:
         """When everything has been stopped by its controller, or the time is over (docs/protocol.md, "Leaving the pool")."""
-        begun_s = max(0.0, time.time() - self._memory.head.since_s)  # perhaps by a former agent
+        begun_s = max(0.0, self._clock() - self._memory.head.since_s)  # perhaps by a former agent
         bail_out = time.monotonic() + max(0.0, self._bail_out_s - begun_s)
         while (self._keeper.busy() or len(self._stagings)) and time.monotonic() < bail_out:
             with contextlib.suppress(TimeoutError):

@@ -6,7 +6,6 @@ where it is lost the copy takes its place, so that a damaged memory ends no app.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -134,6 +133,7 @@ async def take_over(
     begin: Callable[[Instance], None],
     sample: Callable[[Instance, AgentContainer], Awaitable[None]],
     log: Log,
+    clock: Callable[[], float],
 ) -> set[str]:
     """Each instance goes on where it was; what ended meanwhile is published once, an old crash not again. Returns the handles of the
     containers that have an owner now.
@@ -144,9 +144,7 @@ async def take_over(
         registry.add(instance)
         container = container_of(instance, depot)
         processes = found_processes(container.jobs) if container is not None else {}
-        course = course_of(
-            one, has_container=container is not None, has_app=WEB in processes, now_s=time.time()
-        )
+        course = course_of(one, has_container=container is not None, has_app=WEB in processes, now_s=clock())
         log.info("instance_resumed", instance=instance.id, was=one.state.value, course=course.name.lower())
         if container is None and course is Course.BEGIN:
             instance.handle = instance.port = None
@@ -158,19 +156,19 @@ async def take_over(
                 is_up = instance.web is not None and instance.web.is_running
                 instance.health = remembered(course is Course.RUN and is_up)
             await sample(instance, container)
-        _go_on(instance, one, course, keeper)
+        _go_on(instance, one, course, keeper, clock())
         if course in GOES_ON:
             begin(instance)
     return owned
 
 
-def _go_on(instance: Instance, saved: SavedInstance, course: Course, keeper: Keeper) -> None:
+def _go_on(instance: Instance, saved: SavedInstance, course: Course, keeper: Keeper, now_s: float) -> None:
     at_s = saved.state_since_s
     if course is Course.LOST:
-        at_s = time.time()
+        at_s = now_s
         _note_loss(instance, saved, at_s)
     elif course is Course.STOP:
-        at_s = time.time()  # the stop begins anew
+        at_s = now_s  # the stop begins anew
     keeper.take_up(instance, course, evacuating=saved.state is State.EVACUATING, at_s=at_s)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 from agent.admission import Admission
@@ -33,7 +33,9 @@ class Upkeep:
         depot: AgentDepot,
         layers: Layers,
         log: Log,
+        clock: Callable[[], float],
     ) -> None:
+        self._clock = clock
         self._settings = settings
         self._supervisor = supervisor
         self._registry = registry
@@ -67,7 +69,7 @@ class Upkeep:
 
     async def _reap(self) -> None:
         with self._supervisor.guard("reaper"):
-            self._keeper.reap_crashes(time.time())
+            self._keeper.reap_crashes(self._clock())
             await crashes.sweep(self.crashes_dir, lambda name: self._registry.find(name) is not None)
         if self._admission.is_low():
             await self._layers.sweep({one.message.sha1 for one in self._registry if one.message.sha1})

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -22,21 +21,22 @@ from agent.admission import Admission
 from agent.announce import Announcer, OwnMessages
 from agent.bus import commands as c
 from agent.bus.connection import Bus
+from agent.bus.messages import StartMessage
 from agent.config import Settings
 from agent.dispatch import carry_out
 from agent.droplets.layers import Layers
 from agent.droplets.unpacker import Unpacker
-from agent.host import depot_settings, local_address, told_as_unfit, transfers_for
+from agent.factories import Factories, on_host
+from agent.host import local_address, told_as_unfit
 from agent.http.control import Control
-from agent.instances.instance import LIFE_BROKE, Exit, Instance, InstanceEvent, State
+from agent.instances.instance import State
 from agent.instances.keeper import Keeper
-from agent.instances.launch import FAILED
-from agent.instances.life import live
 from agent.instances.parts import LifeParts
 from agent.instances.prober import Prober
 from agent.instances.registry import Registry
 from agent.lag import LoopLag
 from agent.leaving import Leaving
+from agent.lives import Lives, wait_for_tasks
 from agent.logs import Log, LogFile, reopen
 from agent.memory.agent import AgentMemory
 from agent.phases import RESUMED, AgentPhase, Phases, Wish
@@ -50,22 +50,23 @@ from agent.staging.registry import StagingRegistry
 from agent.staging.task import StagingParts
 from agent.supervisor import Supervisor
 from agent.upkeep import Upkeep
-from container import Depot
-from wsh.units import MIB
 
 FAREWELL_S = 3.0
 STAGINGS_END_S = 2.0
 
 
-async def _wait(tasks: set[asyncio.Task[None]], timeout_s: float) -> None:
-    if tasks:
-        await asyncio.wait(tasks, timeout=timeout_s)
-
-
 class Worker:
     """One agent. ``run`` returns its exit status."""
 
-    def __init__(self, settings: Settings, log: Log, log_file: LogFile | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        log: Log,
+        log_file: LogFile | None = None,
+        factories: Factories | None = None,
+    ) -> None:
+        """``factories``: None: those of the host."""
+        self._factories = factories if factories is not None else on_host()
         self._settings = settings
         self._log = log
         self._log_file = log_file
@@ -76,8 +77,6 @@ class Worker:
         self._registry = Registry()
         self._phases = Phases()
         self._deadline = float("inf")
-        self._lives: dict[Instance, asyncio.Task[None]] = {}
-        self._staging_runs: set[asyncio.Task[None]] = set()
 
     # -- life --------------------------------------------------------------------------------------------------
 
@@ -122,14 +121,19 @@ class Worker:
             await (self._let_go() if self._phases.now is AgentPhase.DETACHING else self._shut_down())
             with supervisor.guard("memory"):
                 await self._memory.written.save()
-            for task in (*self._lives.values(), *self._staging_runs):
-                task.cancel()
+            self._lives.cancel()
 
     async def _build(self, undo: AsyncExitStack) -> None:
         """Whatever has to be closed is pushed on ``undo`` as soon as it is there."""
         settings, log = self._settings, self._log
         self._ip = local_address(settings.local_ip)
-        self._memory = AgentMemory(settings.base_dir, self._registry, log)
+        self._memory = AgentMemory(
+            settings.base_dir,
+            self._registry,
+            log,
+            clock=self._factories.clock,
+            new_id=self._factories.new_id,
+        )
         undo.callback(self._memory.written.close)
         self._id = self._memory.agent_id
         base = settings.base_dir
@@ -144,7 +148,7 @@ class Worker:
             port_rest_s=settings.port.rest_s,
             ahead=self._memory.written,
         )
-        self._depot = await Depot.open(depot_settings(settings), log=log, port_rests=self._bus.port_rests)
+        self._depot = await self._factories.open_depot(settings, log, self._bus.port_rests)
         self._memory.depot = self._depot
         undo.push_async_callback(self._close_depot)
         self._recovered = await self._depot.recover()
@@ -154,9 +158,9 @@ class Worker:
             removed=len(self._recovered.removed),
             left_alone=len(self._recovered.left_alone),
         )
-        self._transfers = transfers_for(settings)
+        self._transfers = self._factories.transfers(settings)
         undo.push_async_callback(self._transfers.close)
-        unpacker = Unpacker(low_water_bytes=settings.resources.low_water_mb * MIB)
+        unpacker = self._factories.unpacker(settings)
         self._layers = Layers(base / "layers", base / "trash", self._transfers, unpacker, self._log)
         undo.push_async_callback(self._layers.close)
         await self._layers.open()
@@ -169,8 +173,9 @@ class Worker:
     def _build_parts(self, unpacker: Unpacker) -> None:
         """What decides and works; each gets those before it."""
         settings, log, base = self._settings, self._log, self._settings.base_dir
+        clock, new_id = self._factories.clock, self._factories.new_id
         self._admission = Admission(settings, self._registry, self._probe, host_memory_mb=host_memory_mb())
-        self._voice = OwnMessages(settings, self._id, self._ip, self._registry)
+        self._voice = OwnMessages(settings, self._id, self._ip, self._registry, clock)
         self._keeper = Keeper(
             settings,
             self._registry,
@@ -179,9 +184,27 @@ class Worker:
             self._bus,
             self._voice,
             log=log,
-            begin=self._begin_life,
             save=self._memory.save,
+            clock=clock,
+            new_id=new_id,
         )
+        life_parts = LifeParts(
+            settings=settings,
+            depot=self._depot,
+            layers=self._layers,
+            registry=self._registry,
+            records=self._memory,
+            prober=Prober(self._ip, settings.default_health_check_timeout, self._factories.clock, log),
+            local_ip=self._ip,
+            starts=asyncio.Semaphore(settings.starts.concurrent),
+            clock=self._factories.clock,
+            log=log,
+            happen=self._keeper.happen,
+            wait_passed=self._bus.wait_passed,
+            admitted=self._admission.admitted,
+            left_s=self._left_s,
+        )
+        self._lives = Lives(life_parts, self._supervisor)
         self._announcer = Announcer(
             settings, self._voice, self._bus, self._admission, self._phases, self._probe, log=log
         )
@@ -195,16 +218,18 @@ class Worker:
             own_buildpacks(buildpacks.path(), buildpacks.ORDER),
             base / "staging",
             log,
+            clock,
+            new_id,
         )
-        self._stagings = StagingRegistry()
+        self._stagings = StagingRegistry(clock)
         self._staging_keeper = StagingKeeper(
             parts,
             self._stagings,
             self._bus,
             self._admission,
             self._phases,
-            begin=self._begin_staging,
-            start=self._keeper.start,
+            begin=self._lives.begin_staging,
+            start=self._start,
             changed=self._memory.save_staging,
         )
 
@@ -220,22 +245,7 @@ class Worker:
             bail_out_s=settings.evacuation_bail_out_time_in_seconds,
             end=self._ask_stop,
             log=log,
-        )
-        self._life_parts = LifeParts(
-            settings=settings,
-            depot=self._depot,
-            layers=self._layers,
-            registry=self._registry,
-            records=self._memory,
-            prober=Prober(self._ip, settings.default_health_check_timeout, time.time, log),
-            local_ip=self._ip,
-            starts=asyncio.Semaphore(settings.starts.concurrent),
-            clock=time.time,
-            log=log,
-            happen=self._keeper.happen,
-            wait_passed=self._bus.wait_passed,
-            admitted=self._admission.admitted,
-            left_s=self._left_s,
+            clock=self._factories.clock,
         )
         self._upkeep = Upkeep(
             settings,
@@ -246,6 +256,7 @@ class Worker:
             self._depot,
             self._layers,
             log,
+            self._factories.clock,
         )
         self._control = Control(
             registry=self._registry,
@@ -257,6 +268,7 @@ class Worker:
             status=self._status,
             detach=self._ask_detach,
             log=log,
+            clock=self._factories.clock,
         )
 
     async def _close_depot(self) -> None:
@@ -269,7 +281,14 @@ class Worker:
         recovery.answer_stagings(found.stagings, self._memory, self._bus)
         left = recovery.gather(found.instances, self._depot, self._recovered, self._log)
         owned = await recovery.take_over(
-            left, self._depot, self._registry, self._keeper, self._begin_life, self._upkeep.sample, self._log
+            left,
+            self._depot,
+            self._registry,
+            self._keeper,
+            self._lives.begin,
+            self._upkeep.sample,
+            self._log,
+            self._factories.clock,
         )
         not_ours = left.not_ours | {one.handle for one in found.damage if one.later}
         for handle in self._depot.handles():
@@ -295,32 +314,11 @@ class Worker:
     # -- commands ----------------------------------------------------------------------------------------------
 
     def _apply(self, command: c.Command) -> None:
-        carry_out(command, self._keeper, self._staging_keeper, self._announcer)
+        carry_out(command, self._start, self._keeper, self._staging_keeper, self._announcer)
 
-    def _begin_life(self, instance: Instance) -> None:
-        task = self._supervisor.start(
-            "life",
-            live(instance, self._life_parts),
-            lambda _: self._life_broke(instance),
-            app=instance.app,
-            instance=instance.id,
-        )
-        self._lives[instance] = task
-        task.add_done_callback(lambda _: self._lives.pop(instance, None))
-
-    def _life_broke(self, instance: Instance) -> None:
-        """Nobody looks after it any more: its container is destroyed, and its exit is published."""
-        if instance.handle is not None:
-            self._supervisor.start("destroy", self._depot.destroy(instance.handle), handle=instance.handle)
-        if (event := LIFE_BROKE.get(instance.state)) is not None:
-            instance.exit = Exit(-1, FAILED if event is not InstanceEvent.EXITED else "unknown")
-            instance.crashed_at_s = int(time.time())
-            self._keeper.happen(instance, event)
-
-    def _begin_staging(self, task_id: str, life: Coroutine[None, None, None]) -> None:
-        run = self._supervisor.start("staging", life, task_id=task_id)
-        self._staging_runs.add(run)
-        run.add_done_callback(self._staging_runs.discard)
+    def _start(self, message: StartMessage) -> None:
+        if (instance := self._keeper.start(message)) is not None:
+            self._lives.begin(instance)
 
     # -- the end -----------------------------------------------------------------------------------------------
 
@@ -362,13 +360,13 @@ class Worker:
         for instance in self._registry:
             if instance.state is not State.CRASHED:
                 self._keeper.stop_one(instance)
-        await _wait({*self._lives.values(), *self._staging_runs}, deadline_s * 0.75)
+        await wait_for_tasks(self._lives.of_instances() | self._lives.of_stagings(), deadline_s * 0.75)
         if handles := self._depot.handles():  # past the grace: no more asking
             self._log.warning("containers_killed_at_deadline", handles=handles)
             killing = {
                 self._supervisor.start("destroy", self._depot.destroy(one), handle=one) for one in handles
             }
-            await _wait(killing | set(self._lives.values()), self._left_s())
+            await wait_for_tasks(killing | self._lives.of_instances(), self._left_s())
             for task in killing:
                 task.cancel()
         await self._bus.farewell(min(FAREWELL_S, max(0.5, self._left_s())))
@@ -378,8 +376,8 @@ class Worker:
         """The lives end, the containers do not."""
         self._bus.ignore_commands()
         self._staging_keeper.stop_all()
-        await _wait(set(self._staging_runs), STAGINGS_END_S)
-        lives = tuple(self._lives.values())
+        await wait_for_tasks(self._lives.of_stagings(), STAGINGS_END_S)
+        lives = self._lives.of_instances()
         for life in lives:
             life.cancel()
         await asyncio.gather(*lives, return_exceptions=True)

@@ -110,10 +110,15 @@ class Unpacker:
             cwd="/",
         )
 
+    def make_root(self, target: Path) -> None:
+        """The directory that a tree goes into: vcap's plain number, and a mode that no archive can change."""
+        target.mkdir(mode=0o755)
+        os.chown(target, VCAP_ID, VCAP_ID)
+
     @asynccontextmanager
     async def feeding_tar(self, target: Path, bounds: Bounds) -> AsyncIterator[Feeding]:
         """A worker that unpacks a tar (gzip or plain) into ``target``; gone at the end of the block, come what may."""
-        make_root(target)
+        self.make_root(target)
         feeding = Feeding(await self._start("tar", target, bounds, asyncio.subprocess.PIPE))
         try:
             yield feeding
@@ -122,7 +127,7 @@ class Unpacker:
 
     async def unpack_zip(self, archive: Path, target: Path, bounds: Bounds) -> Unpacked:
         """A zip into ``target``. ArchiveError, JailError."""
-        make_root(target)
+        self.make_root(target)
         fd = os.open(archive, os.O_RDONLY | os.O_CLOEXEC)
         try:
             process = await self._start("zip", target, bounds, fd)
@@ -136,9 +141,3 @@ class Unpacker:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
-
-
-def make_root(target: Path) -> None:
-    """The directory that a tree goes into: vcap's plain number, and a mode that no archive can change."""
-    target.mkdir(mode=0o755)
-    os.chown(target, VCAP_ID, VCAP_ID)

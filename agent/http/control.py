@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import socket
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,9 @@ class Control:
         status: Callable[[], dict[str, Any]],
         detach: Callable[[], None],
         log: Log,
+        clock: Callable[[], float],
     ) -> None:
+        self._clock = clock
         self._registry = registry
         self._stagings = stagings
         self._depot = depot
@@ -166,7 +167,7 @@ class Control:
         """``failure``: of the app's last staging."""
         follow = request.query.get("follow") == "1"
 
-        source = AppOutput(instances, self._registry, self._crashes_dir, time.time)
+        source = AppOutput(instances, self._registry, self._crashes_dir, self._clock)
         return await stream_output(request, source, first=failure, follow=follow)
 
     async def _get_staging_log(self, request: web.Request) -> web.StreamResponse:

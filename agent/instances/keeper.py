@@ -6,8 +6,6 @@ Long work belongs to each instance's own task (life.py); nothing here waits.
 from __future__ import annotations
 
 import asyncio
-import secrets
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,14 +33,13 @@ from agent.logs import Log
 from agent.phases import Phases
 from agent.resources import Claim, Short
 
-
-def new_id() -> str:
-    """32 hex digits, as the original's instance ids."""
-    return secrets.token_hex(16)
+#: Of an id: 32 hex digits, as the original's instance ids.
+ID_BYTES = 16
+PRIVATE_ID_BYTES = 32
 
 
 class Keeper:
-    """``begin`` starts the life task of an instance; ``save`` marks an instance as changed, before anything is published
+    """``save`` marks an instance as changed, before anything is published
     that follows from the change."""
 
     def __init__(
@@ -55,8 +52,9 @@ class Keeper:
         voice: OwnMessages,
         *,
         log: Log,
-        begin: Callable[[Instance], None],
         save: Callable[[Instance], None],
+        clock: Callable[[], float],
+        new_id: Callable[[int], str],
     ) -> None:
         self._settings = settings
         self._registry = registry
@@ -65,42 +63,44 @@ class Keeper:
         self._bus = bus
         self._voice = voice
         self._log = log
-        self._begin = begin
         self._save = save
+        self._clock = clock
+        self._new_id = new_id
 
     # -- commands ----------------------------------------------------------------------------------------------
 
-    def start(self, message: m.StartMessage) -> None:
+    def start(self, message: m.StartMessage) -> Instance | None:
+        """The instance, whose life is to be begun; None: the start was ignored or refused."""
         if not self._phases.permits.starts:
             self._log.info("start_ignored_evacuating", app=message.app, index=message.index)
-            return
+            return None
         if message.instance_id and self._registry.find(message.instance_id) is not None:
             # the older one would run on with nobody to stop it
             self._log.warning("start_ignored_id_in_use", app=message.app, instance=message.instance_id)
-            return
+            return None
         instance = Instance(
-            id=message.instance_id or new_id(),
-            private_id=message.private_instance_id or secrets.token_hex(32),
+            id=message.instance_id or self._new_id(ID_BYTES),
+            private_id=message.private_instance_id or self._new_id(PRIVATE_ID_BYTES),
             message=message,
             version=message.version,
             uris=tuple(message.uris or ()),
-            record=new_id(),
-            state_since_s=time.time(),
+            record=self._new_id(ID_BYTES),
+            state_since_s=self._clock(),
         )
         short = self._admission.lacks(Claim(instance.memory_mb, instance.disk_mb))
         if short is not None and not self._admission.fits_later(instance):
             self._refuse(instance, short)
-            return
+            return None
         self._registry.add(instance)
         self._save(instance)
         if short is not None:
             self._log.info("start_waits_for_predecessor", app=instance.app, index=instance.index)
             self._admission.wait(instance)
-        self._begin(instance)
+        return instance
 
     def _refuse(self, instance: Instance, short: Short) -> None:
         instance.exit = Exit(-1, f"Not enough {short.value} resource available.")
-        instance.crashed_at_s = int(time.time())
+        instance.crashed_at_s = int(self._clock())
         self._registry.add(instance)
         self._log.warning(
             "start_refused",
@@ -135,7 +135,7 @@ class Keeper:
             changed = self._update_routes(instance, message) if message.uris is not None else False
             if message.version is not None and message.version != instance.version:
                 instance.version = message.version
-                self._registry.rename(instance, new_id())
+                self._registry.rename(instance, self._new_id(ID_BYTES))
                 changed = True
             all_changed &= changed
         if all_changed:
@@ -165,7 +165,7 @@ class Keeper:
         """``at_s``: when it was, by the host's clock; None: now."""
         before = instance.state
         try:
-            effects = instance.move(event, time.time() if at_s is None else at_s)
+            effects = instance.move(event, self._clock() if at_s is None else at_s)
         except MoveRefused as e:
             self._log.error(
                 "move_refused", instance=instance.id, state=before.value, move=event.value, error=str(e)

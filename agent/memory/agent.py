@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 import uuid
 from collections.abc import Callable
@@ -24,7 +25,16 @@ from container import UnknownHandle, WrongState
 class AgentMemory:
     """Reads what a former agent left (``found``) and keeps up to date what the next one needs."""
 
-    def __init__(self, base_dir: Path, registry: Registry, log: Log) -> None:
+    def __init__(
+        self,
+        base_dir: Path,
+        registry: Registry,
+        log: Log,
+        *,
+        clock: Callable[[], float] = time.time,
+        new_id: Callable[[int], str] = secrets.token_hex,
+    ) -> None:
+        self._clock = clock
         self._registry = registry
         self._log = log
         self._store = RecordStore(base_dir / "db", base_dir / "agent.id")
@@ -35,7 +45,7 @@ class AgentMemory:
             log.error(event, path=str(one.path), error=one.why)
         if self.found.head is None:
             log.info("agent_new")
-            self.found.head = Head(agent_id=str(uuid.uuid4()))
+            self.found.head = Head(agent_id=str(uuid.UUID(hex=new_id(16), version=4)))
         self._head = self.found.head
         self.depot: AgentDepot
 
@@ -72,7 +82,7 @@ class AgentMemory:
     def enter(self, phase: AgentPhase) -> None:
         """Idempotent: a phase begins once."""
         if phase is not self._head.phase:
-            self._head = Head(agent_id=self.agent_id, phase=phase, since_s=time.time())
+            self._head = Head(agent_id=self.agent_id, phase=phase, since_s=self._clock())
             self._keep_head()
 
     def _keep_head(self) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
+from collections.abc import Callable
 
 from agent.output import OutputChunk, Take
 
@@ -14,7 +14,8 @@ LIMIT_BYTES = 4 << 20
 class StagingLog:
     """An `OutputSource`."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
         self._chunks: list[OutputChunk] = []
         self._ends: Counter[str] = Counter()  # where each stream ends, in bytes
         self._bytes = 0  # of the programs' output
@@ -39,7 +40,7 @@ class StagingLog:
         self._append(f"{line}\n".encode(), stream)
 
     def _append(self, data: bytes, stream: str) -> None:
-        self._chunks.append(OutputChunk(stream, data, time.time(), self._ends[stream]))
+        self._chunks.append(OutputChunk(stream, data, self._clock(), self._ends[stream]))
         self._ends[stream] += len(data)
         self._wake()
 

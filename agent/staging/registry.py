@@ -5,8 +5,8 @@ Data only. What happens to a staging is in keeper.py, what is published of it in
 
 from __future__ import annotations
 
-import time
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from agent.output import AGENT, OutputChunk
@@ -22,7 +22,8 @@ ENDED_KEPT: Final = 4
 class StagingRegistry:
     """The length is the number of stagings under way."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
         self._runs: list[StagingRun] = []
         self._ended: deque[StagingTask] = deque(maxlen=ENDED_KEPT)
         self._failures: dict[str, OutputChunk] = {}
@@ -55,7 +56,7 @@ class StagingRegistry:
     def note_failure(self, app_id: str, line: str) -> None:
         """``line`` replaces what an earlier staging of the app left."""
         self._failures.pop(app_id, None)
-        self._failures[app_id] = OutputChunk(AGENT, f"{line}\n".encode(), time.time())
+        self._failures[app_id] = OutputChunk(AGENT, f"{line}\n".encode(), self._clock())
         while len(self._failures) > FAILURES_KEPT:
             del self._failures[next(iter(self._failures))]
 

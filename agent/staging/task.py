@@ -13,9 +13,7 @@ How a staging is accepted, stopped and answered is in keeper.py.
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,13 +41,10 @@ from agent.staging.steps import TMPDIR, Steps
 from agent.staging.workshop import Workshop
 from container import FilesError, SpecError, WshdError, WshdGone
 from wsh.units import MIB
-from wsh.vcap import VCAP_ID
 
 TIMED_OUT: Final = "Staging in container timed out"
 #: Of the time of a staging, for the download of the buildpack cache.
 CACHE_SHARE: Final = 0.25
-#: The number that trees on disk belong to (archives of apps have no owners of their own).
-VCAP: Final = VCAP_ID
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +60,8 @@ class StagingParts:
     own: tuple[Buildpack, ...]
     work_dir: Path
     log: Log
+    clock: Callable[[], float]
+    new_id: Callable[[int], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +81,9 @@ class StagingTask:
         self.message = message
         self.reply_to = reply_to
         self.start = start
-        self.output = StagingLog()
+        self.output = StagingLog(parts.clock)
         self._parts = parts
-        self._dir = parts.work_dir / secrets.token_hex(8)
+        self._dir = parts.work_dir / parts.new_id(8)
         self.log = parts.log.bind(task=message.task_id, app=message.app_id)
         limits = start.limits if start is not None else None
         settings = parts.settings.staging
@@ -149,8 +146,8 @@ class StagingTask:
                 owner=self.message.app_id,
             )
             self.output.say(f"-----> Downloaded app package ({_size(archive.stat().st_size)})")
-            home.mkdir(mode=0o755, parents=True)
-            os.chown(home, VCAP, VCAP)
+            home.parent.mkdir(mode=0o755, parents=True)
+            self._parts.unpacker.make_root(home)
             await self._parts.layers.import_zip(archive, home / "app", Bounds(total_bytes=self._disk_bytes))
         except TransferError as e:
             self.output.say(

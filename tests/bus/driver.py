@@ -123,17 +123,21 @@ class Host:
         assert self.agent is not None, "the agent has not been started"
         return self.agent
 
-    async def start_agent(self, *, hold: str | None = None, tree: Path | None = None) -> AgentProcess:
+    async def start_agent(
+        self, *, hold: str | None = None, tree: Path | None = None, by: tuple[str, ...] = ()
+    ) -> AgentProcess:
         """Until it has advertised itself; its id is then known. ``hold``: a phase of held_agent.py; ``tree``: the sources of
-        another release."""
+        another release; ``by``: a program that runs it, in place of this Python and the agent's command line."""
         since = self.peer.mark
-        agent = await self._spawn_agent(hold, tree)
+        agent = await self._spawn_agent(hold, tree, by)
         advert = await self._first_advert(since)
         self.dea = advert.body["id"]
         await agent.wait_log("agent_started")
         return agent
 
-    async def _spawn_agent(self, hold: str | None, tree: Path | None = None) -> AgentProcess:
+    async def _spawn_agent(
+        self, hold: str | None, tree: Path | None = None, by: tuple[str, ...] = ()
+    ) -> AgentProcess:
         config = self.dir / "config.yml"
         config.write_text(json.dumps(self.settings))
         program = ["-m", "agent"]
@@ -141,7 +145,13 @@ class Host:
             program = [str(Path(__file__).with_name("held_agent.py")), hold, str(self.hold_flag)]
         with (self.dir / "agent.out").open("ab") as out:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, *program, "run", "--config", str(config), stdout=out, stderr=out, cwd=tree
+                *(by or (sys.executable, *program)),
+                "run",
+                "--config",
+                str(config),
+                stdout=out,
+                stderr=out,
+                cwd=tree,
             )
         self.agent = AgentProcess(process, Path(self.settings["logging"]["file"]))
         return self.agent

@@ -18,8 +18,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import agent.worker as worker_module
-from agent import upkeep
+from agent import lives, upkeep
 from agent.announce import Announcer
 from agent.bus.outbox import Outbox, OutboxEntry
 from agent.bus.sender import Sender
@@ -79,7 +78,7 @@ FAULTS: Mapping[str, tuple[Any, str]] = {
     "routes": (Announcer, "_register"),
     "memory": (Memory, "save"),
     "bus": (Sender, "_take_batch"),
-    "life": (worker_module, "live"),
+    "life": (lives, "live"),
     "staging": (StagingKeeper, "_live"),
     "destroy": (Depot, "destroy"),
 }

@@ -18,7 +18,7 @@ from archive_kit import END, file, packed, tree_of
 
 from agent.droplets import jail, unpacker
 from agent.droplets.archive import ArchiveError, Bounds
-from agent.droplets.unpacker import JailError, Unpacker, make_root
+from agent.droplets.unpacker import JailError, Unpacker
 
 pytestmark = pytest.mark.kernel
 
@@ -43,7 +43,7 @@ ALLOWED = ("file with a mode", "directory with a mode", "fchmod", "hard link", "
 
 @pytest.fixture
 def target(base_dir: Path) -> Path:
-    make_root(base_dir / "target")
+    Unpacker(low_water_bytes=0).make_root(base_dir / "target")
     return base_dir / "target"
 
 

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.unit
 
 async def test_our_own_lines_stand_behind_any_output() -> None:
     """A buildpack that prints megabytes is cut, once and said; why the staging failed is shown all the same."""
-    log = StagingLog()
+    log = StagingLog(lambda: 1.0)
     log.say("-----> Downloaded")
     log.add(b"x" * (LIMIT_BYTES - 10))
     log.add(b"y" * 30)

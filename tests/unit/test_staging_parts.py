@@ -34,7 +34,7 @@ def run_of(task_id: str, app_id: str = "a") -> StagingRun:
 
 def test_a_staging_can_be_found_until_others_have_ended_after_it() -> None:
     """Its output is asked for after its end, too."""
-    registry = StagingRegistry()
+    registry = StagingRegistry(lambda: 1.0)
     runs = [run_of(f"t{number}") for number in range(ENDED_KEPT + 1)]
     for run in runs:
         registry.add(run)
@@ -49,7 +49,7 @@ def test_a_staging_can_be_found_until_others_have_ended_after_it() -> None:
 
 def test_of_one_id_the_newest_is_found() -> None:
     """A controller may use an id again."""
-    registry = StagingRegistry()
+    registry = StagingRegistry(lambda: 1.0)
     old, new = run_of("t"), run_of("t")
     registry.add(old)
     registry.remove(old)
@@ -59,7 +59,7 @@ def test_of_one_id_the_newest_is_found() -> None:
 
 def test_a_run_that_is_over_is_not_under_way_any_more() -> None:
     """Its container may still be there."""
-    registry = StagingRegistry()
+    registry = StagingRegistry(lambda: 1.0)
     run, other = run_of("t"), run_of("u", "b")
     registry.add(run)
     registry.add(other)
@@ -72,7 +72,7 @@ def test_a_run_that_is_over_is_not_under_way_any_more() -> None:
 
 def test_the_newest_failures_are_remembered_each_until_a_success() -> None:
     """One for an app."""
-    registry = StagingRegistry()
+    registry = StagingRegistry(lambda: 1.0)
     for number in range(FAILURES_KEPT):
         registry.note_failure(f"a{number}", "first")
     registry.note_failure("a0", "again")  # the newest now

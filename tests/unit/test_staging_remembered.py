@@ -32,7 +32,7 @@ async def test_the_second_reply_waits_for_the_record_of_the_start_that_it_tells(
     told = SimpleNamespace(publish_event=lambda *_, **__: waits_for.append(memory.generation))
     stagings = StagingKeeper(
         SimpleNamespace(),  # type: ignore[arg-type]
-        StagingRegistry(),
+        StagingRegistry(lambda: 1.0),
         told,  # type: ignore[arg-type]
         SimpleNamespace(release=lambda _: None),  # type: ignore[arg-type]
         Phases(),

@@ -85,7 +85,7 @@ def voice(
         stacks=tuple(StackSettings(name, Path("/s")) for name in stacks),
         placement_properties=PlacementSettings(zone),
     )
-    return OwnMessages(settings, AGENT, "10.0.16.21", registry)
+    return OwnMessages(settings, AGENT, "10.0.16.21", registry, time.time)
 
 
 def of_apps(counts: dict[str, int]) -> list[Instance]:
