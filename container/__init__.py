@@ -1,7 +1,7 @@
 """The container manager, a library: depot, container, job, limits, network, files, recovery.
 
-`Depot` is the entry, `ContainerError` the base of every error; what stands here is the public interface. Each name
-is loaded when it is first used, so that a program which only wants a value type does not pay for netlink and asyncio.
+The names in this module are the public interface. `Depot` is the entry, and `ContainerError` is the base of every
+error. A name is imported at its first use, so a program that needs only a value type does not load netlink and asyncio.
 docs/containers.md begins with a whole program.
 """
 
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from container.wshd import WshdGone as WshdGone
     from container.wshd import WshdSilent as WshdSilent
 
-#: Where each public name lives; the block above says the same to type checkers, and a test compares the two.
+#: The module of each public name. The block above repeats it for type checkers; a test compares the two.
 _MODULES = {
     "container": ("Container",),
     "create": ("CreateError",),
@@ -94,16 +94,16 @@ _MODULES = {
     "users": ("IdsTaken",),
     "wshd": ("LaunchError", "WshdError", "WshdGone", "WshdSilent"),
 }  # fmt: skip
-_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = sorted(_HOMES)
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
-    """A public name at its first use (PEP 562)."""
-    if name not in _HOMES:
+    """Imports a public name at its first use (PEP 562)."""
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
     globals()[name] = value
     return value
 

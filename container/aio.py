@@ -1,4 +1,4 @@
-"""Pieces of asyncio that several modules need: waiting for descriptors, file watches, shielding, owned tasks."""
+"""Asyncio helpers that several modules need: waiting for descriptors, file watches, shielding, owned tasks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Log(Protocol):
-    """The part of a structlog logger that the library uses, for decisions that it takes in the background."""
+    """The methods of a structlog logger that the library uses, to log decisions that it takes in the background."""
 
     def warning(self, event: str, *args: Any, **fields: Any) -> Any: ...
 
@@ -23,7 +23,7 @@ class Log(Protocol):
 
 
 class SilentLog:
-    """Drops everything."""
+    """A log that drops everything."""
 
     def warning(self, event: str, *args: Any, **fields: Any) -> None:
         return None
@@ -60,7 +60,10 @@ async def writable(fd: int) -> None:
 
 
 async def finish(task: asyncio.Task[T]) -> T:
-    """The task's result. Cancelling the caller does not cancel the task; it is raised once the task is done."""
+    """Waits for the task and returns its result.
+
+    Cancelling the caller does not cancel the task. The CancelledError is raised once the task is done.
+    """
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:
@@ -75,13 +78,13 @@ async def finish(task: asyncio.Task[T]) -> T:
             break
     if cancelled is not None:
         if not task.cancelled():
-            task.exception()  # retrieved: the caller gets its cancellation instead
+            task.exception()  # marked as retrieved: the caller gets CancelledError instead
         raise cancelled
     return task.result()
 
 
 class Background:
-    """Owns named tasks. A failure is logged, and `close` waits for all of them."""
+    """Owns named tasks: logs those that fail, and waits for all of them in `close`."""
 
     def __init__(self, log: Log) -> None:
         self._log = log
@@ -103,7 +106,7 @@ class Background:
             self._log.warning("background_task_failed", task=task.get_name(), error=repr(error))
 
     async def close(self, timeout_s: float) -> None:
-        """Waits for all tasks; cancels those that take longer."""
+        """Waits for all tasks, and cancels those that are not done after ``timeout_s``."""
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=timeout_s)
             for task in late:
@@ -113,7 +116,7 @@ class Background:
 
 
 class FileWatcher:
-    """Calls back after writes to files. One inotify instance for any number of files: a user may have only 128."""
+    """Calls back after writes to files. All files share one inotify instance: by default a user may have only 128."""
 
     def __init__(self) -> None:
         self._fd = linux.inotify_open()
@@ -122,7 +125,7 @@ class FileWatcher:
 
     @contextmanager
     def watch(self, path: Path, on_change: Callable[[], None]) -> Generator[None, None, None]:
-        """While inside, ``on_change`` is called after each write (once for several writes in a row). OSError."""
+        """Inside the block ``on_change`` is called after each write (once for several writes in a row). OSError."""
         stop = self.start(path, on_change)
         try:
             yield
@@ -130,9 +133,9 @@ class FileWatcher:
             stop()
 
     def start(self, path: Path, on_change: Callable[[], None]) -> Callable[[], None]:
-        """From now on ``on_change`` is called after each write, and when the file goes. Returns what ends it (idempotent).
+        """Calls ``on_change`` after each write, and when the file is removed. Returns the function that ends the watch.
 
-        OSError: there is no such file, or there are too many watches.
+        That function is idempotent. OSError: the file does not exist, or there are too many watches.
         """
         watch = linux.inotify_add(self._fd, str(path), linux.IN_MODIFY)
         callbacks = self._watches.setdefault(watch, [])
@@ -164,7 +167,7 @@ class FileWatcher:
                 self._watches.pop(watch, None)
 
     def close(self) -> None:
-        """Idempotent. Nothing is called back any more."""
+        """Ends all watches. Idempotent."""
         if self._fd >= 0:
             asyncio.get_running_loop().remove_reader(self._fd)
             os.close(self._fd)

@@ -1,8 +1,8 @@
 """The inner half of a container: its state, its pid 1, its jobs, and the events of both.
 
-`Container` is the outer half, which callers have; `Depot` and the rungs of create.py work on this one. Both share
-the one state of the table `parts.ACTIONS`. pid 1 is watched by its pidfd, so its death is seen at once, whoever
-caused it.
+`Container` is the outer half, which callers hold. `Depot` and the rungs of create.py work on this half. There is one
+state for both, and only the table `parts.ACTIONS` changes it. pid 1 is watched by its pidfd, so its death is noticed
+at once, whatever caused it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from container.parts import ACTIONS, Action, ContainerState, Parts, WrongState
 from container.snapshot import Phase
 from container.wshd import Wshd
 
-#: A killed process ends at once, unless it is frozen or waits for a device.
+#: How long a SIGKILL may take. A killed process ends at once, unless it is frozen or waits for a device.
 _DEATH_S: Final = 10.0
 
 
 class Body:
-    """Made by the last rung; `watch` begins its life, `unwatch` ends this manager's part in it."""
+    """Made by the last rung. `watch` begins to follow pid 1; `unwatch` ends that, and the container runs on."""
 
     def __init__(self, parts: Parts, watcher: FileWatcher, networks: Networks) -> None:
         self.parts = parts
@@ -67,12 +67,12 @@ class Body:
         return (self.state, action) in ACTIONS
 
     def check(self, action: Action) -> None:
-        """WrongState."""
+        """WrongState: the table does not permit ``action`` in the present state."""
         if not self.may(action):
-            raise WrongState(f"{self.handle}: cannot {action} while {self.state}")
+            raise WrongState(f"container {self.handle}: cannot {action} in the state {self.state.value!r}")
 
     def enter(self, action: Action) -> None:
-        """WrongState."""
+        """Moves to the state to which ``action`` leads. WrongState: it is not permitted."""
         self.check(action)
         self.state = ACTIONS[self.state, action]
 
@@ -84,24 +84,24 @@ class Body:
     # pid 1.
 
     def watch(self) -> None:
-        """Notice the death of pid 1 and memory kills. OSError: the kernel refuses (limit of inotify instances)."""
+        """Follow the death of pid 1 and memory kills. OSError: the kernel refuses (limit of inotify instances)."""
         loop, pidfd = asyncio.get_running_loop(), self.parts.pidfd
         loop.add_reader(pidfd, self._on_death)
         self._unwatch.append(lambda: loop.remove_reader(pidfd))
         self._unwatch.append(self.cgroup.watch_oom(loop, self._on_oom))
 
     def unwatch(self) -> None:
-        """Idempotent. To be called before the descriptors of the parts are closed."""
+        """Stop following. Idempotent. Call it before the descriptors of the parts are closed."""
         while self._unwatch:
             self._unwatch.pop()()
 
     @property
     def can_be_asked(self) -> bool:
-        """True while there is a pid 1 that should answer."""
+        """True while there is a pid 1 that should reply to requests."""
         return self.state in (ContainerState.ACTIVE, ContainerState.STOPPED) and not self.died.is_set()
 
     async def kill(self) -> None:
-        """End pid 1, and with it every process inside. Idempotent. TimeoutError: it does not end."""
+        """End pid 1, and with it every process inside. Idempotent. TimeoutError: pid 1 has not ended in time."""
         if self.parts.pidfd >= 0:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.parts.pidfd, signal.SIGKILL)
@@ -109,10 +109,12 @@ class Body:
             await self.kill_by_cgroup()
 
     async def kill_by_cgroup(self) -> None:
-        """As `kill`, whatever state its processes are in: frozen ones are thawed. TimeoutError."""
+        """As `kill`, but through the cgroup, which also thaws frozen processes. TimeoutError."""
         await asyncio.to_thread(self.cgroup.kill_all)
         if not await self._dies_within(_DEATH_S):
-            raise TimeoutError(f"{self.handle}: pid 1 ({self.parts.pid}) does not end")
+            raise TimeoutError(
+                f"container {self.handle}: pid 1 (host pid {self.parts.pid}) runs on {_DEATH_S:g} s after SIGKILL"
+            )
 
     async def _dies_within(self, timeout_s: float) -> bool:
         with suppress(TimeoutError):
@@ -122,7 +124,7 @@ class Body:
 
     def _on_oom(self) -> None:
         self.events.publish(EventKind.OUT_OF_MEMORY)
-        if self.may(Action.LOOK):  # else its directory may be gone
+        if self.may(Action.LOOK):  # otherwise its directory may be removed already
             self.save()
 
     def _on_death(self) -> None:
@@ -130,7 +132,7 @@ class Body:
         self.enter(Action.DIE)
         self.died.set()
         for job in self.jobs.known.values():
-            job.status  # noqa: B018  settled now: the files may be removed before a waiter has its turn
+            job.status  # noqa: B018  read now: the record may be removed before a waiter runs
         for wake in tuple(self._jobs_host.on_death):
             wake()
         self.events.publish(EventKind.DEAD)

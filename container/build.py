@@ -1,4 +1,4 @@
-"""One container while it is made, stands, and is removed: what the rungs of create.py work on."""
+"""A container as the rungs of create.py see it: what was requested or found, and which rungs are made."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from container.wshd import Launch
 
 @dataclass(slots=True)
 class Build:
-    """One container and how far it stands. Of ``spec`` and ``found`` one is set: it is made, or it was found."""
+    """One container. ``spec`` is set if it is made now, ``found`` if a former manager made it; never both."""
 
     shared: Shared
     handle: str
@@ -25,10 +25,11 @@ class Build:
     found: Snapshot | None = None
     record: bytes | None = None
     standing: int = 0
-    """How many rungs, counted from the first, have something to undo."""
+    """How many rungs, counted from the first, must be undone."""
     broken: str = ""
-    """The rung that could not be made."""
+    """The name of the rung that could not be made; empty: none failed."""
     abandoned: bool = False
+    """True: the caller of create was cancelled, so the next rung stops."""
     has_directory: bool = False
     uppers: Uppers | None = None
     launch: Launch | None = None
@@ -41,13 +42,13 @@ class Build:
 
     @property
     def parts(self) -> Parts:
-        """From the first rung on."""
+        """Set by the first rung."""
         assert self._parts is not None
         return self._parts
 
     @property
     def body(self) -> Body:
-        """Once the last rung stands."""
+        """Set by the last rung."""
         assert self._body is not None
         return self._body
 

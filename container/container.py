@@ -1,6 +1,6 @@
-"""One container as callers have it: its state, jobs, limits, network and files.
+"""One container as callers see it: its state, jobs, limits, network and files.
 
-`Depot.create` makes it and `destroy` ends it. What it shares with the depot is its `Body`.
+`Depot.create` makes it and `destroy` ends it. It shares one `Body` with the depot, which holds the state.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from container.spec import EgressRule, JobSpec, Limits, PortMapping, User
 from container.wshd import WshdGone, WshdSilent
 from wsh.vcap import VCAP_HOME
 
-#: Of a tree that is copied out: a sparse file is terabytes of zeros to tar.
+#: The default limit of `Container.copy_out`. To tar, a sparse file is terabytes of zeros.
 COPY_OUT_BYTES: Final = 4 << 30
 
 
 class Container:
-    """Values that can change (limits, ports, state) are read anew at each access."""
+    """A container of a depot. Properties that can change (limits, ports, state) are read anew at each access."""
 
     def __init__(self, body: Body, destroy: Callable[[str, float], Awaitable[None]]) -> None:
         self._body = body
@@ -39,9 +39,10 @@ class Container:
         return repr(self._body)
 
     async def destroy(self, grace_s: float = 0) -> None:
-        """Remove the container and all that it is made of; with a grace its processes get TERM first. Idempotent.
+        """Remove the container and everything that belongs to it. With a grace its processes get TERM first. Idempotent.
 
-        Raises what could not be removed. The container is then `ContainerState.DESTROY_FAILED`, and the depot tries again.
+        If something cannot be removed, its error is raised, the state is `ContainerState.DESTROY_FAILED`, and the depot
+        tries again later.
         """
         await self._destroy(self.handle, grace_s)
 
@@ -49,46 +50,46 @@ class Container:
 
     @property
     def state(self) -> ContainerState:
-        """Where it stands; see `ContainerState`."""
+        """The present state."""
         return self._body.state
 
     @property
     def events(self) -> Events:
-        """What has happened to it, and a subscription to what happens."""
+        """The events so far, and a subscription to later ones."""
         return self._body.events
 
     @property
     def handle(self) -> str:
-        """Its name in the depot; the one that was asked for, or `link_id`."""
+        """Its name in the depot: `ContainerSpec.handle`, or `link_id` if the spec had none."""
         return self._parts.handle
 
     @property
     def link_id(self) -> str:
-        """11 characters of [0-9a-v] that name its cgroup, its link and its firewall elements."""
+        """11 characters of [0-9a-v], the name of its cgroup, its link and its firewall elements."""
         return self._parts.link_id
 
     @property
     def pid(self) -> int:
-        """The host's number of its pid 1."""
+        """The host pid of its pid 1."""
         return self._parts.pid
 
     @property
     def directory(self) -> Path:
-        """Its place in the depot."""
+        """Its directory in the depot."""
         return self._parts.directory
 
     @property
     def socket_path(self) -> Path:
-        """The socket of its pid 1, for `wsh`; closed to all but root of the host."""
+        """The socket of its pid 1, for `wsh`. Only root of the host may connect."""
         return self._parts.directory / "wshd.sock"
 
     @property
     def properties(self) -> Mapping[str, str]:
-        """The caller's own texts by name, kept over restarts; `set_properties` replaces them."""
+        """Texts of the caller by name. They are kept over restarts; `set_properties` replaces them."""
         return self._parts.properties
 
     def set_properties(self, properties: Mapping[str, str]) -> None:
-        """Replace them. OSError: they could not be written down, and are as before; WrongState."""
+        """Replace all properties. OSError: the snapshot could not be written, and they are as before; WrongState."""
         self._check(Action.CHANGE)
         before, self._parts.properties = self._parts.properties, dict(properties)
         try:
@@ -99,7 +100,7 @@ class Container:
 
     @property
     def address(self) -> str | None:
-        """Its address inside; None: it has no network."""
+        """The address of its eth0; None: it has no network."""
         return self._parts.lease.container_ip if self._parts.lease is not None else None
 
     @property
@@ -109,21 +110,21 @@ class Container:
 
     @property
     def ports(self) -> tuple[PortMapping, ...]:
-        """The published ports, with the numbers that they got."""
+        """The published ports, with both numbers filled in."""
         return self._parts.ports
 
     @property
     def limits(self) -> Limits:
-        """The limits that hold now."""
+        """The limits that are in force now."""
         return self._parts.limits
 
     @property
     def record(self) -> bytes | None:
-        """What the caller keeps beside the snapshot; None: nothing."""
+        """The bytes that the caller keeps beside the snapshot; None: there are none."""
         return snapshot.read_record(self._parts.directory)
 
     def keep_record(self, record: bytes) -> None:
-        """Replace it. 0.1 ms. WrongState: the container is being destroyed, and its record with it."""
+        """Replace the record, in 0.1 ms. WrongState: the container, and its record with it, is being destroyed."""
         self._check(Action.LOOK)
         snapshot.write_record(self._parts.directory, record)
 
@@ -131,7 +132,7 @@ class Container:
 
     @property
     def jobs(self) -> Mapping[str, Job]:
-        """Those on the spool that are not forgotten, by id."""
+        """The jobs on the spool by id, until they are forgotten."""
         return self._jobs.known
 
     async def spawn(self, spec: JobSpec) -> Job:
@@ -139,38 +140,38 @@ class Container:
         return await self._jobs.spawn(spec)
 
     async def run(self, spec: JobSpec) -> RunResult:
-        """Start a job, wait for its end, and drop it."""
+        """Start a job, wait for its end, return its status and output, and forget it."""
         return await self._jobs.run(spec)
 
     async def forget(self, job_id: str) -> None:
-        """Drop an ended job with its output. WshdError EBUSY: it still runs."""
+        """Remove an ended job with its output. UnknownJob; WshdError EBUSY: it still runs."""
         await self._jobs.forget(job_id)
 
     async def spawn_piped(self, spec: JobSpec, *names: str) -> PipedJob:
-        """A job with pipes to us for the named ones of stdin, stdout, stderr; the others are /dev/null."""
+        """Start a job with pipes for the ``names`` of stdin, stdout and stderr; the others are /dev/null."""
         return await self._jobs.piped(spec, names)
 
     async def spawn_terminal(self, spec: JobSpec, rows: int, cols: int) -> TerminalJob:
-        """A job on a terminal; the master descriptor is the caller's to close."""
+        """Start a job on a terminal. The caller must close its master descriptor."""
         return await self._jobs.terminal(spec, rows, cols)
 
     # Life.
 
     async def end_jobs(self, grace_s: float) -> None:
-        """End every process but pid 1, as `stop` does, and stay active: the container takes jobs again afterwards.
+        """End every process but pid 1, as `stop` does, and stay active: new jobs can be started afterwards.
 
-        Nothing that ran before can then watch, hold up or change what runs next. WshdGone: pid 1 is dead.
+        Nothing that ran before can then read, delay or change what runs next. WshdGone: pid 1 is dead.
         """
         self._check(Action.SPAWN)
         await self._wshd.stop(grace_s)
 
     async def stop(self, grace_s: float) -> None:
-        """End every process but pid 1: TERM, then KILL after the grace. Files, addresses, limits remain."""
+        """End every process but pid 1: TERM, then KILL after the grace. Files, addresses and limits stay."""
         self._body.enter(Action.STOP)
         self._parts.stopped = True
         try:
             self._body.save()
-        finally:  # a full disk keeps nobody alive
+        finally:  # also on a full disk, where the snapshot cannot be written
             try:
                 await self._wshd.stop(grace_s)
             except WshdSilent:
@@ -179,13 +180,13 @@ class Container:
                 pass
 
     async def wait_dead(self) -> None:
-        """Until pid 1 is dead."""
+        """Returns when pid 1 is dead."""
         await self._body.died.wait()
 
     # Limits and measurements.
 
     async def info(self) -> Info:
-        """Measure it. 0.3 ms. WrongState: it is being destroyed; OSError: a file of the kernel cannot be read."""
+        """Measure it, in 0.3 ms. WrongState: it is being destroyed; OSError: a file of the kernel cannot be read."""
         self._check(Action.LOOK)
         cgroup, disk = self._parts.cgroup, self._parts.disk
         assert cgroup is not None
@@ -205,40 +206,40 @@ class Container:
         )
 
     def oom_kills(self) -> int:
-        """How often the kernel has killed for memory, since the container was made."""
+        """How many processes the kernel has killed for memory since the container was made."""
         self._check(Action.LOOK)
         return self._body.cgroup.oom_kills()
 
     async def limit_memory(self, limit_bytes: int | None) -> None:
-        """In bytes; None: no limit. OSError EBUSY on cgroup v1: it uses more than that now. WrongState."""
+        """Set the memory limit in bytes; None: no limit. OSError EBUSY on cgroup v1: it uses more than that now. WrongState."""
         self._check(Action.CHANGE)
         self._body.cgroup.set_memory(limit_bytes)
         self._change_limits(replace(self.limits, memory_bytes=limit_bytes))
 
     async def limit_cpu(self, shares: int) -> None:
-        """Its weight against other containers: 1,024 is the usual one. OSError, WrongState."""
+        """Set its weight against other containers; 1,024 is the default. OSError, WrongState."""
         self._check(Action.CHANGE)
         self._body.cgroup.set_cpu_shares(shares)
         self._change_limits(replace(self.limits, cpu_shares=shares))
 
     async def limit_pids(self, count: int | None) -> None:
-        """How many processes and threads it may have; None: no limit. OSError, WrongState."""
+        """Set how many processes and threads it may have; None: no limit. OSError, WrongState."""
         self._check(Action.CHANGE)
         self._body.cgroup.set_pids(count)
         self._change_limits(replace(self.limits, pids=count))
 
     async def limit_disk(self, limit_bytes: int | None) -> None:
-        """Live, both ways. DiskError: more than it was made for (`Limits.disk_max_bytes`)."""
+        """Raise or lower the disk limit. DiskError: more than the disk was made for (`Limits.disk_max_bytes`)."""
         self._check(Action.CHANGE)
         if self._parts.disk is None:
-            raise WrongState(f"{self.handle}: has no disk of its own (disk_limits is off)")
+            raise WrongState(f"container {self.handle}: has no disk of its own, since disk_limits is off")
         await asyncio.to_thread(self._parts.disk.resize, limit_bytes)
         self._change_limits(replace(self.limits, disk_bytes=limit_bytes))
 
     # Network.
 
     async def net_in(self, mapping: PortMapping) -> PortMapping:
-        """Publish a port; answers with the ports that it got."""
+        """Publish a port. Returns the mapping with both ports filled in. PortTaken, NoPorts, FirewallError, WrongState."""
         self._check(Action.CHANGE)
         if self._parts.link is None:
             raise WrongState(f"{self.handle}: has no network")
@@ -248,7 +249,7 @@ class Container:
         return resolved
 
     async def net_out(self, rule: EgressRule) -> None:
-        """Permit one more way out."""
+        """Add an egress rule. FirewallError, WrongState."""
         self._check(Action.CHANGE)
         if self._parts.link is None:
             raise WrongState(f"{self.handle}: has no network")
@@ -260,46 +261,48 @@ class Container:
     # Files.
 
     async def path_fd(self, path: str) -> int:
-        """An O_PATH descriptor of the caller's; after pid 1's death only below /home/vcap. OSError: also of what is on no
-        mount of the container's own.
+        """Open an O_PATH descriptor, which the caller must close. After pid 1's death only paths below /home/vcap work.
+
+        OSError: also for a path that is on no mount of the container's own.
         """
         tree, inner = self._tree_for(path)
         return tree.open(inner, os.O_PATH)
 
     async def read_file(self, path: str, max_bytes: int, offset: int = 0) -> bytes:
-        """Regular files only, never through a link out of the container, and of its own mounts; also when all jobs have
-        ended.
+        """Read a regular file on the container's own mounts. Links never lead out of the container. No job is needed.
+
+        NotAFile, OSError, WrongState.
         """
         tree, inner = self._tree_for(path)
         return await asyncio.to_thread(files.read_file, tree, inner, max_bytes, offset)
 
     async def write_files(self, *entries: files.FileEntry) -> None:
-        """Small files, by the manager itself; missing directories are made."""
+        """Write small files. The manager writes them itself, and makes missing directories."""
         self._check(Action.CHANGE)
         tree = files.Tree(self._parts.root_fd, self._parts.own_mounts())
         for entry in entries:
             await asyncio.to_thread(files.write_file, tree, entry, self._parts.ids)
 
     async def copy_in(self, tar: bytes | int, destination: str, *, user: int = User.VCAP) -> None:
-        """Unpack a tar stream (bytes, or a descriptor to read from) below ``destination``, by tar inside."""
+        """Unpack a tar stream (bytes, or a descriptor to read from) below ``destination``, by a tar job. FilesError."""
         with await self.spawn_piped(files.unpack_job(destination, user), "stdin", "stderr") as job:
-            _, status, said = await job.run(job.pipe("stdin").send(tar))
-        _check_tar(status, said)
+            _, status, stderr = await job.run(job.pipe("stdin").send(tar))
+        _check_tar(status, stderr)
 
     async def copy_out(
         self, path: str, to_fd: int, *, user: int = User.VCAP, limit_bytes: int = COPY_OUT_BYTES
     ) -> None:
-        """Pack ``path`` as a tar stream into a descriptor, by tar inside. FilesError, TooMuch: more than ``limit_bytes``."""
+        """Pack ``path`` as a tar stream into a descriptor, by a tar job. FilesError; TooMuch: more than ``limit_bytes``."""
         with await self.spawn_piped(files.pack_job(path, user), "stdout", "stderr") as job:
-            _, status, said = await job.run(job.pipe("stdout").receive(to_fd, limit_bytes))
-        _check_tar(status, said)
+            _, status, stderr = await job.run(job.pipe("stdout").receive(to_fd, limit_bytes))
+        _check_tar(status, stderr)
 
     def _tree_for(self, path: str) -> tuple[files.Tree, str]:
         self._check(Action.LOOK)
         parts = self._parts
         root_fd = parts.root_fd
         if self._body.died.is_set() and parts.home_fd >= 0:
-            # The container's mounts went apart with pid 1; the home's own tree is still held.
+            # The kernel took the mounts apart when pid 1 died. The tree of the home is still held by its descriptor.
             inner = os.path.normpath(path)
             if inner == VCAP_HOME or inner.startswith(VCAP_HOME + "/"):
                 root_fd, path = parts.home_fd, inner[len(VCAP_HOME) :] or "/"
@@ -315,6 +318,6 @@ class Container:
         self._body.save()
 
 
-def _check_tar(status: ExitStatus, said: str) -> None:
+def _check_tar(status: ExitStatus, stderr: str) -> None:
     if not status.ok:
-        raise files.FilesError(f"tar: {said or status}")
+        raise files.FilesError(f"tar: {stderr or f'ended with status {status.number} and no message'}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-#: The containers' addresses.
+#: The network from which containers get their addresses.
 POOL_NETWORK: Final = "10.254.0.0/16"
-#: The directory of all containers' cgroups, below each mount.
+#: The directory below each cgroup mount that holds the cgroups of all containers.
 CGROUP_PARENT: Final = "garrison"

@@ -4,9 +4,9 @@
         await depot.recover()
         container = await depot.create(spec)
 
-Create and destroy run in tasks of the depot's own: a caller that is cancelled cannot leave half a container
-behind. The steps themselves are the rungs of create.py. The depot owns destruction: a container is in `handles`
-until nothing of it is left, and what cannot be removed is tried again for as long as the depot is open.
+Create and destroy run in tasks of the depot, so a caller that is cancelled cannot leave half a container behind. Their
+steps are the rungs of create.py. The depot owns destruction: a container is in `handles` until nothing of it is left, and
+a removal that failed is tried again as long as the depot is open.
 """
 
 from __future__ import annotations
@@ -49,23 +49,23 @@ _CLOSE_TIMEOUT_S: Final = 30.0
 
 
 class UnknownHandle(ContainerError, LookupError):
-    """No container of this depot has that handle (any more)."""
+    """The depot has no container of that handle, or has none any more."""
 
     def __init__(self, handle: str) -> None:
-        super().__init__(f"no container {handle!r}")
+        super().__init__(f"the depot has no container {handle!r}")
         self.handle = handle
 
 
 class RecoverFirst(ContainerError, RuntimeError):
-    """The depot directory has containers of a former manager: `Depot.recover` comes before the first create."""
+    """The depot holds containers of a former manager, so `Depot.recover` must be called before the first create."""
 
 
 class ContainersLeft(ContainerError, RuntimeError):
-    """The tables of the firewall are needed by containers that are still there."""
+    """The firewall's tables cannot be removed: containers are left that need them."""
 
 
 def no_fault(rung: str) -> None:
-    """Production: no rung breaks on purpose."""
+    """The default: no rung fails on purpose."""
 
 
 @dataclass(slots=True)
@@ -76,15 +76,16 @@ class _Making:
 
 @dataclass(slots=True)
 class _Held:
-    """``container`` None: its create failed, and could not be undone whole."""
+    """``container`` None: its create failed, and not all of it could be undone."""
 
     build: Build
     container: Container | None
 
 
 class _Opening:
-    """Awaited it is the depot. As a block it is closed in the end: containers go on, and where there are none the
-    host's shared pieces go too.
+    """Awaited, it gives the open depot. As a block it also closes the depot at the end; containers run on.
+
+    If no container is left at the end of the block, the firewall's tables and the cgroup parents are removed too.
     """
 
     def __init__(self, opening: Coroutine[Any, Any, Depot]) -> None:
@@ -105,7 +106,7 @@ class _Opening:
 
 @dataclass
 class Depot:
-    """See the module. Made by `Depot.open`."""
+    """All containers of a host. Made by `Depot.open`."""
 
     settings: DepotSettings
     _shared: Shared
@@ -130,11 +131,10 @@ class Depot:
         port_rests: Callable[[int], bool] = lambda _: False,
         fault: Callable[[str], None] = no_fault,
     ) -> _Opening:
-        """Set up the host: firewall base, forwarding, cgroup parents, directories. ``await`` it, or open it as a
-        block with ``async with``. Containers of a former manager are `recover`'s.
+        """Set up the host: firewall, forwarding, cgroup parents, directories. ``await`` it, or use ``async with``.
 
-        HostUnfit: why there can be none; DepotBusy: another manager has part of it.
-        ``port_rests``: asked before a host port is given out; True: not this one yet.
+        `recover` then takes up the containers of a former manager. ``port_rests``: called before a host port is given
+        out; True: not this one yet. HostUnfit: the host cannot have a depot; DepotBusy: another manager uses it.
         """
         return _Opening(cls._open(settings, log, port_rests, fault))
 
@@ -155,7 +155,7 @@ class Depot:
             subuid=text_of("/etc/subuid"),
             subgid=text_of("/etc/subgid"),
         )
-        # What only computes comes first: a wrong setting raises before anything is held.
+        # Pure steps come first: a wrong setting raises before anything is opened or locked.
         addresses = LeasePool(
             "address",
             address_leases(settings.pool_network),
@@ -216,15 +216,16 @@ class Depot:
             return depot
 
     def find(self, handle: str) -> Container:
-        """UnknownHandle."""
+        """The container of that handle. UnknownHandle."""
         held = self._held.get(handle)
         if held is None or held.container is None:
             raise UnknownHandle(handle)
         return held.container
 
     def handles(self) -> tuple[str, ...]:
-        """Of all containers of which something is left: those whose destroy has failed, and remains of a create
-        that could not be undone (`find` does not know these), are tried again until they are gone.
+        """The handles of all containers of which something is left.
+
+        That includes containers whose destroy failed, and remains of a failed create, which `find` does not return.
         """
         return tuple(self._held)
 
@@ -232,15 +233,16 @@ class Depot:
         return [held.build.body for held in self._held.values() if held.container is not None]
 
     async def create(self, spec: ContainerSpec, *, record: bytes | None = None) -> Container:
-        """Make a container. NoLease: a pool is empty. SpecError: the handle is in use. CreateError: a rung
-        broke. RecoverFirst. ``record``: the caller's own bytes, kept beside the snapshot (`Container.keep_record`).
+        """Make a container. ``record``: bytes of the caller, kept beside the snapshot (`Container.keep_record`).
+
+        NoLease: a pool is used up. SpecError: the handle is in use. CreateError: a rung failed. RecoverFirst.
         """
         if self._unrecovered:
             raise RecoverFirst(f"{self.settings.depot_dir} is not empty: call recover() before create()")
         link_id = self._shared.link_ids.take()
         handle = spec.handle or link_id
         if handle in self._held or handle in self._making:
-            raise SpecError("handle", f"{handle!r} is in use")
+            raise SpecError("handle", f"expected a new one, {handle!r} is in use in this depot")
         build = Build(self._shared, handle, link_id, spec=spec, record=record)
         task = self._shared.background.start(create.build(build), name=f"create-{handle}", watched=True)
         self._making[handle] = _Making(task, build)
@@ -252,7 +254,7 @@ class Depot:
             raise
         except (NoLease, SpecError):
             raise
-        except Exception as e:  # the frame that names the rung; the cause is kept
+        except Exception as e:  # CreateError names the rung and chains the cause
             raise CreateError(build.broken, str(e) or repr(e)) from e
         finally:
             del self._making[handle]
@@ -267,7 +269,7 @@ class Depot:
         return container
 
     async def _undo_abandoned(self, task: asyncio.Task[None], build: Build) -> None:
-        """The caller is gone: the create ends at its next rung, or has just been done."""
+        """Undoes a create whose caller was cancelled. It ends at its next rung, or has just succeeded."""
 
         async def undo() -> None:
             try:
@@ -279,7 +281,7 @@ class Depot:
             container = self._hold(build)
             try:
                 await container.destroy()
-            except Exception as e:  # it is tried again like any other; the caller is gone
+            except Exception as e:  # logged, since the caller is gone; the depot tries again
                 self._shared.log.warning("abandoned_create_not_undone", error=repr(e))
 
         work = self._shared.background.start(undo(), name="undo-abandoned-create")
@@ -289,9 +291,9 @@ class Depot:
             return
 
     async def destroy(self, handle: str, grace_s: float = 0) -> None:
-        """Remove a container and all that it is made of. Idempotent: an unknown handle is fine.
+        """Remove a container and everything that belongs to it. Idempotent: an unknown handle is no error.
 
-        Raises what could not be removed. The container is then still there, and is tried again, also without being asked.
+        If something cannot be removed, its error is raised. The container stays in `handles`, and the depot tries again.
         """
         task = self._ending.get(handle)
         if task is None:
@@ -315,7 +317,7 @@ class Depot:
                 held.build.body.enter(Action.FAIL)
             self._retries.add(handle, lambda: self.destroy(handle))
             raise
-        else:  # its handle is free only when nothing of it is left
+        else:  # the handle is free only now, when nothing of the container is left
             if held.container is not None:
                 held.build.body.enter(Action.END)
             del self._held[handle]
@@ -326,7 +328,7 @@ class Depot:
                 held.build.body.events.close()
 
     async def _end(self, body: Body, container: Container, grace_s: float) -> None:
-        """Whatever keeps its processes from ending in peace, they are killed after it."""
+        """Stops the processes with the grace. Whatever fails here, they are killed by the undo that follows."""
         try:
             if grace_s > 0 and body.may(Action.STOP):
                 await container.stop(grace_s)
@@ -338,8 +340,10 @@ class Depot:
             body.enter(Action.DESTROY)
 
     async def recover(self) -> Recovery:
-        """After a start: take up what lives, leave alone what a later version made, remove the rest whole. Called once,
-        before the first create. HostUnfit: it is short of descriptors or memory; nothing was ended for that.
+        """Take up the containers of a former manager that still run, and remove the remains of the others.
+
+        Containers of a later version are left alone. Call it once, before the first create. HostUnfit: descriptors or
+        memory ran out; no container was ended because of that.
         """
         builds, recovery = await recover(self._shared)
         for build in builds:
@@ -352,18 +356,20 @@ class Depot:
     async def _recover_jobs(self, body: Body) -> None:
         try:
             await body.jobs.recover()
-        except (OSError, WshdError) as e:  # its jobs are unknown then, which is for the caller to judge
+        except (OSError, WshdError) as e:  # the container is kept without its jobs; the caller decides
             self._shared.log.warning("jobs_not_recovered", handle=body.handle, error=str(e))
 
     async def close(self, *, remove_tables: bool = False) -> None:
-        """Let go. Containers go on, and another `open` and `recover` finds them.
+        """Close the depot. Containers run on, and another `open` and `recover` takes them up.
 
-        ``remove_tables``: the host's shared pieces go too (tables, empty cgroup parents). ContainersLeft: `handles` are
-        left that need them; nothing is closed then. They stay where a container of a later version was left alone.
+        ``remove_tables``: also remove the firewall's tables and empty cgroup parents, unless a container of a later
+        version was left alone. ContainersLeft: `handles` is not empty; nothing is closed then.
         """
         shared = self._shared
         if remove_tables and self._held:
-            raise ContainersLeft(f"the firewall's tables are needed by {', '.join(self._held)}")
+            raise ContainersLeft(
+                f"the firewall's tables are needed by {', '.join(self._held)}: destroy these first"
+            )
         if self._guarding is not None:
             self._guarding.cancel()
             await asyncio.gather(self._guarding, return_exceptions=True)

@@ -1,8 +1,8 @@
 """The base of every error that this library raises on purpose.
 
-A caller that decides nothing more than "it did not work" catches `ContainerError`. Each subclass stands for one
-decision that a caller may take; most are also of the built-in kind that fits (ValueError, LookupError, OSError).
-What the kernel refuses reaches the caller as an OSError of its own.
+A caller for which every failure is the same catches `ContainerError`. Each subclass stands for one decision that a caller
+may take; most also derive from the built-in class that fits (ValueError, LookupError, OSError). If the kernel refuses a
+call, the caller gets a plain OSError.
 """
 
 from __future__ import annotations

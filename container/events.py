@@ -1,4 +1,4 @@
-"""What happens to a container: the kinds are kept, and each occurrence goes to the subscribers."""
+"""Events of a container: the kinds so far are kept, and each occurrence is published to subscribers."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from enum import StrEnum
 
 
 class EventKind(StrEnum):
-    """The values are what snapshots keep and what Warden's clients read."""
+    """The kinds of events. Snapshots store the values, and clients of Warden read them."""
 
     OUT_OF_MEMORY = "out of memory"
-    """The kernel killed a process of the container for memory."""
+    """The kernel killed a process of the container because it ran out of memory."""
     DEAD = "dead"
     """pid 1 is dead, and every process with it."""
     OVERRAN = "command exceeded maximum output"
-    """A job with ``Past.KILL`` was killed for its output."""
+    """A job with ``Past.KILL`` was killed because its output passed the limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class ContainerEvent:
-    """``at_s`` is the time of the loop's clock."""
+    """One event. ``at_s``: when, on the clock of the event loop."""
 
     kind: EventKind
     at_s: float
 
 
 class Events:
-    """Kinds are kept as a set; subscribers receive each occurrence. A kind that a later version wrote is ignored."""
+    """The events of one container. ``kinds``: those of a former manager; unknown kinds of a later version are ignored."""
 
     def __init__(self, kinds: Iterable[str] = ()) -> None:
         known = {kind.value: kind for kind in EventKind}
@@ -38,24 +38,24 @@ class Events:
 
     @property
     def kinds(self) -> tuple[EventKind, ...]:
-        """What has happened so far, in the order of its first occurrence."""
+        """The kinds of events so far, in the order of their first occurrence."""
         return tuple(self._kinds)
 
     def publish(self, kind: EventKind) -> None:
-        """It has happened just now; for the manager itself."""
+        """Keep the kind and send the event to all subscribers. Only the manager calls this."""
         self._kinds[kind] = None
         event = ContainerEvent(kind, asyncio.get_running_loop().time())
         for queue in self._subscribers:
             queue.put_nowait(event)
 
     def close(self) -> None:
-        """The container is gone: subscriptions end."""
+        """End all subscriptions, since the container is gone."""
         self._closed = True
         for queue in self._subscribers:
             queue.put_nowait(None)
 
     async def subscribe(self) -> AsyncGenerator[ContainerEvent, None]:
-        """Events from the first turn of the iterator on, until the container is destroyed."""
+        """Yields events, from the first step of the iterator until the container is destroyed."""
         queue: asyncio.Queue[ContainerEvent | None] = asyncio.Queue()
         self._subscribers.add(queue)
         try:

@@ -1,10 +1,10 @@
-"""Files of a container from outside, never following a link out of it.
+"""Reads and writes files of a container from outside, without following a link out of it.
 
-Paths are resolved by openat2 with the container's root as the end of the world (RESOLVE_IN_ROOT), so ``..``
-and absolute links stay inside, whatever a job does to the tree meanwhile. What is found must lie on a mount
-of the container's own (its root, its home): /proc and /sys inside answer the manager with the host's rights,
-and look like regular files. Whole trees are moved as tar streams by a job inside: the manager does not walk a
-tree that a job can change.
+openat2 resolves paths with the container's root as their root (RESOLVE_IN_ROOT). So ``..`` and absolute links stay inside,
+also if a job changes the tree meanwhile. A file must also lie on one of the container's own mounts (its root, its home). A
+link may lead to /proc or /sys inside, where files look regular but give the manager access with the host's rights.
+
+Whole trees are moved as tar streams by a job inside. The manager itself never walks a tree that a job can change.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from container.spec import JobSpec, User
 from wsh.units import MIB
 
 _RESOLVE: Final = linux.RESOLVE_IN_ROOT | linux.RESOLVE_NO_MAGICLINKS
-#: By its path and with an environment of ours: what lies in a PATH inside is the job's to choose.
+#: An absolute path and a fixed environment, since a job could put its own tar into the PATH.
 _TAR: Final = "/bin/tar"
 _ENV: Final = ("PATH=/usr/bin:/bin", "LANG=C.UTF-8")
 _SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
@@ -36,12 +36,12 @@ class NotAFile(ContainerError, OSError):
 
 
 class FilesError(ContainerError, RuntimeError):
-    """tar inside the container failed; the text is its standard error."""
+    """tar inside the container failed; the text has its standard error or its status."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
-    """A file to write inside; ``mode`` are permission bits."""
+    """A file to write inside. ``mode``: the permission bits."""
 
     path: str
     data: bytes
@@ -51,13 +51,13 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """Where paths begin, and the mounts that they may lead to (mount ids; whoever makes a `Tree` holds them)."""
+    """The root of paths, and the ids of the mounts on which they may end. The maker must hold these mounts open."""
 
     root_fd: int
     mounts: frozenset[int]
 
     def open(self, path: str, flags: int) -> int:
-        """A descriptor of what is on one of the mounts. Flags that read or write only with O_DIRECTORY: see `read_file`."""
+        """Opens a path that lies on one of the mounts. Use flags that read or write only with O_DIRECTORY (see `read_file`)."""
         fd = linux.openat2(self.root_fd, path, flags, resolve=_RESOLVE)
         try:
             if linux.mount_id(fd) not in self.mounts:
@@ -69,14 +69,14 @@ class Tree:
 
 
 def open_home(root_fd: int, path: str) -> int:
-    """The home's root, when a container is made or taken up: no link of a job leads elsewhere."""
+    """Opens the root of the home when a container is made or taken up. No link is followed."""
     return linux.openat2(
         root_fd, path, os.O_PATH | os.O_DIRECTORY, resolve=_RESOLVE | linux.RESOLVE_NO_SYMLINKS
     )
 
 
 def read_file(tree: Tree, path: str, max_bytes: int, offset: int = 0) -> bytes:
-    """Up to ``max_bytes`` of a regular file. Anything else is never opened, only looked at."""
+    """Up to ``max_bytes`` of a regular file. Other kinds are refused without an open for reading. NotAFile, OSError."""
     place = tree.open(path, os.O_PATH)
     try:
         if not stat.S_ISREG(os.fstat(place).st_mode):
@@ -94,7 +94,7 @@ def read_file(tree: Tree, path: str, max_bytes: int, offset: int = 0) -> bytes:
 
 
 def write_file(tree: Tree, entry: FileEntry, ids: IdLease) -> None:
-    """Write a file, replacing what is there; missing directories are made for the same user."""
+    """Writes a file, and replaces an existing one. Missing directories are made for the same user. OSError."""
     owner = users.host_id(ids.first, entry.user)
     path = PurePosixPath("/") / entry.path
     parent = _open_directories(tree, path.parent, owner)
@@ -112,7 +112,7 @@ def write_file(tree: Tree, entry: FileEntry, ids: IdLease) -> None:
 
 
 def _open_directories(tree: Tree, directory: PurePosixPath, owner: int) -> int:
-    """A descriptor of the directory; what is missing of it is made."""
+    """Opens a directory, and makes what is missing of its path."""
     flags = os.O_RDONLY | os.O_DIRECTORY
     try:
         return tree.open(str(directory), flags)
@@ -123,7 +123,7 @@ def _open_directories(tree: Tree, directory: PurePosixPath, owner: int) -> int:
     try:
         with contextlib.suppress(FileExistsError):
             os.mkdir(directory.name, 0o755, dir_fd=parent)
-            # By descriptor: a job could put a hard link to another's file in its place.
+            # By descriptor: a job could put a hard link to a file of another user in its place.
             made = os.open(directory.name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
             try:
                 os.fchown(made, owner, owner)
@@ -135,13 +135,13 @@ def _open_directories(tree: Tree, directory: PurePosixPath, owner: int) -> int:
 
 
 def unpack_job(destination: str, user: int) -> JobSpec:
-    """tar reads the stream on stdin. Owners are not restored: all belongs to ``user``."""
+    """A job in which tar unpacks its stdin. All files belong to ``user``; owners in the stream are ignored."""
     argv = (_TAR, "-x", "-o", "-f", "-", "-C", destination)
     return JobSpec(argv, env=_ENV, user=user, cwd="/")
 
 
 def pack_job(path: str, user: int) -> JobSpec:
-    """tar writes the tree below ``path`` (or the file) to stdout, names beginning with its last part."""
+    """A job in which tar packs ``path`` (a tree or a file) to stdout. Names begin with the last part of ``path``."""
     place = PurePosixPath(path)
     name = f"./{place.name}" if place.name else "."
     argv = (_TAR, "-c", "-f", "-", "-C", str(place.parent), name)
@@ -149,9 +149,9 @@ def pack_job(path: str, user: int) -> JobSpec:
 
 
 def bytes_fd(data: bytes, owner: int) -> int:
-    """A memfd with ``data`` at its start; ``owner`` may open it again by /proc/self/fd, and nobody can change it.
+    """A sealed memfd with ``data``. ``owner`` may open it again by /proc/self/fd, and nobody can change it.
 
-    Not a pipe: a job whose input is longer than a pipe would lose the rest of it with its manager.
+    It is no pipe: if the input is longer than a pipe holds, a job would lose the rest when its manager dies.
     """
     fd = os.memfd_create("stdin", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with os.fdopen(os.dup(fd), "wb") as file:

@@ -1,8 +1,8 @@
-"""Looks after each pid 1: does it still answer, and what does it know of its jobs?
+"""Checks each pid 1 periodically: does it still reply, and which jobs have ended?
 
-A wshd that is stopped or starved leaves its jobs running with nobody who sees its end, moves its output or stops it. One that has
-answered nothing for so long is killed with its container, so that the end is known. The request is `list`, which every wshd has: it
-lists ended jobs as well, also where the record of an end could not be written (a file system that has become read-only).
+If wshd is stopped or starved, its jobs run on, but nobody reaps them, moves their output or can stop them. So a wshd that has
+been silent for too long is killed with its container, and its jobs count as ended. The request is `list`, which every wshd
+supports. Its reply also names ended jobs whose record could not be written (on a file system that became read-only).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from container.body import Body
 from container.wshd import WshdError, WshdGone, WshdSilent
 
 _AT_ONCE: Final = 16
-#: However long one took: a manager that was itself stopped for a while has asked only once.
+#: Requests without a reply before a kill, however long they took: the manager itself may have been stopped meanwhile.
 _ASKED_AT_LEAST: Final = 2
 
 
@@ -29,8 +29,8 @@ class _Silence:
 
 
 class Guard:
-    """``containers``: those of the depot now. ``period_s``: between two rounds, and how long an answer may take.
-    ``patience_s``: of silence, until a container is killed.
+    """``containers``: returns those that the depot has now. ``period_s``: the time from one round to the next, and the
+    longest time for a reply. ``patience_s``: how long a pid 1 may be silent before its container is killed.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Guard:
         self._silent: dict[Body, _Silence] = {}
 
     async def run(self) -> None:
-        """For ever. An error costs its own container's turn."""
+        """Runs for ever. An error ends only the check of its container in this round, and is logged."""
         while True:
             began_s = time.monotonic()
             slots = asyncio.Semaphore(_AT_ONCE)
@@ -61,7 +61,7 @@ class Guard:
     async def _look(self, container: Body, slots: asyncio.Semaphore) -> None:
         asked_s = time.monotonic()
         try:
-            if container in self._silent:  # nobody waits behind one that is known to be silent
+            if container in self._silent:  # without a slot: a silent one must not delay the others
                 await container.jobs.look(self._period_s)
             else:
                 async with slots:
@@ -69,7 +69,7 @@ class Guard:
                     await container.jobs.look(self._period_s)
         except WshdSilent:
             await self._note_silence(container, asked_s)
-        except (WshdGone, WshdError):  # it dies just now; or it refuses, which is an answer too
+        except (WshdGone, WshdError):  # it died just now, or it refused, and a refusal is a reply too
             self._silent.pop(container, None)
         else:
             if self._silent.pop(container, None) is not None:

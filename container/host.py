@@ -1,4 +1,4 @@
-"""Can this host have a depot at all? Asked once, when it is opened."""
+"""Checks whether this host can have a depot at all. Done once, when the depot is opened."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ MINIMUM_KERNEL: Final = (5, 19)
 
 
 class HostUnfit(ContainerError, RuntimeError):
-    """This host, as it is or as it is configured, cannot have a depot; the text says why."""
+    """This host, or its configuration, does not permit a depot; the text says why."""
 
 
 def kernel_version(release: str) -> tuple[int, int]:
-    """Of uname's release; (0, 0) where there is no number."""
+    """The first two numbers of uname's release; (0, 0) if it has none."""
     match = re.match(r"(\d+)\.(\d+)", release)
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 def check_kernel(release: str) -> None:
-    """Raises HostUnfit."""
+    """HostUnfit: the kernel is too old."""
     if kernel_version(release) < MINIMUM_KERNEL:
         needed = ".".join(map(str, MINIMUM_KERNEL))
         raise HostUnfit(
@@ -33,14 +33,14 @@ def check_kernel(release: str) -> None:
 
 
 def refuse_if_short(error: BaseException) -> None:
-    """HostUnfit where an error is a want of descriptors or memory: the container that met it is not at fault."""
+    """HostUnfit: the error means that descriptors or memory ran out, so its container is not at fault."""
     for one in (error, error.__cause__):
         if isinstance(one, OSError) and one.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-            raise HostUnfit(f"recover: {one}") from error
+            raise HostUnfit(f"recover: descriptors or memory ran out: {one}") from error
 
 
 def text_of(path: str) -> str:
-    """Empty: it cannot be read."""
+    """The text of a file; empty if it cannot be read."""
     try:
         return Path(path).read_text(errors="replace")
     except OSError:

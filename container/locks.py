@@ -1,7 +1,7 @@
 """Locks on what only one manager may use: a depot, a cgroup parent, the firewall of a network namespace.
 
-Two managers that share one of these take each other's containers for remains and each other's rules for foreign ones, and
-undo them again and again. A lock goes with its process, however that ends.
+If two managers share one of these, each takes the other's containers for remains and the other's rules for foreign changes,
+and removes them again and again. The kernel frees a lock when its process ends, however it ends.
 (docs/network.md, "One manager for each network namespace")
 """
 
@@ -17,16 +17,16 @@ from typing import Final
 
 from container.host import HostUnfit
 
-#: An abstract name: no file stays behind, and it belongs to a network namespace (unix(7)) as a firewall does.
+#: An abstract name: it leaves no file, and like a firewall it belongs to one network namespace (unix(7)).
 _TABLES: Final = "\0garrison-tables"
 
 
 class DepotBusy(HostUnfit):
-    """Another manager uses what this one needs; the text names it."""
+    """Another manager has locked what this one needs; the text names it."""
 
 
 def lock_directory(path: Path) -> Callable[[], None]:
-    """Locks a directory. Returns what unlocks it. DepotBusy; OSError."""
+    """Locks a directory. Returns the function that unlocks it. DepotBusy; OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -37,7 +37,7 @@ def lock_directory(path: Path) -> Callable[[], None]:
 
 
 def lock_tables() -> Callable[[], None]:
-    """Locks the firewall of this network namespace. Returns what unlocks it. DepotBusy: names the pid of the other."""
+    """Locks the firewall of this network namespace. Returns the function that unlocks it. DepotBusy: it names the other's pid."""
     lock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         lock.bind(_TABLES)
@@ -45,7 +45,7 @@ def lock_tables() -> Callable[[], None]:
     except OSError:
         lock.close()
         raise DepotBusy(
-            f"the firewall tables of this network namespace: another manager ({_holder()}) has them"
+            f"the firewall tables of this network namespace: another manager ({_holder()}) has locked them"
         ) from None
     return lock.close
 
@@ -56,5 +56,5 @@ def _holder() -> str:
             asking.connect(_TABLES)
             pid, _, _ = struct.unpack("3i", asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         except OSError:
-            return "gone by now"
+            return "which has ended meanwhile"
     return f"pid {pid}"

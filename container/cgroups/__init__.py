@@ -23,7 +23,7 @@ __all__ = [
 
 
 def host_hierarchy() -> Hierarchy:
-    """The hierarchy of this host. CgroupsMissing: it has none that can be used."""
+    """Finds the cgroup hierarchy of this host. CgroupsMissing: the host has none that can be used."""
     mountinfo = Path("/proc/self/mountinfo").read_text()
     v2 = v2_mount(mountinfo)
     controllers = (v2 / "cgroup.controllers").read_text().split() if v2 is not None else []
@@ -31,9 +31,9 @@ def host_hierarchy() -> Hierarchy:
 
 
 def open_backend(parent: str) -> Cgroups:
-    """The back end for this host. Makes the directory ``parent``, below which all containers' cgroups are.
+    """The back end for this host. Makes the directory ``parent``, which holds the cgroups of all containers.
 
-    CgroupsMissing; ValueError: a name that is none; OSError.
+    CgroupsMissing; ValueError: ``parent`` is not a valid name; OSError.
     """
     hierarchy = host_hierarchy()
     return CgroupsV2(hierarchy, parent) if hierarchy.version is Version.V2 else CgroupsV1(hierarchy, parent)

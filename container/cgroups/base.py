@@ -1,12 +1,12 @@
-"""The contract over cgroup v1 and v2 (tests/kernel/test_cgroups_contract.py runs over the host's own).
+"""The contract that cgroup v1 and v2 both fulfil (tests/kernel/test_cgroups_contract.py tests the host's version).
 
-A container has two leaves beside each other: ``init`` for wshd, and ``job`` for everything else. Limits are set on ``job``. On
-their common parent, the page cache of the spool would count against the jobs' memory, and their CPU limit would slow wshd.
-CPU shares are set on the container's own directory, because they weigh a cgroup against its siblings, and only there the
-siblings are other containers.
+A container has two leaf cgroups beside each other: ``init`` for wshd, and ``job`` for everything else. Limits are set on
+``job``. If they were set on the common parent, the page cache of the spool would count against the jobs' memory, and the
+jobs' CPU limit would slow wshd. CPU shares are set on the container's own directory: shares compare a cgroup with its
+siblings, and only at that level the siblings are other containers.
 
-All calls are synchronous and short, except those that wait for the kernel (``freeze``, ``kill_all``, ``destroy``): these
-belong in a thread.
+All calls are synchronous. All are short except those that wait for the kernel (``freeze``, ``kill_all``, ``destroy``);
+call these in a thread.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from container.cgroups.oom import OomWatch
 #: How long the kernel may take to reap or to freeze.
 KERNEL_TIMEOUT_S: Final = 10.0
 LEAVES: Final = ("init", "job")
-#: What a cgroup weighs that nobody gave CPU shares (cgroups(7)). Containers weigh the same on v1 and v2.
+#: The CPU shares of a cgroup for which none were set (cgroups(7)). The same number is used on v1 and v2.
 ORDINARY_SHARES: Final = 1024
 #: (kind, major, minor, access); minor None: any.
 DeviceRule: TypeAlias = tuple[str, int, int | None, str]
-#: What a container may use: the devices that its /dev has. mknod is not allowed.
+#: The devices that a container may use: those in its /dev. mknod is not allowed.
 DEVICES: Final[tuple[DeviceRule, ...]] = (
     ("c", 1, 3, "rw"),  # null
     ("c", 1, 5, "rw"),  # zero
@@ -47,9 +47,9 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
 
 def check_name(what: str, name: str) -> str:
-    """A name becomes a directory below each mount: one plain word. Raises ValueError."""
+    """Checks a name that becomes a directory below each mount. ValueError."""
     if not _NAME.fullmatch(name):
-        raise ValueError(f"{what}: expected a word of [A-Za-z0-9_.-], got {name!r}")
+        raise ValueError(f"{what}: expected 1 to 128 of [A-Za-z0-9_.-], got {name!r}")
     return name
 
 
@@ -59,7 +59,7 @@ def read(path: Path) -> str:
 
 
 def write(path: Path, value: str) -> None:
-    """One write(2): the kernel takes a value as a whole."""
+    """Writes a value with one write(2), as the kernel requires. OSError: it names the file and the value."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, value.encode())
@@ -70,13 +70,13 @@ def write(path: Path, value: str) -> None:
 
 
 def key_values(text: str) -> dict[str, int]:
-    """Lines of a word and a number, as in memory.stat."""
+    """Parses lines of a word and a number, as in memory.stat."""
     pairs = (line.split() for line in text.splitlines())
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].lstrip("-").isdigit()}
 
 
 def wait_for(done: Callable[[], bool], timeout_s: float = KERNEL_TIMEOUT_S) -> bool:
-    """Asks until ``done``, ever more slowly, because these file systems report none of it. False: not in time."""
+    """Polls ``done`` with growing pauses, since these file systems report no changes. False: it timed out."""
     deadline = time.monotonic() + timeout_s
     pause_s = 0.0005
     while not done():
@@ -88,7 +88,7 @@ def wait_for(done: Callable[[], bool], timeout_s: float = KERNEL_TIMEOUT_S) -> b
 
 
 def remove_directory(path: Path, timeout_s: float) -> None:
-    """rmdir of a cgroup. The kernel refuses with EBUSY while the last process is being reaped. Idempotent. OSError."""
+    """Removes a cgroup, and tries again while the kernel still reaps its last process (EBUSY). Idempotent. OSError."""
 
     def removed() -> bool:
         try:
@@ -102,7 +102,7 @@ def remove_directory(path: Path, timeout_s: float) -> None:
         return True
 
     if not wait_for(removed, timeout_s):
-        path.rmdir()  # raises the kernel's own reason
+        path.rmdir()  # raises the error of the kernel
 
 
 class CgroupSet(ABC):
@@ -112,7 +112,7 @@ class CgroupSet(ABC):
     #: Files that a process writes "0" to in order to join (``tasks`` or ``cgroup.procs``).
     init_files: tuple[Path, ...]
     job_files: tuple[Path, ...]
-    #: What is mounted below /sys/fs/cgroup inside: for each hierarchy of v1 its controllers, or ``cgroup2``.
+    #: What the container sees below /sys/fs/cgroup: on v1 the controllers of each hierarchy, on v2 ``cgroup2``.
     shown: tuple[str, ...]
 
     @abstractmethod
@@ -121,33 +121,34 @@ class CgroupSet(ABC):
 
     @abstractmethod
     def exists(self) -> bool:
-        """Whether any part of it is there."""
+        """True if any of its directories exists."""
 
     @abstractmethod
     def set_memory(self, limit_bytes: int | None) -> int | None:
-        """Memory and swap together; returns what the kernel took (None: no limit).
+        """Limits memory and swap together; returns the limit that the kernel set (None: no limit).
 
-        Below what is in use, v1 refuses with EBUSY and keeps the old limit; v2 takes it and kills in ``job``.
-        Buffers of sockets are memory on v2; v1 counts them beside it (`socket_limit_bytes`).
+        A limit below what is in use: v1 refuses it with EBUSY and keeps the old one; v2 sets it and kills in ``job``.
+        v2 counts socket buffers as memory; v1 has a separate limit for them (`socket_limit_bytes`).
         """
 
     @abstractmethod
     def memory_limit_bytes(self) -> int | None:
-        """None: no limit. OSError, as for all that is read here: the cgroup is gone."""
+        """None: no limit. OSError: the cgroup is gone. This holds for every method that reads."""
 
     @abstractmethod
     def set_cpu_shares(self, shares: int) -> int:
-        """Weight against other containers, 1024 where none is set; returns what the kernel took (v1: 2 to
-        262144, v2: 1 to 10000).
+        """Sets the weight against other containers (1024 if never set); returns what the kernel set.
+
+        v1 takes 2 to 262144, v2 1 to 10000.
         """
 
     @abstractmethod
     def take_up(self) -> None:
-        """Prepares a set of a former manager for `set_cpu_shares`: older releases set the shares on ``job``."""
+        """Moves the CPU shares of a former manager away from ``job``, where older releases had set them."""
 
     @abstractmethod
     def set_pids(self, count: int | None) -> None:
-        """At most so many tasks; None: no limit. If there are more already, none can be added."""
+        """Limits the number of tasks; None: no limit. If there are more already, they stay and none can be added."""
 
     @abstractmethod
     def memory_stat(self) -> Mapping[str, int]:
@@ -155,7 +156,7 @@ class CgroupSet(ABC):
 
     @abstractmethod
     def memory_bytes(self) -> int:
-        """What the jobs use: what is charged to ``job``, without the page cache that can be dropped at once."""
+        """The memory that the jobs use: what is charged to ``job``, without the page cache that can be dropped."""
 
     @abstractmethod
     def cpu_ns(self) -> int:
@@ -163,34 +164,35 @@ class CgroupSet(ABC):
 
     @abstractmethod
     def cpu_user_system_ns(self) -> tuple[int, int]:
-        """(user, system) of it; on v1 in the kernel's ticks of 10 ms."""
+        """CPU time as (user, system). v1 counts in the kernel's ticks of 10 ms."""
 
     @abstractmethod
     def pids(self) -> int:
-        """How many tasks there are now."""
+        """The number of tasks now."""
 
     @abstractmethod
     def oom_kills(self) -> int:
-        """How many processes the kernel has killed for want of memory so far."""
+        """How many processes the kernel has killed so far because memory ran out."""
 
     @abstractmethod
     def processes(self) -> tuple[int, ...]:
-        """Host pids in any leaf."""
+        """The host pids in both leaves."""
 
     def freeze(self) -> None:
-        """Stops every process of ``job``. TimeoutError: one cannot be stopped; then all go on."""
+        """Stops every process of ``job``. TimeoutError: one of them could not be stopped; then all are thawed."""
         self._set_frozen(frozen=True)
         if not wait_for(self._is_frozen):
             self._set_frozen(frozen=False)
-            raise TimeoutError(errno.ETIMEDOUT, "not frozen in time", self.name)
+            why = f"the kernel has not frozen all processes within {KERNEL_TIMEOUT_S:g} s"
+            raise TimeoutError(errno.ETIMEDOUT, why, self.name)
 
     def thaw(self) -> None:
-        """Idempotent, also when the cgroup is gone."""
+        """Lets frozen processes run on. Idempotent, also if the cgroup is gone."""
         with contextlib.suppress(FileNotFoundError):
             self._set_frozen(frozen=False)
 
     def watch_oom(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> Callable[[], None]:
-        """Calls ``callback`` after OOM kills, in ``loop``, which runs. Returns what ends the watch (idempotent). OSError."""
+        """Calls ``callback`` after OOM kills, in the running ``loop``. Returns the idempotent function that ends it. OSError."""
 
         def subscribe(on_event: Callable[[], None]) -> Callable[[], None]:
             return self._follow_oom(loop, on_event)
@@ -198,9 +200,9 @@ class CgroupSet(ABC):
         return OomWatch(loop, subscribe, self.oom_kills, callback).stop
 
     def kill_all(self) -> None:
-        """Sends SIGKILL to every process of the set, frozen ones too, until the kernel shows none any more.
+        """Sends SIGKILL to every process of the set, frozen ones too, until the kernel lists none.
 
-        The set is of no use afterwards: on v1 ``job`` takes no new process.
+        The set cannot be used afterwards: on v1 ``job`` accepts no new process.
         """
 
         def none_left() -> bool:
@@ -213,7 +215,7 @@ class CgroupSet(ABC):
         wait_for(none_left)
 
     def destroy(self, timeout_s: float = KERNEL_TIMEOUT_S) -> None:
-        """Removes the directories; idempotent. Raises OSError EBUSY: there is a process that does not go."""
+        """Removes the directories. Idempotent. OSError EBUSY: a process has not ended."""
         for directory in self._directories():
             remove_directory(directory, timeout_s)
 
@@ -227,11 +229,11 @@ class CgroupSet(ABC):
     def _follow_oom(
         self, loop: asyncio.AbstractEventLoop, on_event: Callable[[], None]
     ) -> Callable[[], None]:
-        """Calls back at each OOM event, and when the cgroup goes. Returns what ends it (idempotent). OSError."""
+        """Calls back at each OOM event, and when the cgroup is removed. Returns the idempotent function that ends it. OSError."""
 
     @abstractmethod
     def _kill(self, pids: tuple[int, ...]) -> None:
-        """Sends SIGKILL to all in the set; ``pids`` were seen there a moment ago. It must be faster than a fork bomb."""
+        """Sends SIGKILL to all processes of the set, faster than a fork bomb makes new ones. ``pids`` were seen just now."""
 
     @abstractmethod
     def _directories(self) -> tuple[Path, ...]:
@@ -243,21 +245,21 @@ class Cgroups(ABC):
 
     def __init__(self, parent: str) -> None:
         self.parent = check_name("cgroup parent", parent)
-        #: What this host's kernel cannot do, as texts for the log.
+        #: Limits that this host's kernel cannot enforce, as texts for the log.
         self.gaps: tuple[str, ...] = ()
         self._make_parents()
 
     @property
     def directory(self) -> Path:
-        """The first of the parent directories; v1 has one in each hierarchy."""
+        """The first parent directory; v1 has one in each hierarchy."""
         return self._parents()[0]
 
     def create(self, name: str) -> CgroupSet:
-        """Makes the cgroups of a container. FileExistsError: the name is taken. OSError: the kernel refused, and nothing is left."""
+        """Makes the cgroups of a container. FileExistsError: the name is in use. OSError: the kernel refused; nothing is left."""
         made = self._set(check_name("cgroup", name))
         if made.exists():
-            raise FileExistsError(errno.EEXIST, "a cgroup of that name is there", name)
-        self._make_parents()  # another manager that shares them may have removed them
+            raise FileExistsError(errno.EEXIST, "a cgroup of this name exists", name)
+        self._make_parents()  # another manager with the same parent may have removed them
         try:
             made.make()
         except BaseException:
@@ -271,7 +273,7 @@ class Cgroups(ABC):
         return found if found.exists() else None
 
     def list(self) -> tuple[str, ...]:
-        """The names of all sets, also of those that are gone in part."""
+        """The names of all sets, also of those that were removed in part."""
         tops = (top for top in self._parents() if top.exists())
         return tuple(sorted({entry.name for top in tops for entry in top.iterdir() if entry.is_dir()}))
 

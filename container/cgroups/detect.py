@@ -1,7 +1,7 @@
 """Which cgroup hierarchies a host has, read from the text of /proc/self/mountinfo. Pure.
 
-v1 has a mount for each controller, or several controllers in one mount. v2 has one mount for all. A hybrid host has v1
-controllers beside an empty v2. What counts is where the controllers are that limits need.
+v1 has a mount for each controller, or one mount for several controllers. v2 has one mount for all controllers. A hybrid
+host has v1 controllers beside a v2 mount without any. The version is chosen by where the controllers are that limits need.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from container.host import HostUnfit
 
 #: Controllers that limits and measurements need on v1. On v2, devices is a program and freezer is built in.
 V1_NEEDED: Final = ("cpu", "cpuacct", "memory", "devices", "pids", "freezer")
-#: Used where the host has it. Limits do not need it, but a JVM recognises a v1 container only with it.
+#: Used if the host has it. Limits do not need it, but a JVM recognises a v1 container only by it.
 V1_WANTED: Final = ("cpuset",)
 V2_NEEDED: Final = ("cpu", "memory", "pids")
-#: All that v1 ever had. Any other option of a mount is a flag (cgroups(7)).
+#: With these, all controllers that v1 ever had. Any other mount option is a flag (cgroups(7)).
 _V1_OTHERS: Final = ("blkio", "debug", "hugetlb", "misc", "net_cls", "net_prio", "perf_event", "rdma")
 _V1_CONTROLLERS: Final = frozenset((*V1_NEEDED, *V1_WANTED, *_V1_OTHERS))
 
 
 class Version(Enum):
-    """Of the cgroup interface."""
+    """The version of the cgroup interface."""
 
     V1 = 1
     V2 = 2
 
 
 class CgroupsMissing(HostUnfit):
-    """The host has no hierarchy that can be used; the text names what is missing."""
+    """The host has no cgroup hierarchy that can be used; the text names what is missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hierarchy:
-    """Where the controllers are."""
+    """The version to use, and where its controllers are mounted."""
 
     version: Version
     #: v1: controller to mount point; v2: a single entry with an empty key.
@@ -62,7 +62,7 @@ def _unescape(word: str) -> str:
 
 
 def _mounts(mountinfo: str) -> Iterator[_Mount]:
-    """The cgroup mounts. Whole hierarchies come before parts of them (binds, containers of others)."""
+    """The cgroup mounts. Mounts of a whole hierarchy come before mounts of a part of one (binds, other containers)."""
     found = []
     for line in mountinfo.splitlines():
         left, separator, right = line.partition(" - ")
@@ -73,12 +73,12 @@ def _mounts(mountinfo: str) -> Iterator[_Mount]:
 
 
 def v2_mount(mountinfo: str) -> Path | None:
-    """Where the v2 hierarchy is, used or not."""
+    """The mount point of the v2 hierarchy, whether it is used or not. None: there is none."""
     return next((mount.point for mount in _mounts(mountinfo) if mount.kind == "cgroup2"), None)
 
 
 def detect(mountinfo: str, v2_controllers: frozenset[str]) -> Hierarchy:
-    """The hierarchy to use. ``v2_controllers``: the words of cgroup.controllers at ``v2_mount``, if there is one.
+    """Chooses the hierarchy. ``v2_controllers``: the words of cgroup.controllers at ``v2_mount``; empty: no v2.
 
     Raises CgroupsMissing.
     """

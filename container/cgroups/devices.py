@@ -1,7 +1,8 @@
 """The device allow-list of cgroup v2: an eBPF program of type CGROUP_DEVICE, written by hand.
 
-The program compares the request (access and type, major, minor; linux/bpf.h, struct bpf_cgroup_dev_ctx) with each rule in
-turn, and ends with "no". Pure up to :func:`attach`.
+The kernel runs the program when a process opens a device. The program compares the request (access and type, major, minor;
+linux/bpf.h, struct bpf_cgroup_dev_ctx) with each rule in turn, and refuses it if no rule matches. Everything is pure except
+:func:`attach`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def _insn(code: int, dst: int = 0, src: int = 0, off: int = 0, imm: int = 0) -> 
 
 
 def program(rules: Sequence[DeviceRule]) -> bytes:
-    """r2: type, r3: access, r4: major, r5: minor; each rule jumps to the next at its first mismatch."""
+    """The program. r2: type, r3: access, r4: major, r5: minor. A rule that does not match jumps to the next rule."""
     code = [
         _insn(0x61, 2, 1, 0),  # r2 = *(u32 *)(r1 + 0)
         _insn(0xBF, 3, 2),  # r3 = r2
@@ -55,7 +56,7 @@ def program(rules: Sequence[DeviceRule]) -> bytes:
 
 
 def attach(directory: Path, rules: Sequence[DeviceRule]) -> None:
-    """Allows exactly these devices in a cgroup, for as long as it lives. OSError: the kernel refused."""
+    """Allows exactly these devices in a cgroup, until the cgroup is removed. OSError: the kernel refused."""
     loaded = linux.load_device_program(program(rules), _LICENCE)
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -1,10 +1,11 @@
-"""The watch on OOM kills, over the event that a cgroup version has for them.
+"""Notices OOM kills, by the event that each cgroup version has for them.
 
-The event is only a reason to look; the kernel's count shows what happened. v1 reports the attempt, before the kill is counted; v2
-reports every change of its events. So a look that finds nothing new is repeated a few times, ever later.
+An event only starts a check; the kernel's counter of kills decides. v1 sends its event before the kill is counted, and
+v2 sends one for every change of its event file. So a check that finds no new kill is repeated a few times, with growing
+pauses.
 
-On v1 each cgroup has an eventfd of its own. On v2 all cgroups share one inotify instance (:class:`SharedWatcher`): the
-kernel lets a user have 128 of them, and a host may have more containers.
+On v1 each cgroup has an eventfd of its own. On v2 all cgroups share one inotify instance (:class:`SharedWatcher`): by
+default the kernel lets a user have 128 of them, and a host may have more containers than that.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from typing import Final, TypeAlias
 
 from container.aio import FileWatcher
 
-#: Begins to call back at each event; returns what ends that.
+#: Starts to call back at each event; returns the function that ends it.
 Subscribe: TypeAlias = Callable[[Callable[[], None]], Callable[[], None]]
 _NEXT_LOOKS_S: Final = (0.02, 0.1, 0.5, 2.0)
 
 
 class OomWatch:
-    """Calls ``callback`` once for each rise of ``count``. Ends with ``stop``, or with a look at a cgroup that is gone."""
+    """Calls ``callback`` once each time ``count`` has grown. Ends with ``stop``, or when the cgroup is found removed."""
 
     def __init__(
         self,
@@ -69,7 +70,7 @@ class OomWatch:
 def follow_eventfd(
     loop: asyncio.AbstractEventLoop, fd: int, on_event: Callable[[], None]
 ) -> Callable[[], None]:
-    """Calls back at each event. Owns ``fd``, also on an error; returns what ends it (idempotent)."""
+    """Calls back at each event. Closes ``fd`` in the end and on an error. Returns the idempotent function that ends it."""
     is_open = True
 
     def ready() -> None:
@@ -93,14 +94,14 @@ def follow_eventfd(
 
 
 class SharedWatcher:
-    """One `FileWatcher` for all subscribers: made for the first of them, closed after the last."""
+    """One `FileWatcher` for all subscribers. It is opened for the first one and closed after the last one."""
 
     def __init__(self) -> None:
         self._watcher: FileWatcher | None = None
         self._users = 0
 
     def start(self, path: Path, on_change: Callable[[], None]) -> Callable[[], None]:
-        """As `FileWatcher.start`. OSError: also when the kernel gives no inotify."""
+        """As `FileWatcher.start`. OSError: also if the kernel refuses an inotify instance."""
         if self._watcher is None:
             self._watcher = FileWatcher()
         self._users += 1

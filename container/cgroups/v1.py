@@ -1,8 +1,8 @@
 """cgroup v1: a directory for each container in each hierarchy.
 
-cgroupspy's controllers read and write cpu, cpuacct, memory and devices. It has none for pids and freezer, which are files of the
-same directories. Its nodes are made by hand, because a `Tree()` walks every cgroup of the host (0.3 s with 1,600) and does not
-know a mount that several controllers share.
+cgroupspy reads and writes cpu, cpuacct, memory and devices. It has no controllers for pids and freezer; their files are
+written here. The nodes of cgroupspy are made by hand: its `Tree()` walks every cgroup of the host (0.3 s with 1,600) and does
+not support a mount that several controllers share.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from container.cgroups.base import DEVICES, LEAVES, ORDINARY_SHARES, Cgroups, Cg
 from container.cgroups.detect import V1_NEEDED, V1_WANTED, Hierarchy
 from container.cgroups.oom import follow_eventfd
 
-#: An unlimited memory.limit_in_bytes reads as 2^63 rounded to pages: from here on it is no limit.
+#: Without a limit memory.limit_in_bytes reads as 2^63 rounded to pages. Any value from here on means "no limit".
 _NO_LIMIT: Final = 1 << 62
 _TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _TCP: Final = "memory.kmem.tcp.limit_in_bytes"
@@ -30,21 +30,21 @@ _LEAST_SOCKET_BYTES: Final = 8 << 20
 
 
 def socket_limit_bytes(memory_bytes: int) -> int:
-    """The limit of socket buffers that belongs to a memory limit. v1 does not count them as memory. Pure.
+    """The limit for socket buffers that goes with a memory limit, since v1 does not count them as memory. Pure.
 
-    The kernel's counter is named after TCP and counts UDP's buffers too. It is soft: a socket always gets its first
-    pages. A quarter of the memory limit keeps the sum well below one and a half times that limit.
+    The kernel's counter is named after TCP and counts buffers of UDP too. The limit is soft: each socket still gets its
+    first pages. A quarter of the memory limit keeps the sum of both well below one and a half times the memory limit.
     """
     return max(memory_bytes // 4, _LEAST_SOCKET_BYTES)
 
 
 def _node(directory: Path) -> Node:
-    """A controller asks its node for nothing but the path."""
+    """A node for a controller, which uses only its path."""
     return Node(os.fsencode(directory))
 
 
 def _set(controller: Any, name: str, value: object) -> None:
-    """Sets an attribute of a cgroupspy controller. Its own errors do not name the file and the value."""
+    """Sets an attribute of a cgroupspy controller. OSError: it names the file and the value, which cgroupspy's own does not."""
     try:
         setattr(controller, name, value)
     except OSError as e:
@@ -91,7 +91,7 @@ class CgroupSetV1(CgroupSet):
         names = ["limit_in_bytes"]
         if (self._memory_dir / "memory.memsw.limit_in_bytes").exists():
             names.append("memsw_limit_in_bytes")
-        # memory may never exceed memory+swap, so the order depends on the direction (memory.rst of cgroup v1)
+        # The limit of memory may never exceed that of memory+swap, so a rise writes the latter first (memory.rst of v1).
         if limit_bytes is None or (before is not None and limit_bytes > before):
             names.reverse()
         done: list[str] = []
@@ -107,7 +107,7 @@ class CgroupSetV1(CgroupSet):
         return self.memory_limit_bytes()
 
     def _set_sockets(self, memory_bytes: int | None) -> None:
-        """OSError EBUSY: sockets hold more than that already. A kernel without the file is named in `gaps`."""
+        """OSError EBUSY: sockets hold more than that already. `gaps` names a kernel without this file."""
         with contextlib.suppress(FileNotFoundError):
             limit = -1 if memory_bytes is None else socket_limit_bytes(memory_bytes)
             write(self._memory_dir / _TCP, str(limit))
@@ -154,7 +154,7 @@ class CgroupSetV1(CgroupSet):
             for leaf in LEAVES:
                 with contextlib.suppress(FileNotFoundError):
                     found.update(int(word) for word in read(top / leaf / "cgroup.procs").split())
-        found.discard(0)  # one of another pid namespace than ours
+        found.discard(0)  # a process of a pid namespace that is not visible here
         return tuple(sorted(found))
 
     def _set_frozen(self, *, frozen: bool) -> None:
@@ -179,7 +179,7 @@ class CgroupSetV1(CgroupSet):
         return follow_eventfd(loop, event, on_event)
 
     def _kill(self, pids: tuple[int, ...]) -> None:
-        """By descriptor, and listed once more: a number may belong to another process by now."""
+        """Opens pidfds and lists the pids once more, since a pid may belong to another process by now."""
         with contextlib.suppress(FileNotFoundError):
             self.set_pids(0)
         opened: dict[int, int] = {}
@@ -200,7 +200,7 @@ class CgroupSetV1(CgroupSet):
 
 
 class CgroupsV1(Cgroups):
-    """``hierarchy``: which controllers are mounted where."""
+    """All cgroups of v1. ``hierarchy``: which controllers are mounted where."""
 
     def __init__(self, hierarchy: Hierarchy, parent: str) -> None:
         wanted = (name for name in V1_WANTED if name in hierarchy.mounts)
@@ -225,9 +225,9 @@ class CgroupsV1(Cgroups):
             self._open_cpuset(self._mounts["cpuset"] / self.parent)
 
     def _open_cpuset(self, top: Path) -> None:
-        """Fills the parent's cpuset. A new cpuset is empty and takes no process; those below ``top`` copy from it.
+        """Fills the parent's cpuset. A new cpuset is empty and accepts no process; those below ``top`` copy from it.
 
-        When the kernel refuses (a sibling has CPUs of its own) containers have no cpuset.
+        If the kernel refuses (a sibling has exclusive CPUs), containers run without a cpuset.
         """
         try:
             for name in ("cpuset.cpus", "cpuset.mems"):
@@ -237,7 +237,7 @@ class CgroupsV1(Cgroups):
                 write(top / "cgroup.clone_children", "1")
         except OSError as e:
             if list(self._mounts.values()).count(self._mounts["cpuset"]) > 1:
-                raise  # whose directories are others' as well
+                raise  # other controllers share this mount and need its directories
             del self._mounts["cpuset"]
             self.gaps += (f"no cpuset: {e}",)
             with contextlib.suppress(OSError):

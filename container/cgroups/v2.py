@@ -1,6 +1,7 @@
-"""cgroup v2: one directory for each container, with ``init`` and ``job`` below it; controllers are enabled on the way down.
+"""cgroup v2: one directory for each container, with ``init`` and ``job`` below it.
 
-v2 has no file for devices: a small eBPF program on each leaf allows them (devices.py).
+Controllers are enabled at each level on the way down. v2 has no file for devices; instead a small eBPF program on each leaf
+decides (devices.py).
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ _ORDINARY_WEIGHT: Final = 100
 
 
 def weight_of(shares: int) -> int:
-    """The cpu.weight for v1's shares: the same number within v2's range, so that ratios stay. Pure.
+    """The cpu.weight for a number of v1 shares: the same number, cut to the range of v2, so that ratios stay. Pure.
 
-    systemd and runc map otherwise: they give one weight to everything below 28 shares, and turn 32:1 into 10:1.
+    systemd and runc map differently: everything below 28 shares gets the same weight, and a ratio of 32:1 becomes 10:1.
     """
     return min(max(shares, 1), 10_000)
 
@@ -105,7 +106,7 @@ class CgroupSetV2(CgroupSet):
         for leaf in LEAVES:
             with contextlib.suppress(FileNotFoundError):
                 found.update(int(word) for word in read(self._top / leaf / "cgroup.procs").split())
-        found.discard(0)  # one of another pid namespace than ours
+        found.discard(0)  # a process of a pid namespace that is not visible here
         return tuple(sorted(found))
 
     def _set_frozen(self, *, frozen: bool) -> None:
@@ -120,7 +121,7 @@ class CgroupSetV2(CgroupSet):
         return self._events.start(self._job / "memory.events", on_event)
 
     def _kill(self, pids: tuple[int, ...]) -> None:
-        """By the kernel's own file, which no fork escapes."""
+        """Writes cgroup.kill, which also kills what is forked meanwhile."""
         with contextlib.suppress(FileNotFoundError):
             write(self._top / "cgroup.kill", "1")
 
@@ -129,7 +130,7 @@ class CgroupSetV2(CgroupSet):
 
 
 class CgroupsV2(Cgroups):
-    """``hierarchy``: where the one mount is. All watches on OOM kills share an inotify instance."""
+    """All cgroups of v2. ``hierarchy``: where it is mounted. All OOM watches share one inotify instance."""
 
     def __init__(self, hierarchy: Hierarchy, parent: str) -> None:
         self._mount = hierarchy.mounts[""]
@@ -143,7 +144,7 @@ class CgroupsV2(Cgroups):
         return (self._mount / self.parent,)
 
     def _make_parents(self) -> None:
-        """EBUSY at the mount itself: it is not the host's root, and processes live in it (cgroups(7))."""
+        """OSError EBUSY: the mount is not the root of the hierarchy, and processes are in it (cgroups(7))."""
         top = self._mount / self.parent
         write(self._mount / "cgroup.subtree_control", _ENABLE)
         top.mkdir(exist_ok=True)

@@ -1,7 +1,7 @@
 """Disks of an older release: formatted far larger than any limit, with a preallocated file that takes up the rest.
 
-No such disk is made any more. An upgrade keeps the containers, so their disks go on as they are: limit, usage, and a
-change of the limit.
+No such disk is made any more. An upgrade keeps the containers, so their old disks must still work: the limit, the usage,
+and a change of the limit.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ class BallastDisk(Disk):
 
     @staticmethod
     def is_one(path: Path) -> bool:
-        """Whether a mounted disk has a ballast file."""
+        """True if a mounted disk has a ballast file."""
         return (path / BALLAST).exists()
 
     def usage(self) -> DiskUsage:
-        """Without the ballast. OSError: it is not mounted."""
+        """The usage without the ballast. OSError: the disk is not mounted."""
         seen = super().usage()
         return DiskUsage(max(0, seen.bytes - self._ballast_bytes()), seen.inodes)
 
     def take_up(self, limit_bytes: int | None) -> None:
-        """Does nothing: the limit is in the image."""
+        """Does nothing: the limit is stored in the image."""
 
     def _ballast_bytes(self) -> int:
         return (self.path / BALLAST).stat().st_blocks * 512
 
     def resize(self, limit_bytes: int | None) -> None:
-        """As `Disk.resize`, by the length of the ballast."""
+        """As `Disk.resize`, by a change of the length of the ballast."""
         with self._resizing:
-            # Without O_CREAT: where the image is not mounted, no ballast is to be made.
+            # Without O_CREAT: if the image is not mounted, no ballast may be made in the directory.
             fd = os.open(self.path / BALLAST, os.O_RDWR | os.O_CLOEXEC)
             try:
                 self._resize(fd, limit_bytes)
@@ -59,7 +59,7 @@ class BallastDisk(Disk):
             limit_bytes = free + used
         if limit_bytes > free + used:
             raise DiskError(
-                f"limits.disk_bytes: at most {free + used} here (fixed at create), got {limit_bytes}"
+                f"limits.disk_bytes: expected at most {free + used} (fixed at create), got {limit_bytes}"
             )
         wanted = free - max(0, limit_bytes - used)
         wanted -= wanted % seen.f_frsize
@@ -72,6 +72,6 @@ class BallastDisk(Disk):
             except OSError as e:
                 if e.errno != errno.ENOSPC:
                     raise
-                # The ballast's own extent blocks took some, or a job did meanwhile.
+                # The extent blocks of the ballast, or a job, took some space meanwhile.
                 wanted -= 16 * seen.f_frsize
                 os.ftruncate(ballast_fd, max(wanted, size))

@@ -1,4 +1,4 @@
-"""Copies of sparse files: data by data, hole by hole."""
+"""Copies sparse files: only the data is copied, and holes stay holes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ _COPY_CHUNK_BYTES: Final = 4 << 20
 
 
 def copy_sparse(source: Path, target: Path) -> None:
-    """The two may be on different file systems. ``target`` must not exist. OSError; ``target`` is then gone."""
+    """Copies ``source`` to ``target``, which must not exist. They may be on different file systems.
+
+    OSError: the copy failed, and ``target`` is removed.
+    """
     with source.open("rb", buffering=0) as src, target.open("xb", buffering=0) as dst:
         try:
             os.truncate(dst.fileno(), os.fstat(src.fileno()).st_size)
@@ -21,7 +24,7 @@ def copy_sparse(source: Path, target: Path) -> None:
                 while at < end:
                     data = os.pread(src.fileno(), min(end - at, _COPY_CHUNK_BYTES), at)
                     if not data:
-                        raise OSError(errno.EIO, "it became shorter meanwhile", str(source))
+                        raise OSError(errno.EIO, "the file became shorter while it was copied", str(source))
                     at += os.pwrite(dst.fileno(), data, at)
         except BaseException:
             target.unlink()
@@ -29,13 +32,13 @@ def copy_sparse(source: Path, target: Path) -> None:
 
 
 def _extents(fd: int) -> Iterator[tuple[int, int]]:
-    """(start, end) of each stretch that holds data."""
+    """(start, end) of each range that holds data."""
     end = 0
     while True:
         try:
             start = os.lseek(fd, end, os.SEEK_DATA)
         except OSError as e:
-            if e.errno == errno.ENXIO:  # nothing but a hole from here on
+            if e.errno == errno.ENXIO:  # there is only a hole from here on
                 return
             raise
         end = os.lseek(fd, start, os.SEEK_HOLE)

@@ -1,11 +1,12 @@
 """Templates of disks, and the disks that are copied from them.
 
-mkfs.ext4 makes one template for each size and inode limit. A disk is a copy of it in-process, a loop device and a mount: 2 ms.
-A template is sparse, and has no journal, because an upper is thrown away after a host crash anyway.
+mkfs.ext4 makes one template for each size and inode limit. To make a disk, the template is copied in this process and mounted
+through a loop device, which takes 2 ms. A template is sparse. It has no journal, because an upper is thrown away after a
+crash of the host anyway.
 
-An image is as large as its limit, plus what mkfs takes (200,000 inodes cost 49 MiB) and the reserve. So ``df`` inside shows the
-limit as size. The size cannot grow later: EXT4_IOC_RESIZE_FS needs CAP_SYS_RESOURCE, which many hosts lack. A caller that may
-raise a limit says so at create.
+An image is as large as its limit, plus the overhead of mkfs (200,000 inodes cost 49 MiB), plus the reserve. So ``df`` inside
+shows the limit as the size. An image cannot grow later: EXT4_IOC_RESIZE_FS needs CAP_SYS_RESOURCE, which many hosts lack. So
+a caller that may raise the limit later gives the highest limit at create (``max_bytes``).
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from container.disk.ballast import BallastDisk
 from container.disk.image import BASE, BLOCK_BYTES, FILE_SYSTEM, Disk, DiskError, mount_image, reserve_bytes
 from container.disk.sparse import copy_sparse
 
-#: The largest limit, and what a disk without a limit is formatted for: 1 TiB with its reserve. Sparse on the host.
+#: The largest limit: 1 TiB with its reserve. A disk without a limit has this size; the image is sparse on the host.
 MAX_BYTES: Final = 1023 << 30
-#: Sizes to each doubling: few enough templates, and no disk more than 3.1 % larger than it must be.
+#: Sizes between n and 2n bytes. This keeps the number of templates low, and a disk at most 3.1 % larger than needed.
 _STEPS: Final = 32
-#: The root directory, `.base`, and what a kernel may count differently.
+#: Space for the root directory and `.base`, and a block that some kernels count differently.
 _FURNITURE_BYTES: Final = 3 * BLOCK_BYTES
 _INODE_BYTES: Final = 256
-#: The file system's own 11, those of the overlays, and what the launch writes into the root.
+#: Inodes of the file system itself (11), of the overlay directories, and of the files that the launch writes.
 _MORE_INODES: Final = 64
 _FORMAT_ATTEMPTS: Final = 10
 
@@ -37,7 +38,9 @@ _FORMAT_ATTEMPTS: Final = 10
 def formatted_bytes(limit_bytes: int) -> int:
     """The size that ``df`` shows for a disk whose limit may become ``limit_bytes``: at most 5 % more. Pure."""
     wanted = limit_bytes + reserve_bytes(limit_bytes) + _FURNITURE_BYTES
-    steps = _STEPS if wanted >= 2 << 20 else 2 * _STEPS  # where a few blocks are some per cent already
+    steps = (
+        _STEPS if wanted >= 2 << 20 else 2 * _STEPS
+    )  # in small images a few blocks are some per cent already
     step = max(BLOCK_BYTES, (1 << (wanted.bit_length() - 1)) // steps)
     return -(-wanted // step) * step
 
@@ -58,14 +61,14 @@ class Disks:
         *,
         max_bytes: int | None = None,
     ) -> Disk:
-        """Makes a disk and mounts it at ``mount_point``, which must exist. On an error nothing is left of it.
+        """Makes a disk and mounts it at ``mount_point``, which must exist. If it fails, nothing of it is left.
 
-        ``limit_bytes`` None: no limit. ``max_bytes``: what the limit may be raised to later; None: it may not be raised.
+        ``limit_bytes`` None: no limit. ``max_bytes``: the highest limit that may be set later; None: ``limit_bytes``.
         DiskError: too large, or mkfs refused; OSError.
         """
         most = MAX_BYTES if limit_bytes is None else max(limit_bytes, max_bytes or 0)
         if most > MAX_BYTES:
-            raise DiskError(f"limits.disk_bytes: at most {MAX_BYTES}, got {most}")
+            raise DiskError(f"limits.disk_bytes: expected at most {MAX_BYTES}, got {most}")
         template = await self._template(formatted_bytes(most), inodes)
         return await asyncio.to_thread(self._create, template, image, mount_point, limit_bytes)
 
@@ -84,7 +87,7 @@ class Disks:
         return disk
 
     async def reopen(self, image: Path, mount_point: Path) -> Disk:
-        """The disk that a former manager made there. Parts of it may be gone; ``destroy`` works all the same."""
+        """The disk that a former manager made. ``destroy`` works also if parts of it are gone."""
         kind = BallastDisk if BallastDisk.is_one(mount_point) else Disk
         return kind(image, mount_point)
 
@@ -96,7 +99,7 @@ class Disks:
         return path
 
     def _make_template(self, path: Path, size_bytes: int, inodes: int) -> None:
-        """Under another name at first: another manager may be making the same one."""
+        """Makes a template under a temporary name and renames it, since another manager may make the same one."""
         fd, name = tempfile.mkstemp(prefix=f"{path.stem}.", suffix=".new", dir=self._templates_dir)
         os.close(fd)
         image = Path(name)
@@ -114,8 +117,8 @@ class Disks:
 def _format(image: Path, size_bytes: int, inodes: int) -> int:
     """Formats an image so that ``size_bytes`` are left for files. Returns a descriptor of a mount of it. DiskError.
 
-    How much mkfs takes depends on how it treats the last block group, so it is tried, measured, and tried again. The size
-    is not always met exactly: 1 MiB with 200,000 inodes is 172 KiB larger.
+    The overhead of mkfs depends on how it treats the last block group, so the length is found by trial: format, measure,
+    correct. The size is not always met exactly: 1 MiB with 200,000 inodes becomes 172 KiB larger.
     """
     slack = max(size_bytes // 512, 16 * BLOCK_BYTES)
     length = size_bytes + inodes * _INODE_BYTES + 64 * BLOCK_BYTES
@@ -138,11 +141,12 @@ def _format(image: Path, size_bytes: int, inodes: int) -> int:
         if missing > 0:
             too_short = max(too_short, length)
         length += missing
-    raise DiskError(f"mkfs.ext4 for {size_bytes} bytes and {inodes} inodes: {why or 'no length fits'}")
+    why = why or f"no length of the image gives that size, {_FORMAT_ATTEMPTS} were tried"
+    raise DiskError(f"mkfs.ext4 for {size_bytes} bytes and {inodes} inodes: {why}")
 
 
 def _mkfs(image: Path, length_bytes: int, inodes: int) -> str:
-    """Returns why it failed; empty: it is done."""
+    """Formats the image. Returns the error text; empty: it succeeded."""
     os.truncate(image, 0)
     os.truncate(image, length_bytes)
     argv = ["mkfs.ext4", "-q", "-F", "-m", "0", "-b", str(BLOCK_BYTES), "-I", str(_INODE_BYTES),
@@ -153,7 +157,7 @@ def _mkfs(image: Path, length_bytes: int, inodes: int) -> str:
 
 
 def _furnish(image: Path, mount_fd: int) -> None:
-    """Removes lost+found, and records what an empty disk counts as used."""
+    """Removes lost+found, and records the bytes and inodes that an empty disk uses."""
     top = Path(f"/proc/self/fd/{mount_fd}")
     (top / "lost+found").rmdir()
     seen = os.statvfs(top)

@@ -1,9 +1,9 @@
-"""The jobs of a container. `Jobs` owns them: it starts each, knows those on the spool, and drops one that is forgotten.
+"""The jobs of a container. `Jobs` owns them: it starts each one, lists those on the spool, and removes forgotten ones.
 
-records.py   how a job ended, and the record that says so; pure
+records.py   how a job ended, and the file that records it; pure
 spool.py     the files of a job, and how they are read
 job.py       one job on the spool
-pipes.py     our end of a job's stream
+pipes.py     the manager's end of a job's stream
 starter.py   the three kinds of job, and `Jobs`
 """
 

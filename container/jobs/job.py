@@ -1,7 +1,7 @@
 """A job: its files in the spool, its status, its output from any offset.
 
-wshd moves a job's output into two append-only files and its end into a record (PROTOCOL.md, "3. Files that the manager owns"). So
-all of it outlives wshd, this manager and a slow reader, and a restarted manager just reads on. Nothing is
+wshd appends a job's output to two files and writes its end into a record (PROTOCOL.md, "3. Files that the manager owns").
+So all of it outlives wshd and this manager, a restarted manager reads on, and a slow reader loses nothing. Nothing is
 buffered here.
 """
 
@@ -36,13 +36,13 @@ def spawn_keys(spec: JobSpec, io: str, fds: tuple[str, ...]) -> list[tuple[str, 
 
 @dataclass(slots=True)
 class JobHost:
-    """What jobs share with their container."""
+    """What all jobs of one container use."""
 
     spool: Path
     watcher: FileWatcher
     wshd: Wshd
     is_dead: Callable[[], bool]
-    tell_overran: Callable[[], None]
+    on_overran: Callable[[], None]
     on_death: set[Callable[[], None]] = field(default_factory=set)
     #: Called with each job that is forgotten: its id is free.
     forgotten: Callable[[Job], None] = lambda job: None
@@ -65,34 +65,32 @@ class Job:
 
     @property
     def status(self) -> ExitStatus | None:
-        """None while it runs. Looked up in the record each time until it is known."""
+        """How it ended; None while it runs. The record is read each time until it has the end."""
         if self._status is None:
             self._status = self.record().status
             if self._status is None and self._host.is_dead():
-                # Looked at once more: pid 1 may have written it between the two questions.
+                # Read once more: pid 1 may have written the record before it died, but after the read above.
                 self._status = self.record().status or LOST
             if self._status is not None and self._status.overran:
-                self._host.tell_overran()
+                self._host.on_overran()
         return self._status
 
     def record(self) -> JobRecord:
-        """Empty where it cannot be read: a broken disk hides no end, since wshd knows it too (`settle`)."""
+        """The parsed record; empty if it cannot be read. On a broken disk wshd still reports the end (`settle`)."""
         try:
             return parse_record(self._path(RECORD).read_bytes())
         except OSError:
             return JobRecord()
 
     def settle(self, status: ExitStatus) -> None:
-        """wshd reports that it has ended so. Its record goes before, and is there unless it could not be written."""
+        """Takes the end that wshd reports, if the record does not have it because it could not be written."""
         if self.status is None:
             self._status = status
             for wake in tuple(self._host.on_death):
                 wake()
 
     async def wait(self) -> ExitStatus:
-        """Until the first process has ended and its output is in the spool. Any number may wait, at any
-        time.
-        """
+        """Waits until the first process has ended and its output is in the spool. Any number of callers may wait."""
         changed = asyncio.Event()
         with self._woken(changed, RECORD):
             while (status := self.status) is None:
@@ -101,7 +99,7 @@ class Job:
         return status
 
     async def signal(self, number: int) -> None:
-        """To the job's process group. A job that has ended: nothing happens."""
+        """Sends a signal to the job's process group. If the job has ended, nothing happens. WshdError."""
         if self.status is None:
             with suppress(WshdGone):
                 try:
@@ -111,15 +109,13 @@ class Job:
                         raise
 
     async def trim(self, stream: str, offset: int) -> None:
-        """A reader has everything of ``stream`` below ``offset``: its space is given back, a `BLOCK` job
-        goes on.
-        """
+        """Frees the spool of ``stream`` below ``offset``, which a reader has read. A job with `Past.BLOCK` goes on."""
         with suppress(WshdGone):
             await self._host.wshd.trim(self.id, stream, offset)
 
     async def forget(self) -> None:
-        """Drop an ended job and its files; its id is free. Idempotent. WshdError EBUSY: it still runs."""
-        if self._is_forgotten:  # the id may be another job's by now
+        """Removes an ended job and its files, and frees its id. Idempotent. WshdError EBUSY: it still runs."""
+        if self._is_forgotten:  # another job may have the id by now
             return
         with suppress(WshdGone):
             try:
@@ -127,32 +123,31 @@ class Job:
             except WshdError as e:
                 if e.name != "ENOENT":
                     raise
-        self.status  # noqa: B018  the record is about to go; who waits still gets the status
+        self.status  # noqa: B018  read before the record is removed, for those that wait
         self.remove_files()
         self._is_forgotten = True
         self._host.forgotten(self)
 
     def has_files(self) -> bool:
-        """False: they are half made or half removed."""
+        """False: its files are half made or half removed."""
         return all(self._path(suffix).exists() for suffix in STREAMS.values())
 
     def remove_files(self) -> None:
-        """The record last, see SpoolFiles."""
+        """Removes the files, the record last (see SpoolFiles)."""
         for suffix in (*STREAMS.values(), RECORD):
             self._path(suffix).unlink(missing_ok=True)
 
     def size_bytes(self, stream: str) -> int:
-        """The end offset: how much the job has written, dropped bytes included."""
+        """How much the job has written, with the bytes that were dropped. This is the end offset."""
         return self._path(STREAMS[stream]).stat().st_size
 
     async def stream(
         self, stream: str | None = None, *, offset: int = 0, follow: bool = True
     ) -> AsyncGenerator[Chunk, None]:
-        """Output from ``offset`` on, of one stream or (None) of both; with ``follow`` until the job has
-        ended.
+        """Yields output from ``offset`` on, of one stream or (None) of both. With ``follow`` until the job has ended.
 
-        What a process left behind writes after that is read by asking again from the last offset. A job
-        that runs with `Past.BLOCK` waits for `trim`.
+        A process that the job left behind may write later; call again with the last offset to read that. A job with
+        `Past.BLOCK` waits for `trim`.
         """
         names = tuple(STREAMS) if stream is None else (stream,)
         changed = asyncio.Event()
@@ -162,7 +157,7 @@ class Job:
                 opened.enter_context(self._woken(changed, RECORD, *(STREAMS[name] for name in names)))
             while True:
                 changed.clear()
-                # Asked before reading: what was written before the end is then read in this turn.
+                # Before the read: so this turn reads everything that was written before the end.
                 ended = not follow or self.status is not None
                 idle = True
                 for reader in readers:
@@ -175,17 +170,17 @@ class Job:
                     await changed.wait()
 
     async def output(self, stream: str) -> bytes:
-        """All that is kept of one stream now."""
+        """Everything that the spool keeps of one stream now."""
         return b"".join([chunk.data async for chunk in self.stream(stream, follow=False)])
 
     def _path(self, suffix: str) -> Path:
         return self._host.spool / (self.id + suffix)
 
     def _woken(self, event: asyncio.Event, *suffixes: str) -> ExitStack:
-        """``event`` is set by a write to one of the files and by the container's death."""
+        """Sets ``event`` at each write to one of the files, and when the container dies."""
         stack = ExitStack()
         for suffix in suffixes:
-            with suppress(FileNotFoundError):  # forgotten meanwhile
+            with suppress(FileNotFoundError):  # the job was forgotten meanwhile
                 stack.enter_context(self._host.watcher.watch(self._path(suffix), event.set))
         self._host.on_death.add(event.set)
         stack.callback(self._host.on_death.discard, event.set)
@@ -193,5 +188,5 @@ class Job:
 
 
 def refuse_blocking(spec: JobSpec) -> bool:
-    """Would `run`, which reads only at the end, wait for ever?"""
+    """True if `run`, which reads only after the end, would wait for ever."""
     return spec.output.past is Past.BLOCK and spec.output.limit_bytes is not None

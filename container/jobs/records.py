@@ -1,4 +1,4 @@
-"""How a job ended: the values, and the record that wshd writes (PROTOCOL.md, "3. Files that the manager owns"). Pure."""
+"""How a job ended: the values, and the parser of wshd's record (PROTOCOL.md, "3. Files that the manager owns"). Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class ExitStatus:
-    """How a job ended: a code, a signal, the output limit (``overran``), or nobody knows (``lost``)."""
+    """How a job ended: with a code, by a signal, at the output limit (``overran``), or unknown (``lost``)."""
 
     code: int | None = None
     signal: int | None = None
@@ -17,14 +17,14 @@ class ExitStatus:
 
     @property
     def number(self) -> int:
-        """The end as one number: the code, 255 for a signal or an overrun, -1 when lost. Warden's clients read this."""
+        """The end as one number, as clients of Warden expect it: the code, 255 for a signal or an overrun, -1 if lost."""
         if self.lost:
             return -1
         return 255 if self.code is None else self.code
 
     @property
     def ok(self) -> bool:
-        """It ended by itself, with code 0."""
+        """True if it ended by itself with code 0."""
         return self.code == 0
 
 
@@ -33,7 +33,7 @@ LOST: Final = ExitStatus(lost=True)
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """What a record file says so far."""
+    """The content of a record file so far."""
 
     status: ExitStatus | None = None
     ended: bool = False
@@ -52,7 +52,7 @@ def parse_status(kind: str, number: int) -> ExitStatus:
 
 
 def parse_record(data: bytes) -> JobRecord:
-    """Lines as wshd writes them; an unfinished last line and unknown ones are ignored."""
+    """Parses the lines that wshd has written. An unfinished last line and unknown lines are ignored."""
     status, ended, lost = None, False, {}
     for line in data.split(b"\n")[:-1]:
         match line.decode(errors="replace").split(" "):

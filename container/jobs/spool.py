@@ -1,6 +1,6 @@
 """The files of a job in the spool: made for it, read from any offset, found again after a restart.
 
-wshd appends to them and punches holes at their heads while somebody reads (docs/wshd.md, "Output").
+wshd appends to the files and frees bytes at their heads (as holes) while they are read (docs/wshd.md, "Output").
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RECORD: Final = ".record"
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Output of ``stream`` from ``offset`` on; ``gap_bytes`` before it were dropped and are told once."""
+    """Output of ``stream`` from ``offset`` on. ``gap_bytes``: how many bytes directly before it were dropped."""
 
     stream: str
     offset: int
@@ -30,12 +30,11 @@ class Chunk:
 
 
 class SpoolFiles:
-    """Descriptors of one job's files, just made; closed after the hand-over."""
+    """Makes the files of one job. The descriptors are sent to wshd and then closed."""
 
     def __init__(self, spool: Path, job_id: str) -> None:
         self.fds: dict[str, int] = {}
-        # The record first: recovery knows jobs by their records, and so finds a job whose files are half
-        # made.
+        # The record comes first: recovery finds jobs by their records, so it also finds one whose files are half made.
         self._paths = [spool / (job_id + suffix) for suffix in (RECORD, *STREAMS.values())]
         try:
             for name, path in zip(("record", *STREAMS), self._paths, strict=True):
@@ -57,7 +56,7 @@ class SpoolFiles:
 
 
 class SpoolReader:
-    """Reads one spool file. Bytes are dropped at its head while we read (docs/wshd.md, "Output")."""
+    """Reads one spool file, of which wshd may drop bytes at the head meanwhile (docs/wshd.md, "Output")."""
 
     def __init__(self, opened: ExitStack, path: Path, stream: str, offset: int) -> None:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -66,7 +65,7 @@ class SpoolReader:
         self._at = offset
 
     def read(self) -> Chunk | None:
-        """None: nothing there beyond the offset."""
+        """The next chunk; None: there is nothing beyond the offset."""
         while True:
             end = os.fstat(self._fd).st_size
             if self._at >= end:
@@ -74,7 +73,7 @@ class SpoolReader:
             start = self._seek_data(self._at, end)
             data = os.pread(self._fd, min(_CHUNK_BYTES, end - start), start) if start < end else b""
             if self._seek_data(start, end) != start:
-                continue  # a hole was punched under our hands: what was read may be zeros
+                continue  # a hole was punched during the read, so what was read may be zeros
             gap, self._at = start - self._at, start + len(data)
             return Chunk(self._stream, start, data, gap)
 
@@ -88,5 +87,5 @@ class SpoolReader:
 
 
 def found_jobs(spool: Path) -> list[str]:
-    """Ids of the jobs whose records lie in a spool."""
+    """The ids of the jobs that have a record in a spool."""
     return sorted(path.name.removesuffix(RECORD) for path in spool.iterdir() if path.name.endswith(RECORD))

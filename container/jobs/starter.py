@@ -1,7 +1,7 @@
-"""The jobs of one container: how each kind is started, and who knows of which.
+"""Starts the jobs of one container, of each kind, and lists those on the spool.
 
-Three kinds (PROTOCOL.md, "2. The socket"): on the spool, on pipes between it and the manager, on a terminal. No descriptor of a
-caller's is handed over.
+There are three kinds (PROTOCOL.md, "2. The socket"). The output goes to the spool, to pipes of the manager, or to a terminal.
+A descriptor of a caller is never passed to a job.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ STDERR_BYTES: Final = 4096
 
 
 class UnknownJob(ContainerError, LookupError):
-    """The container has no job of that id on its spool (any more)."""
+    """The container has no job of that id on its spool, or has none any more."""
 
     def __init__(self, job_id: str) -> None:
-        super().__init__(f"no job {job_id!r}")
+        super().__init__(f"the container has no job {job_id!r} on its spool")
         self.job_id = job_id
 
 
@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """How a job ended, and the output that was kept."""
+    """How a job ended, and the output that was kept of it."""
 
     status: ExitStatus
     stdout: bytes
@@ -49,7 +49,7 @@ class RunResult:
 
 
 class DirectJob:
-    """A job that is not on the spool; its status is in a record that only we hold."""
+    """A job that is not on the spool. Its record is a memory file that only the manager holds."""
 
     def __init__(self, wshd: Wshd, job_id: str, pid: int, record: int) -> None:
         self.id, self.pid = job_id, pid
@@ -61,7 +61,7 @@ class DirectJob:
             try:
                 self._status = parse_status(*await self._wshd.wait(self.id))
             except (WshdError, WshdGone):
-                # It has ended and is forgotten, or pid 1 is dead: the record says what there is to know.
+                # wshd has forgotten the ended job, or pid 1 is dead; what is known is in the record.
                 status = self._status or parse_record(os.pread(self._record, 4096, 0)).status
                 self._status = status or LOST
         return self._status
@@ -75,7 +75,7 @@ class DirectJob:
 
 
 class PipedJob(DirectJob):
-    """A job on pipes; a stream that was not asked for is /dev/null. Leaving the block closes our ends."""
+    """A job on pipes; other streams are /dev/null. Leaving the block closes the manager's ends."""
 
     def __init__(
         self, wshd: Wshd, job_id: str, pid: int, record: int, pipes: Mapping[str, Pipe], over: asyncio.Event
@@ -84,34 +84,36 @@ class PipedJob(DirectJob):
         self._pipes, self._over = pipes, over
 
     def pipe(self, name: str) -> Pipe:
-        """Our end of ``stdin``, ``stdout`` or ``stderr``. KeyError: it was not asked for."""
+        """The manager's end of ``stdin``, ``stdout`` or ``stderr``. KeyError: it was not requested."""
         return self._pipes[name]
 
     async def wait(self) -> ExitStatus:
-        """Until its first process has ended. Streams may still be held open by others."""
+        """Waits until its first process has ended. Other processes may still hold its streams open."""
         status = await super().wait()
         self._over.set()
         return status
 
     async def run(self, moving: Coroutine[Any, Any, T]) -> tuple[T, ExitStatus, str]:
-        """Until the job has ended, while ``moving`` reads or writes its streams: what that returns, the status, and the
-        beginning of stderr where there is such a pipe. An error of ``moving`` ends the job and is raised.
+        """Waits until the job has ended, while ``moving`` reads or writes its streams.
+
+        Returns the result of ``moving``, the status, and the beginning of stderr (empty without that pipe). An error of
+        ``moving`` kills the job and is raised.
         """
         try:
             async with asyncio.TaskGroup() as group:
                 ends = group.create_task(self.wait(), name=f"job-end-{self.id}")
                 moves = group.create_task(moving, name=f"job-streams-{self.id}")
-                said = group.create_task(self._errors(), name=f"job-errors-{self.id}")
-        except BaseExceptionGroup as failed:  # the first that failed has ended the others
+                errors = group.create_task(self._errors(), name=f"job-errors-{self.id}")
+        except BaseExceptionGroup as failed:  # the first failure has cancelled the other tasks
             await self.signal(signal.SIGKILL)
             raise failed.exceptions[0] from None
-        return moves.result(), ends.result(), said.result().decode(errors="replace").strip()
+        return moves.result(), ends.result(), errors.result().decode(errors="replace").strip()
 
     async def _errors(self) -> bytes:
         return await self._pipes["stderr"].beginning(STDERR_BYTES) if "stderr" in self._pipes else b""
 
     def close(self) -> None:
-        """Idempotent."""
+        """Closes the manager's ends. Idempotent."""
         for pipe in self._pipes.values():
             pipe.close()
 
@@ -125,20 +127,20 @@ class PipedJob(DirectJob):
 
 
 class TerminalJob(DirectJob):
-    """A job on a terminal of the container; ``master`` belongs to the caller."""
+    """A job on a terminal of the container. The caller must close ``master``."""
 
     def __init__(self, wshd: Wshd, job_id: str, pid: int, record: int, master: int) -> None:
         super().__init__(wshd, job_id, pid, record)
         self.master = master
 
     async def resize(self, rows: int, cols: int) -> None:
-        """The window has another size. After the end of the job nothing happens."""
+        """Sets the size of the terminal. After the end of the job nothing happens."""
         with suppress(WshdGone):
             await self._wshd.winsize(self.id, rows, cols)
 
 
 class Jobs:
-    """Starts jobs and remembers those on the spool. ``check`` raises when the container takes no job now."""
+    """Starts jobs, and lists those on the spool. ``check`` raises if the container accepts no job in its state."""
 
     def __init__(self, host: JobHost, ids: IdLease, check: Callable[[], None]) -> None:
         self._host, self._ids, self._check = host, ids, check
@@ -158,9 +160,9 @@ class Jobs:
             keys = spawn_keys(spec, "spool", tuple(fds))
             started = await self._ask_for(job.id, keys, tuple(fds.values()))
         except WshdSilent:
-            raise  # as on a cancellation
+            raise  # the request may have been carried out: see below
         except (WshdError, WshdGone, OSError):
-            # Not on cancellation: the request may have been carried out, and the job stays known.
+            # Not on a cancellation or silence: the job may have been started, so it stays in the list.
             self.known.pop(job.id, None)
             spool.remove()
             raise
@@ -171,7 +173,8 @@ class Jobs:
 
     async def run(self, spec: JobSpec) -> RunResult:
         if refuse_blocking(spec):
-            raise SpecError("output.past", "run() reads at the end; expected kill or drop-oldest, got block")
+            why = "run() reads the output only after the end"
+            raise SpecError("output.past", f"expected kill or drop-oldest, got block: {why}")
         job = await self.spawn(spec)
         status = await job.wait()
         result = RunResult(status, await job.output("stdout"), await job.output("stderr"))
@@ -179,23 +182,23 @@ class Jobs:
         return result
 
     def find(self, job_id: str) -> Job:
-        """UnknownJob."""
+        """The job of that id. UnknownJob."""
         try:
             return self.known[job_id]
         except KeyError:
             raise UnknownJob(job_id) from None
 
     async def forget(self, job_id: str) -> None:
-        """UnknownJob; WshdError EBUSY: it still runs."""
+        """Removes an ended job. UnknownJob; WshdError EBUSY: it still runs."""
         await self.find(job_id).forget()
 
     def _drop(self, job: Job) -> None:
-        """Called by each job that has removed its files: this is the only list of jobs."""
+        """Called by each job that was forgotten. `known` is the only list of jobs."""
         if self.known.get(job.id) is job:
             del self.known[job.id]
 
     async def piped(self, spec: JobSpec, names: Collection[str]) -> PipedJob:
-        """``names``: of stdin, stdout, stderr."""
+        """Starts a job on pipes. ``names``: which of stdin, stdout, stderr get one."""
         pipes: dict[str, Pipe] = {}
         over = asyncio.Event()
         try:
@@ -218,30 +221,29 @@ class Jobs:
         return TerminalJob(self._host.wshd, job_id, started.pid, record, started.master)
 
     async def look(self, timeout_s: float) -> None:
-        """What wshd knows of the ends of jobs, where their records do not say it. WshdSilent, WshdGone, WshdError."""
+        """Asks wshd which jobs have ended, for those whose record lacks the end. WshdSilent, WshdGone, WshdError."""
         for listed in await self._host.wshd.jobs(timeout_s):
             ended = listed.ended
             if ended is not None and (job := self.known.get(listed.job)) is not None:
                 job.settle(parse_status(*ended))
 
     async def recover(self) -> None:
-        """After a restart of the manager: take up the jobs whose files lie in the spool."""
+        """After a restart of the manager: take up the jobs that have files in the spool."""
         listed: dict[str, int] = {}
         died = False
         try:
             listed = {job.job: job.pid for job in await self._host.wshd.jobs(RECOVERY_TIMEOUT_S)}
-        except WshdGone:  # just now: its jobs are lost, which is not the same as unknown; or it is silent
+        except WshdGone:  # pid 1 died just now, so its jobs are lost but known; or it is silent
             died = True
         for job_id in found_jobs(self._host.spool):
             job = Job(self._host, job_id, pid=listed.get(job_id, 0))
             started = died or job_id in listed or job.record().status is not None
             if not started or not job.has_files():
-                # The manager died between making the files and wshd's taking them, or while it forgot the
-                # job.
+                # The manager died after it had made the files and before wshd had them, or while it removed them.
                 job.remove_files()
                 continue
             self.known[job_id] = job
-        # Also those without files here: on pipes or a terminal of a former manager or of an operator's.
+        # New ids must also avoid jobs without files: those on pipes or a terminal, of a former manager or an operator.
         numbers = [int(job_id) for job_id in {*listed, *self.known} if job_id.isdecimal()]
         self._next = max([self._next, *(number + 1 for number in numbers)])
 
@@ -260,10 +262,10 @@ class Jobs:
             raise
 
     async def _ask_for(self, job_id: str, keys: list[tuple[str, str]], fds: tuple[int, ...]) -> Started:
-        """No request is ever sent twice from here, so a job that is there already is somebody else's. WshdError EEXIST."""
+        """Sends the spawn request. WshdError EEXIST: the id exists. No request is sent twice, so that job is another one."""
         started = await self._host.wshd.spawn(job_id, keys, fds)
         if started.again:
-            raise WshdError("EEXIST", f"job {job_id} is there already")
+            raise WshdError("EEXIST", f"expected a new job id, {job_id} exists")
         return started
 
     def _owner(self, user: int) -> int:
@@ -272,7 +274,7 @@ class Jobs:
     def _id(self, spec: JobSpec) -> str:
         if spec.job_id is not None:
             if spec.job_id in self.known:
-                raise SpecError("job_id", f"{spec.job_id!r} is in use")
+                raise SpecError("job_id", f"expected a new one, {spec.job_id!r} is in use in this container")
             return spec.job_id
         while str(self._next) in self.known:
             self._next += 1

@@ -1,10 +1,10 @@
 """System calls that Python 3.11 does not wrap. The only folder that calls libc (tests/unit/test_linux_seam.py).
 
-Each function is one call, raises OSError that names what it was done to, and decides nothing: which flags, which file
-and what a refusal means is the caller's. All numbers are the kernel's own (its uapi headers). The standard library
-alone is imported, so that a short-lived process can use this too.
+Each function makes one system call and raises an OSError that names the file or the call. It decides nothing: callers choose
+the flags and interpret errors. All numbers are those of the kernel's uapi headers. Only the standard library is imported, so
+that a short-lived process can use this folder too.
 
-docs/network.md, "Netlink by hand", gives the figures for what pyroute2 could do instead.
+docs/network.md, "Netlink by hand", compares with pyroute2, which could do some of this.
 """
 
 from __future__ import annotations

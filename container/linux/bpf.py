@@ -17,13 +17,13 @@ _INSTRUCTION_BYTES: Final = 8
 
 
 def _bpf(command: int, attributes: bytes) -> int:
-    """OSError; KeyError: an unknown architecture."""
+    """One bpf(2) call. OSError; KeyError: the architecture is not in the table."""
     buffer = ctypes.create_string_buffer(attributes.ljust(_ATTRIBUTES_BYTES, b"\0"), _ATTRIBUTES_BYTES)
     return checked(libc.syscall(_SYS_BPF[platform.machine()], command, buffer, _ATTRIBUTES_BYTES), "bpf")
 
 
 def load_device_program(code: bytes, licence: str) -> int:
-    """A descriptor of a program of type CGROUP_DEVICE, checked by the kernel."""
+    """Loads a program of type CGROUP_DEVICE, which the kernel verifies. Returns its descriptor. OSError."""
     text = ctypes.create_string_buffer(code, len(code))
     name = ctypes.create_string_buffer(licence.encode())
     attributes = struct.pack(
@@ -37,5 +37,5 @@ def load_device_program(code: bytes, licence: str) -> int:
 
 
 def attach_device_program(cgroup_fd: int, program_fd: int) -> None:
-    """The program decides about devices in that cgroup from now on, and lives as long as the cgroup."""
+    """Lets the program decide about devices in that cgroup, until the cgroup is removed. OSError."""
     _bpf(_PROG_ATTACH, struct.pack("<IIII", cgroup_fd, program_fd, _ATTACH_DEVICE, 0))

@@ -10,13 +10,13 @@ libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 def oserror(what: str) -> OSError:
-    """The error of this thread's last call. ``what`` stands where OSError has the file name."""
+    """The error of this thread's last call. ``what`` becomes the file name of the OSError."""
     number = ctypes.get_errno()
     return OSError(number, os.strerror(number), what)
 
 
 def checked(result: int, what: str) -> int:
-    """The result of a call. OSError: it is negative."""
+    """Returns the result of a call. OSError: the result is negative."""
     if result < 0:
         raise oserror(what)
     return result

@@ -1,4 +1,4 @@
-"""inotify(7). aio.py's `FileWatcher` is what the rest of the library uses."""
+"""inotify(7). The rest of the library uses it through `FileWatcher` of aio.py."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def inotify_open() -> int:
 
 
 def inotify_add(fd: int, path: str, mask: int) -> int:
-    """The number of the watch; the same file has the same number. OSError."""
+    """Adds a watch and returns its number. The same file always gets the same number. OSError."""
     return checked(libc.inotify_add_watch(fd, os.fsencode(path), mask), path)
 
 
 def inotify_remove(fd: int, watch: int) -> None:
-    """Idempotent: the kernel has dropped the watch already when the file is gone."""
+    """Removes a watch. Idempotent: the kernel drops the watch itself when the file is removed."""
     libc.inotify_rm_watch(fd, watch)
 
 

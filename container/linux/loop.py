@@ -1,4 +1,4 @@
-"""Loop devices (drivers/block/loop.c). A device is configured to detach itself with its last user."""
+"""Loop devices (drivers/block/loop.c). Each device detaches itself when its last user closes it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _ATTEMPTS: Final = 1000
 
 @contextmanager
 def loop_device(image: Path) -> Iterator[str]:
-    """The path of a free loop device with ``image`` on it. It detaches itself with its last user: mount it inside.
+    """Attaches ``image`` to a free loop device and yields its path. Mount it inside the block: unused, it detaches itself.
 
-    OSError: no device could be had. Another process may take or remove the number between the question and the answer;
-    then the next one is tried.
+    Another process may take or remove the device between the two calls; then the next one is tried. OSError: no device
+    was free.
     """
     backing = os.open(image, os.O_RDWR | os.O_CLOEXEC)
     control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
@@ -49,7 +49,7 @@ def loop_device(image: Path) -> Iterator[str]:
 
 
 def _ensure_node(number: int) -> str:
-    """/dev/loopN; without devtmpfs it is made by hand."""
+    """The path /dev/loopN. Without devtmpfs the node does not exist and is made here."""
     path = f"/dev/loop{number}"
     if not Path(path).exists():
         with suppress(FileExistsError):  # another process needs it as well

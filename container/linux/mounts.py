@@ -30,7 +30,7 @@ _AT_FDCWD, _AT_EMPTY_PATH = -100, 0x1000
 
 
 def mount(source: str, target: Path, file_system: str, flags: int, options: str = "") -> None:
-    """OSError: the kernel refused; it names both paths."""
+    """Mounts a file system. OSError: the kernel refused; the error names both paths."""
     checked(
         libc.mount(source.encode(), os.fsencode(target), file_system.encode(), flags, options.encode()),
         f"mount {source} on {target}",
@@ -38,7 +38,7 @@ def mount(source: str, target: Path, file_system: str, flags: int, options: str 
 
 
 def mount_detached(source: str, file_system: str) -> int:
-    """A descriptor of a mount that is attached nowhere. It goes with the descriptor, also when this process is killed."""
+    """A descriptor of a mount that is attached nowhere. The mount ends when it is closed, also by the end of the process."""
     what = f"mount {source}"
     context = checked(libc.syscall(_SYS_FSOPEN, file_system.encode(), _CLOEXEC), what)
     try:
@@ -50,7 +50,7 @@ def mount_detached(source: str, file_system: str) -> int:
 
 
 def unmount(target: Path) -> None:
-    """Detached: a holder of a descriptor keeps the file system until then. No error when nothing is mounted there."""
+    """Unmounts lazily: open descriptors keep the file system alive. It is no error if nothing is mounted. OSError."""
     if libc.umount2(os.fsencode(target), _MNT_DETACH) != 0 and ctypes.get_errno() not in (
         errno.EINVAL,  # not mounted
         errno.ENOENT,
@@ -65,7 +65,7 @@ def clone_mount(target: Path) -> int:
 
 
 def set_mount_attributes(mount_fd: int, attributes: int, *, user_namespace_fd: int = 0) -> None:
-    """Adds attributes to a mount. With MOUNT_ATTR_IDMAP: the ids of ``user_namespace_fd``."""
+    """Adds attributes to a mount. MOUNT_ATTR_IDMAP maps ids as ``user_namespace_fd`` does. OSError."""
     packed = struct.pack("=QQQQ", attributes, 0, 0, user_namespace_fd)
     size = ctypes.c_size_t(len(packed))
     checked(libc.syscall(_SYS_MOUNT_SETATTR, mount_fd, b"", _AT_EMPTY_PATH, packed, size), "mount_setattr")

@@ -38,7 +38,7 @@ def name_thread(name: str) -> None:
 
 
 def die_with_parent(signal_number: int) -> None:
-    """The caller gets this signal when the thread that started it ends. Forgotten at each change of ids."""
+    """The caller gets this signal when the thread that started it ends. The kernel resets this at a change of ids."""
     _prctl(_PR_SET_PDEATHSIG, signal_number, "parent death signal")
 
 
@@ -48,17 +48,17 @@ def become_subreaper() -> None:
 
 
 def set_dumpable(*, dumpable: bool) -> None:
-    """Whether the caller may be traced, and whether its /proc entries are its own."""
+    """Sets whether the caller may be traced, and whether it owns its entries in /proc."""
     _prctl(_PR_SET_DUMPABLE, int(dumpable), "dumpable")
 
 
 def set_no_new_privileges() -> None:
-    """No program that the caller executes gains rights. No way back."""
+    """No program that the caller executes can gain privileges. This cannot be undone."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1, "no_new_privs")
 
 
 def drop_bounding_set() -> None:
-    """No capability can be gained any more."""
+    """No program that the caller executes can gain a capability."""
     for capability in range(_CAPABILITIES):
         if libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
             break  # past the last one that this kernel has
@@ -71,7 +71,7 @@ def drop_capabilities() -> None:
 
 
 def install_filter(code: bytes) -> None:
-    """A seccomp filter of classic BPF for the calling thread. It needs no_new_privs or CAP_SYS_ADMIN. OSError."""
+    """Installs a seccomp filter (classic BPF) for the calling thread. OSError: also without no_new_privs or CAP_SYS_ADMIN."""
     buffer = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("=HxxxxxxQ", len(code) // 8, ctypes.addressof(buffer))
     checked(libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, program, 0, 0), "seccomp")

@@ -171,11 +171,11 @@ async def test_changes_at_once_leave_one_of_them(shelf: Shelf) -> None:
 
 async def test_a_limit_past_what_was_formatted_is_refused(shelf: Shelf) -> None:
     """At create by the largest size there is, later by that of the image; the old limit stays."""
-    with pytest.raises(DiskError, match=r"limits\.disk_bytes: at most"):
+    with pytest.raises(DiskError, match=r"limits\.disk_bytes: expected at most"):
         await shelf.create(1 << 50)
     disk = await shelf.create(8 * MIB, name="other")
 
-    with pytest.raises(DiskError, match=r"limits\.disk_bytes: at most"):
+    with pytest.raises(DiskError, match=r"limits\.disk_bytes: expected at most"):
         disk.resize(1 << 40)
 
     assert 7 * MIB <= fill(disk.path / "file") <= 8 * MIB

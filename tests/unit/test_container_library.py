@@ -46,7 +46,7 @@ def test_type_checkers_see_the_names_that_there_are() -> None:
         if isinstance(one, ast.ImportFrom)
         for alias in one.names
     }
-    assert seen == {name: f"container.{module}" for name, module in container._HOMES.items()}
+    assert seen == {name: f"container.{module}" for name, module in container._MODULE_OF.items()}
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
