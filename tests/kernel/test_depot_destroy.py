@@ -51,7 +51,7 @@ async def test_a_failed_destroy_keeps_the_container_until_it_is_gone(depot: Depo
         assert depot.handles() == ("box",)
         assert depot.find("box") is box
         assert str(box.state) == "destroy failed"
-        with pytest.raises(WrongState, match="cannot look in the state .destroy failed."):
+        with pytest.raises(WrongState, match="cannot look in the state 'destroy failed'"):
             await box.info()
         assert leases_in_use(depot) == leases
         with pytest.raises(SpecError, match="in use"):
