@@ -21,7 +21,8 @@ What the commands ask of an agent's control socket (HTTP over `base_dir/agent.so
 
 Each answer to the first of these has the number of changes so far in the header `X-Garrison-Changes`. With the number N of an
 earlier answer and S seconds (at most 30), the answer comes when the number is another one, or when the time is over. A change
-is: an instance was added or removed, or has another state, id, process or remark; what an instance uses is none.
+is: an instance was added or removed, or has another state, id, process or remark; what an instance uses is none. The controller
+of `garrison up` answers `GET /v1/apps/APP` in the same way (agent/http/long_poll.py).
 
 `stream` is stdout, stderr or sys; bytes that are no UTF-8 come as `data_base64` instead of `data`. A refusal
 is a status of 400 and above with {error}.

@@ -9,6 +9,7 @@ import http.client
 import json
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,13 @@ from urllib.parse import quote, urlencode, urlsplit
 import click
 
 from agent.cli import ui
+from agent.http.long_poll import HEADER, LONGEST_WAIT_S, LongPoll
 
 TIMEOUT_S = 30.0
+#: Between two requests of `Changing` at least, however often a change is reported.
+GAP_S = 0.05
+#: Between two requests to a peer of an earlier release, which has no long poll.
+PERIOD_S = 0.5
 DEFAULT_SOCKET = Path("/var/lib/garrison/agent.sock")
 
 
@@ -104,6 +110,28 @@ class Peer:
             while line := response.readline():
                 if line.strip():
                     yield json.loads(line)
+
+
+class Changing:
+    """A document of a peer that is read again and again, each time when it has changed (agent/http/long_poll.py)."""
+
+    def __init__(self, peer: Peer, path: str) -> None:
+        self._peer, self._path = peer, path
+        self._number: str | None = None
+        self._not_before_s = 0.0
+
+    def read(self, wait_s: float) -> Any:
+        """The first time at once; after that when something has changed, after `wait_s` at the latest."""
+        time.sleep(max(0.0, self._not_before_s - time.monotonic()))
+        query, wait_s = dict[str, str](), max(0.0, min(LONGEST_WAIT_S, wait_s))
+        if self._number is not None:
+            query = LongPoll(int(self._number), wait_s).query()
+        asked_s = time.monotonic()
+        with self._peer.open("GET", self._path, timeout_s=TIMEOUT_S + wait_s, query=query) as response:
+            document = json.loads(response.read())
+            self._number = response.headers.get(HEADER)
+        self._not_before_s = asked_s + (GAP_S if self._number is not None else PERIOD_S)
+        return document
 
 
 class Refusal(ui.Failure):

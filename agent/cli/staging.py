@@ -76,7 +76,7 @@ class LiveOutput(threading.Thread):
                     self._show(event)
                 return
             except reach.Refusal as refusal:
-                # The task is told of before the agent has it.
+                # The controller reports the task before the agent has it, and the agent reports it to nobody: ask again.
                 if refusal.http_status != 404 or last_try:
                     return
                 self._over.wait(0.05)

@@ -75,6 +75,10 @@ class Watch:
         self._seen = Seen()
         self._told: set[str] = set()
 
+    def next_look_in(self) -> float:
+        """Seconds. No event says on which port an app begins to listen, so that the agent is asked each second."""
+        return max(0.0, self._next_at - time.monotonic())
+
     def look(self, row: Mapping[str, Any]) -> list[str]:
         """What is known for some seconds and was not told yet."""
         now_s = time.monotonic()

@@ -10,7 +10,6 @@ from agent.cli import reach, ui
 from agent.cli.instances import ALIVE
 from agent.cli.trouble import NO_COMMAND, NOT_LISTENING, Watch, hint_for
 
-POLL_S = 0.15
 INDENT = " " * 12
 # Ends that a second try does not change.
 AT_ONCE = (NOT_LISTENING, NO_COMMAND)
@@ -35,8 +34,9 @@ def wait_running(
     about one that does not come up is shown at once.
     """
     began, moving, watch = time.monotonic(), ui.MovingLine(), Watch(agent, app)
+    rows, spent = reach.Changing(peer, f"/v1/apps/{app}"), 0.0
     while True:
-        row = peer.call("GET", f"/v1/apps/{app}")
+        row = rows.read(min(timeout_s - spent, watch.next_look_in()))
         assert isinstance(row, dict)
         spent = time.monotonic() - began
         settled = set(row["instance_states"]) <= {str(i) for i in range(row["instances"])}
@@ -47,7 +47,7 @@ def wait_running(
         failure = None
         if crash is not None and (crash["count"] >= 2 or crash["description"] in AT_ONCE):
             failure = _does_not_stay_up(app, row, watch)
-        elif spent > timeout_s:
+        elif spent >= timeout_s:
             failure = _not_in_time(app, row, watch, timeout_s)
         if failure is not None:
             moving.finish(ui.with_time(line(lead, row), spent))
@@ -58,7 +58,6 @@ def wait_running(
             moving.clear()
             ui.tell(f"{'Note':<12}{fact}")
         moving.show(line(lead, row))
-        time.sleep(POLL_S)
 
 
 def _does_not_stay_up(app: str, row: dict[str, Any], watch: Watch) -> ui.Failure:
@@ -96,15 +95,17 @@ def _what_serves(row: dict[str, Any]) -> str:
 def wait_stopped(agent: reach.Peer, app: str, timeout_s: float) -> None:
     """The agent's word, since the controller counts an instance as gone once it has told it to stop."""
     began, moving = time.monotonic(), ui.MovingLine()
+    instances, spent = reach.Changing(agent, "/v1/instances"), 0.0
     while True:
-        rows = agent.call("GET", "/v1/instances")
-        left = [row for row in rows if row["name"] == app and row["state"] in ALIVE]
+        left = [
+            row for row in instances.read(timeout_s - spent) if row["name"] == app and row["state"] in ALIVE
+        ]
         spent = time.monotonic() - began
         if not left:
             mark = ui.paint("✓", "green", sys.stderr)
             moving.finish(ui.with_time(f"{'Stopping':<12}{app} {mark} stopped", spent))
             return
-        if spent > timeout_s:
+        if spent >= timeout_s:
             moving.clear()
             raise ui.Failure(
                 f"{app} is not stopped after {timeout_s:.0f} s",
@@ -112,4 +113,3 @@ def wait_stopped(agent: reach.Peer, app: str, timeout_s: float) -> None:
                 "they get a KILL when their grace is over; look again with: garrison apps",
             )
         moving.show(f"{'Stopping':<12}{app} … {ui.count(len(left), 'instance')} left")
-        time.sleep(POLL_S)

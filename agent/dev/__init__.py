@@ -8,6 +8,7 @@ records.py     apps and what is known of their instances; what to start and stop
 pushes.py      a push: settings, package and droplet that become the app together or not at all
 stagings.py    one staging over the bus: a host, a request, two replies
 messages.py    what the controller says on the bus: pure
+changes.py     the count of the controller's changes, for what waits for one
 controller.py  receives adverts, heartbeats and exits; stages pushes; keeps desired state true
 api.py         the controller's HTTP: for the CLI, and for the agent (packages, droplets, caches)
 gateway.py     HTTP by host name to what router.register named

@@ -25,6 +25,7 @@ from aiohttp import web
 from agent.bus.client import NotConnected
 from agent.dev.controller import Controller
 from agent.dev.pushes import Changes, Push, PushRefused
+from agent.http import long_poll
 from wsh.units import MIB
 
 USER = "garrison"
@@ -112,11 +113,20 @@ class Api:
         return web.json_response(rows)
 
     async def _app(self, request: web.Request) -> web.Response:
-        app = self._controller.app(request.match_info["name"])
+        """Refused at once: there is no such app. It may also be deleted during the wait."""
+        name, changes = request.match_info["name"], self._controller.changes
+        self._controller.app(name)
+        try:
+            poll = long_poll.from_query(request.query)
+        except ValueError as error:
+            raise PushRefused(400, str(error)) from error
+        if poll is not None:
+            await changes.wait(poll.after, poll.wait_s)
+        app, headers = self._controller.app(name), {long_poll.HEADER: str(changes.number)}
         row = self._controller.status(app)
         if "stats" in request.query:
             row["stats"] = await self._controller.stats(app)
-        return web.json_response(row)
+        return web.json_response(row, headers=headers)
 
     async def _delete(self, request: web.Request) -> web.Response:
         await self._controller.delete(request.match_info["name"])

@@ -19,6 +19,7 @@ import msgspec
 
 from agent.bus.client import NotConnected, PeerClient
 from agent.dev import messages
+from agent.dev.changes import ChangeCount
 from agent.dev.placement import AdvertMessage, HostPool
 from agent.dev.pushes import Changes, Push, Pushes, PushRefused, until_over
 from agent.dev.records import (
@@ -35,7 +36,10 @@ from agent.dev.records import (
 )
 from agent.dev.stagings import Failed, Stager
 
+#: A round without a change: what only the clock decides (a grace, a host that is silent) is noticed so much later at most.
 RECONCILE_S = 0.5
+#: Messages that come together cost one round.
+ROUND_GAP_S = 0.05
 STATS_TIMEOUT_S = 1.0
 STOP_STAGING_S = 10.0
 
@@ -52,11 +56,11 @@ class Controller:
     ) -> None:
         self.files = state_dir
         self.store = AppStore(state_dir / "apps.json")
-        self.pushes = Pushes(state_dir, self.store)
+        self.changes = ChangeCount()
+        self.pushes = Pushes(state_dir, self.store, self.changes.add)
         self.seen = Observed()
         self.hosts, self.stagers = HostPool(), HostPool()
         self.waiting: dict[Slot, str] = {}  # starts that no host takes, and why
-        self._heard = asyncio.Event()
         self._base_uri = base_uri
         self._rng = rng or random.Random()
         self._log = log
@@ -73,20 +77,21 @@ class Controller:
 
     def _on_advert(self, _subject: str, _reply: str, data: bytes) -> None:
         self.hosts.hear(msgspec.json.decode(data, type=AdvertMessage), time.monotonic())
-        self._heard.set()
+        self.changes.add()
 
     def _on_staging_advert(self, _subject: str, _reply: str, data: bytes) -> None:
         self.stagers.hear(msgspec.json.decode(data, type=AdvertMessage), time.monotonic())
-        self._heard.set()
+        self.changes.add()
 
     def _on_shutdown(self, _subject: str, _reply: str, data: bytes) -> None:
         host_id = str(msgspec.json.decode(data)["id"])
         self.hosts.forget(host_id)
         self.stagers.forget(host_id)
+        self.changes.add()
 
     def _on_heartbeat(self, _subject: str, _reply: str, data: bytes) -> None:
         self.seen.hear(msgspec.json.decode(data, type=HostReport), time.monotonic())
-        self._heard.set()
+        self.changes.add()
 
     def _on_exit(self, _subject: str, _reply: str, data: bytes) -> None:
         message = msgspec.json.decode(data, type=ReportedExit)
@@ -98,14 +103,18 @@ class Controller:
                 status=message.exit_status,
                 why=message.exit_description,
             )
-        self._heard.set()
+        self.changes.add()
 
-    async def wait_heard(self, timeout_s: float) -> None:
-        """Until some host said something new, or the time is over."""
-        self._heard.clear()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self._heard.wait()
+    async def wait_host(self, timeout_s: float) -> str | None:
+        """A host that takes instances and stagings; None: there was none in time."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            known, now = self.changes.number, time.monotonic()
+            if ready := set(self.hosts.hosts) & set(self.stagers.hosts):
+                return min(ready)
+            if now >= deadline:
+                return None
+            await self.changes.wait(known, deadline - now)
 
     # Desired state
 
@@ -116,20 +125,23 @@ class Controller:
 
     async def _reconcile_for_ever(self) -> None:
         while True:
+            known = self.changes.number
             try:
                 await self.reconcile()
             except NotConnected:
                 self._log.debug("reconcile_waits_for_bus")
             except Exception:  # outermost frame of the task: one bad round must not end the controller
                 self._log.exception("reconcile_failed")
-            await self.wait_heard(RECONCILE_S)
-            await asyncio.sleep(0.05)
+            await self.changes.wait(known, RECONCILE_S)
+            await asyncio.sleep(ROUND_GAP_S)
 
     async def reconcile(self) -> None:
         now = time.monotonic()
         self.hosts.prune(now)
         self.stagers.prune(now)
-        self.seen.prune(now)
+        if self.seen.prune(now):
+            self.changes.add()
+        self.pushes.end_idle(now)
         if not self.bus.connected or not self.seen.beats:
             return  # no host has spoken yet: nothing is known to be missing
         asked: set[Slot] = set()
@@ -145,15 +157,22 @@ class Controller:
                     self._log.info("stopping", app=guid, instances=list(instances), why=why)
                     await self._say("dea.stop", {"droplet": guid, "instances": list(instances)})
                     self.seen.stopping.update(dict.fromkeys(instances, now))
-        self.waiting = {slot: why for slot, why in self.waiting.items() if slot in asked}
+                    self.changes.add()
+        self._set_waiting({slot: why for slot, why in self.waiting.items() if slot in asked})
+
+    def _set_waiting(self, waiting: dict[Slot, str]) -> None:
+        if waiting != self.waiting:
+            self.waiting = waiting
+            self.changes.add()
 
     async def _start(self, app: App, index: int, now: float) -> None:
         host = self.hosts.find_host(app.guid, app.stack, app.memory_mb, app.disk_mb, self._rng)
         slot = app.guid, app.version, index
         if host is None:  # the next advert may have room
-            self.waiting[slot] = self.hosts.why_none(app.stack, app.memory_mb, app.disk_mb)
+            why = self.hosts.why_none(app.stack, app.memory_mb, app.disk_mb)
+            self._set_waiting({**self.waiting, slot: why})
             return
-        self.waiting.pop(slot, None)
+        self._set_waiting({other: why for other, why in self.waiting.items() if other != slot})
         uri = f"{self._base_uri()}/staging/droplets/{app.version}/download"
         body = messages.start_message(app, index, droplet_uri=uri, version=app.version, sha1=app.droplet_sha1)
         self.seen.pending[slot] = now
@@ -185,7 +204,7 @@ class Controller:
         if not 0 <= instances <= 1000:
             raise PushRefused(400, f"instances: expected 0 to 1000, got {instances}")
         before, app.instances = app.instances, instances
-        self.store.save()
+        self._save()
         if instances < before:
             gone = list(range(instances, before))
             await self._say("dea.stop", {"droplet": app.guid, "version": app.version, "indices": gone})
@@ -195,7 +214,7 @@ class Controller:
     async def stop(self, name: str) -> None:
         app = self.app(name)
         app.started = False
-        self.store.save()
+        self._save()
         await self._say("dea.stop", {"droplet": app.guid})
         self._told_to_stop(app.guid, lambda _index: True)
         self._forget_crashes(app.guid)
@@ -205,7 +224,7 @@ class Controller:
         if app.droplet_sha1 is None:
             raise PushRefused(409, f"{name} has no droplet: push it first")
         app.started = True
-        self.store.save()
+        self._save()
         self._forget_crashes(app.guid)
         await self.reconcile()
 
@@ -218,8 +237,12 @@ class Controller:
         app = self.app(name)
         await self.stop(name)
         del self.store.apps[name]
-        self.store.save()
+        self._save()
         self.pushes.forget(app)
+
+    def _save(self) -> None:
+        self.changes.add()  # also of one that cannot be written: the app is another one in memory
+        self.store.save()
 
     def _told_to_stop(self, guid: str, which: Callable[[int], bool]) -> None:
         now = time.monotonic()
@@ -227,9 +250,11 @@ class Controller:
             if entry.droplet == guid and which(entry.index):
                 self.seen.stopping[entry.instance] = now
         self.seen.pending = {s: at for s, at in self.seen.pending.items() if s[0] != guid or not which(s[2])}
+        self.changes.add()
 
     def _forget_crashes(self, guid: str) -> None:
         self.seen.crashes = {slot: c for slot, c in self.seen.crashes.items() if slot[0] != guid}
+        self.changes.add()
 
     def status(self, app: App) -> dict[str, Any]:
         now = time.monotonic()
@@ -277,7 +302,7 @@ class Controller:
             raise PushRefused(409, f"this push of {name} is being staged already")
         push.staging = True
         has_cache = self.pushes.cache(push.draft.guid).exists()
-        stager = Stager(self.bus, self.stagers, self._rng, self.wait_heard)
+        stager = Stager(self.bus, self.stagers, self._rng, self.changes)
         try:
             events = stager.stage(push, self._base_uri(), has_cache=has_cache)
             async with contextlib.aclosing(events):

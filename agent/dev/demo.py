@@ -107,7 +107,7 @@ def _main_job(state: Path, port: int) -> None:
 
     _step("garrison scale hello 1")
     _garrison(state, "scale", "hello", "1")
-    _until(lambda: _app(state)["running"] == 1, "one instance runs")
+    _must(_app(state)["running"] == 1, "one instance runs")
     _must(_get("127.0.0.1", port, "/", host="hello.localhost").startswith("Hello"), "it still answers")
 
     _step("garrison stop hello")
@@ -130,7 +130,7 @@ def _garrison_up(state: Path) -> Iterator[int]:
                 raise DemoFailed(f"garrison up ended with status {process.returncode}")
             if time.monotonic() > deadline:
                 raise DemoFailed(f"garrison up is not ready after {READY_S:.0f} s")
-            time.sleep(0.05)
+            time.sleep(0.05)  # looks from outside, as any other program would: by the file alone
         yield int(json.loads(up_file.read_text())["gateway_port"])
         _step("Ctrl-C")
     finally:
@@ -202,6 +202,7 @@ def _status(address: str, port: int, *, host: str) -> int:
 
 
 def _until(true: Callable[[], bool], what: str) -> None:
+    """Looks again and again, since the demo is outside of what it looks at: nothing there could report to it."""
     deadline = time.monotonic() + GONE_S
     while not true():
         _must(time.monotonic() < deadline, f"within {GONE_S:.0f} s: {what}")

@@ -24,6 +24,7 @@ import msgspec
 from agent.bus.client import PeerClient
 
 PRUNE_AFTER_S = 120.0
+PRUNE_PERIOD_S = 5.0
 MINIMUM_REGISTER_INTERVAL_S = 5
 HEAD_LIMIT_BYTES = 64 << 10
 HEAD_TIMEOUT_S = 30.0
@@ -157,7 +158,7 @@ class Gateway:
 
     async def _prune_for_ever(self) -> None:
         while True:
-            await asyncio.sleep(5)
+            await asyncio.sleep(PRUNE_PERIOD_S)
             if self.bus.connected:  # gorouter too keeps its routes while the bus is away
                 self.routes.prune(time.monotonic())
 

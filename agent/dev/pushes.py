@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,10 +80,12 @@ class Push:
 
 
 class Pushes:
-    """The pushes under way, by the name of their app, and the files of pushes and apps. Times are monotonic seconds."""
+    """The pushes under way, by the name of their app, and the files of pushes and apps. Times are monotonic seconds.
+    ``on_change``: a push began, ended, or became the app.
+    """
 
-    def __init__(self, files: Path, store: AppStore) -> None:
-        self._files, self._store = files, store
+    def __init__(self, files: Path, store: AppStore, on_change: Callable[[], None] = lambda: None) -> None:
+        self._files, self._store, self._on_change = files, store, on_change
         self._open: dict[str, Push] = {}
         for folder, _ in (*OF_VERSION, CACHES):
             (files / folder).mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -101,6 +103,7 @@ class Pushes:
         draft = app or App(guid=str(uuid.uuid4()), name=name, version=push_id, uris=[f"{name}.localhost"])
         push = Push(push_id, changes, changes.applied_to(draft), app is None, now_s, now_s)
         self._open[name] = push
+        self._on_change()
         return push
 
     def of(self, name: str, now_s: float) -> Push | None:
@@ -145,6 +148,11 @@ class Pushes:
             self._remove_version(push.id)
         self._path(CACHES, push.id).unlink(missing_ok=True)
         push.over.set()
+        self._on_change()
+
+    def end_idle(self, now_s: float) -> None:
+        for name in tuple(self._open):
+            self.of(name, now_s)
 
     # Files
 
@@ -189,6 +197,7 @@ class Pushes:
             self.cache(push.id).replace(self.cache(app.guid))
         if before is not None:
             self._remove_version(before.version)
+        self._on_change()
         return app
 
     def forget(self, app: App) -> None:

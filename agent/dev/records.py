@@ -141,11 +141,14 @@ class Observed:
             if entry.instance not in self.gone and entry.instance not in self.stopping
         ]
 
-    def prune(self, now: float) -> None:
+    def prune(self, now: float) -> bool:
+        """True when what `entries` has may be different now."""
+        before = len(self.beats), len(self.gone), len(self.stopping)
         self.beats = {dea: kept for dea, kept in self.beats.items() if now - kept[0] <= HEARTBEAT_TTL_S}
         self.pending = {slot: at for slot, at in self.pending.items() if now - at <= START_GRACE_S}
         self.gone = {instance: at for instance, at in self.gone.items() if now - at <= 300}
         self.stopping = {instance: at for instance, at in self.stopping.items() if now - at <= STOP_GRACE_S}
+        return before != (len(self.beats), len(self.gone), len(self.stopping))
 
 
 ALIVE = frozenset({"STARTING", "RUNNING"})

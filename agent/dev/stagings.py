@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import msgspec
 
 from agent.bus.client import PeerClient
 from agent.dev import messages
+from agent.dev.changes import ChangeCount
 from agent.dev.placement import HostPool
 from agent.dev.pushes import Push
 
@@ -32,7 +33,7 @@ class Stager:
     bus: PeerClient
     hosts: HostPool
     rng: random.Random
-    wait_heard: Callable[[float], Awaitable[None]]
+    changes: ChangeCount
 
     async def stage(
         self, push: Push, base: str, *, has_cache: bool
@@ -74,8 +75,9 @@ class Stager:
     async def _find(self, stack: str, body: dict[str, Any]) -> str | None:
         deadline = time.monotonic() + FIND_HOST_TIMEOUT_S
         while True:
-            self.hosts.prune(time.monotonic())
+            known, now = self.changes.number, time.monotonic()
+            self.hosts.prune(now)
             host = self.hosts.find_stager(stack, body["memory_limit"], body["disk_limit"], self.rng)
-            if host is not None or time.monotonic() >= deadline:
+            if host is not None or now >= deadline:
                 return host
-            await self.wait_heard(1.0)
+            await self.changes.wait(known, deadline - now)

@@ -64,7 +64,7 @@ def settled(state_dir: Path, before: Traces, timeout_s: float) -> list[str]:
     """What is there now and was not before; the kernel takes some back a moment after the last process."""
     deadline = time.monotonic() + timeout_s
     while (left := look(state_dir).beyond(before)) and time.monotonic() < deadline:
-        time.sleep(POLL_S)
+        time.sleep(POLL_S)  # no event says that the kernel has taken everything back
     return left
 
 

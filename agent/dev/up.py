@@ -35,6 +35,7 @@ from wsh.stacks import MANIFEST, is_built
 AGENT_READY_S = 30.0
 AGENT_STOP_S = 40.0  # the agent's own deadline is 30
 RESTARTS_IN_A_ROW = 3
+RESTART_PAUSE_S = 1.0
 
 
 class Progress(Protocol):
@@ -173,7 +174,10 @@ class Agent:
                 self._stopping.set()
                 return
             self._voice.note(f"The agent ended with status {status}; starting it again (see agent.log).")
-            await asyncio.sleep(1)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RESTART_PAUSE_S):
+                    await self._stopping.wait()
+                    return
             await self.start()
 
     async def stop(self) -> bool:
@@ -181,16 +185,19 @@ class Agent:
 
 
 async def _first_advert(controller: Controller, agent: Agent, stopping: asyncio.Event) -> str | None:
-    deadline = time.monotonic() + AGENT_READY_S
-    while not stopping.is_set():
-        ready = set(controller.hosts.hosts) & set(controller.stagers.hosts)
-        if ready:
-            return min(ready)
-        if time.monotonic() > deadline:
-            agent.failure = f"the agent said nothing for {AGENT_READY_S:.0f} s; see agent.log"
+    """The host that is ready; None: it was not in time, or we are to stop."""
+    advert = asyncio.create_task(controller.wait_host(AGENT_READY_S), name="first-advert")
+    stop = asyncio.create_task(stopping.wait(), name="first-advert-stop")
+    try:
+        await asyncio.wait((advert, stop), return_when=asyncio.FIRST_COMPLETED)
+        if stopping.is_set():
             return None
-        await controller.wait_heard(0.2)
-    return None
+        if (host_id := await advert) is None:
+            agent.failure = f"the agent has sent no adverts for {AGENT_READY_S:.0f} s; see agent.log"
+        return host_id
+    finally:
+        advert.cancel()
+        stop.cancel()
 
 
 async def _listen(gateway: Gateway) -> asyncio.Server:
@@ -209,11 +216,10 @@ async def _close_server(server: asyncio.Server) -> None:
 
 @contextlib.asynccontextmanager
 async def _http(api: Api) -> AsyncIterator[int]:
-    runner = web.AppRunner(api.application(), access_log=None)
+    runner = web.AppRunner(api.application(), access_log=None, shutdown_timeout=0.5)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, "127.0.0.1", 0, shutdown_timeout=0.5)
-        await site.start()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
         assert runner.addresses
         yield int(runner.addresses[0][1])
     finally:
