@@ -1,12 +1,13 @@
-"""One connection of nats-py: made fresh each time, with everything switched off that we do better ourselves.
+"""One connection of nats-py. A new one is made for each attempt; reconnects and buffers are the agent's own.
 
-`Client.msg_class` is called by the parser once per message, in wire order, before any queue; the class made here
-hands commands over from there. It never raises: an exception would end the client's reading (docs/bus.md, "Order of what comes in").
+The parser of nats-py calls `Client.msg_class` once for each message, in wire order, before any queue. The class that is made
+here passes the message on at that moment. It never raises: an exception would end the client's reading (docs/bus.md, "Order
+of what comes in").
 
-A connection that failed once is thrown away. Two things of nats-py are private and touched all the same, each
-guarded by a test: `_process_msg`, so that a hostile header or reply subject costs its own message only; and the
-transport, so that a refusal is read, and because `close()` waits for a stalled server to take what is pending and leaks
-socket and tasks.
+A connection that failed once is never used again. Two private parts of nats-py are used, and a test guards each:
+`_process_msg`, so that a hostile header or reply subject costs its own message only; and the transport. Through the
+transport a refusal is read, and a connection is closed at once: `close()` of nats-py waits until a stalled server has taken
+what is pending, and leaks the socket and tasks.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from agent.config import NatsSettings
 
 CONNECT_TIMEOUT_S = 3.0
 CLOSE_TIMEOUT_S = 0.5
-#: nats-py's own ways to go on; and bounds, without which a stalled server holds us for ever (docs/bus.md, "One client a connection").
+#: No reconnects by nats-py; and bounds, without which a stalled server blocks for ever (docs/bus.md, "One client a connection").
 SWITCHED_OFF: dict[str, Any] = {
     "allow_reconnect": False,
     "max_reconnect_attempts": 1,
@@ -41,7 +42,7 @@ SUBJECT_BYTES = 3900  # a server ends the connection at a control line of 4,096
 
 
 class Arrived(NamedTuple):
-    """A message as it was read. ``nobody``: the server's 503, what was sent with this inbox had no listener."""
+    """A message as it was read. ``nobody``: it is the server's 503; nobody listens to what was sent with this inbox."""
 
     subject: str
     reply: str
@@ -53,11 +54,11 @@ HandOver = Callable[[Arrived], None]
 
 
 class BusError(RuntimeError):
-    """The connection did not do what was asked; a new one will."""
+    """The connection failed. The message can be sent over a new one."""
 
 
 class Unsendable(ValueError):
-    """This message will not go over any connection; the next one may."""
+    """No connection takes this message. The connection itself is sound."""
 
 
 def _client_class(hand_over: HandOver, alarm: Callable[[str], None]) -> type[Client]:
@@ -75,17 +76,17 @@ def _client_class(hand_over: HandOver, alarm: Callable[[str], None]) -> type[Cli
         async def _process_msg(self, *args: Any, **kwargs: Any) -> None:
             try:
                 await super()._process_msg(*args, **kwargs)
-            except Exception as e:  # what is no UTF-8 beside the payload ends the read loop otherwise
+            except Exception as e:  # a subject or header that is not UTF-8 would end the read loop
                 alarm(f"message dropped: {_said(e)}")
 
     return OneConnection
 
 
 class _Transport(TcpTransport):
-    """CONNECT leaves together with the PING behind it, and what the server left behind is still there when it has closed.
+    """Sends CONNECT and the PING after it in one write, and can read what a server sent before it closed.
 
-    A server that refuses us says why and closes. With two writes the second meets the closed socket, and asyncio then throws
-    away what it has not read. So the socket is kept by a second descriptor until the connection stands.
+    A server that refuses a client sends the reason and closes. With two writes the second one meets the closed socket, and
+    asyncio then discards what it has not read yet. So a second descriptor keeps the socket until the connection is open.
     """
 
     def __init__(self) -> None:
@@ -94,7 +95,7 @@ class _Transport(TcpTransport):
         self._kept: socket.socket | None = None
 
     def __bool__(self) -> bool:
-        return True  # nats-py puts one of its own in the place of one that is not connected yet
+        return True  # nats-py replaces a transport that is false, as one is before it is connected
 
     async def connect(self, *args: Any, **kwargs: Any) -> None:
         await super().connect(*args, **kwargs)
@@ -109,11 +110,11 @@ class _Transport(TcpTransport):
         super().write(whole)  # type: ignore[no-untyped-call]
 
     def left_behind(self) -> bytes:
-        """What nobody has read: by asyncio (also under TLS), then by the kernel (not under TLS: it cannot be read there)."""
+        """Bytes that nobody has read: those of asyncio (also under TLS), then those of the kernel (without TLS only)."""
         left = bytes(getattr(self._io_reader, "_buffer", b""))
         if self._io_reader is not self._bare_io_reader:
             return left
-        with contextlib.suppress(OSError):  # nothing more, or the reset itself
+        with contextlib.suppress(OSError):  # there is no more, or the connection was reset
             while self._kept is not None and (more := self._kept.recv(4096, socket.MSG_DONTWAIT)):
                 left += more
         return left
@@ -125,13 +126,13 @@ class _Transport(TcpTransport):
 
 
 def _refusal(left: bytes) -> str:
-    """Why a server closed, as nats-py words it; empty: it gave no reason."""
+    """Why a server closed the connection, in the words of nats-py; empty: it gave no reason."""
     found = re.search(rb"^-ERR ([^\r\n]{1,200})\r\n", left, re.MULTILINE)
     return f"nats: {found[1].decode(errors='replace')}" if found else ""
 
 
 class Connection:
-    """Lives until ``ended`` is set; then it is thrown away."""
+    """Open until ``ended`` is set, and never used again after that."""
 
     def __init__(self, server: str, hand_over: HandOver, alarm: Callable[[str], None]) -> None:
         self.server = server
@@ -148,7 +149,7 @@ class Connection:
     async def open(
         cls, settings: NatsSettings, server: str, name: str, hand_over: HandOver, alarm: Callable[[str], None]
     ) -> Connection:
-        """Connects to one server. BusError: it did not work, with the reason."""
+        """Connects to one server. BusError: why not."""
         address = credentials.address(server)
         self = cls(address.url, hand_over, alarm)
         try:
@@ -162,10 +163,10 @@ class Connection:
                     disconnected_cb=self._note_end,
                     closed_cb=self._note_end,
                 )
-        except Exception as e:  # nats-py raises a dozen kinds; each means: not this server, not now
+        except Exception as e:  # nats-py raises a dozen kinds; each means that this server cannot be used now
             refusal = _refusal(self._transport.left_behind()) if isinstance(e, OSError) else ""
             await self.close()
-            honour_cancellation()  # connect swallows it too, where the server is gone
+            honour_cancellation()  # connect swallows it too when the server is gone
             raise BusError(refusal or self._why_not or _said(e)) from e
         except BaseException:
             await self.close()
@@ -177,7 +178,7 @@ class Connection:
 
     async def _note_error(self, error: Exception) -> None:
         if not self._is_open:
-            # the first: nats-py's own word for it is "no servers available", and its close tells of the reset behind it
+            # only the first error: those after it ("no servers available", a reset) hide the cause
             self._why_not = self._why_not or _said(error)
         elif not self.ended.is_set():
             self._alarm(_said(error))
@@ -186,7 +187,7 @@ class Connection:
         self.ended.set()
 
     async def subscribe(self, subject: str, alarm: Callable[[str], None]) -> None:
-        """``alarm`` is called for a message that was not handed over. BusError: the connection is gone."""
+        """``alarm`` is called with the subject of a message that was not passed on. BusError: the connection is gone."""
 
         async def not_handed_over(message: Msg) -> None:
             if not getattr(message, "handed_over", False):
@@ -199,7 +200,7 @@ class Connection:
         honour_cancellation()
 
     async def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
-        """Unsendable: the fault is the message's. BusError: the connection's."""
+        """Unsendable: the message is at fault. BusError: the connection is."""
         try:
             if len(subject.encode()) + len(reply.encode()) > SUBJECT_BYTES:
                 raise ValueError(f"expected a subject of at most {SUBJECT_BYTES} bytes")
@@ -219,8 +220,11 @@ class Connection:
         return self._client.new_inbox()
 
     async def barrier(self, timeout_s: float = 2.0) -> None:
-        """Returns when the server has everything published so far. BusError: not known, and the connection is
-        closed: the PONG of a question that was given up would end nats-py's read loop (docs/bus.md, "One client a connection")."""
+        """Returns when the server has everything that was published so far.
+
+        BusError: that is not known. The connection is closed then, since the PONG of a PING that was given up would end
+        nats-py's read loop (docs/bus.md, "One client a connection").
+        """
         try:
             await self._raced(self._barrier(), timeout_s)
         except BaseException:
@@ -228,8 +232,8 @@ class Connection:
             raise
 
     async def _barrier(self) -> None:
-        # publish then flush proves nothing: the PING overtakes what is still pending. And flush() says that all
-        # is well once the read loop is dead; rtt() does not.
+        # A flush after a publish proves nothing: its PING overtakes what is still pending. And once the read loop is
+        # dead flush() reports success; rtt() does not.
         while self._client.pending_data_size:  # noqa: ASYNC110  (nats-py has no event for what it has written)
             await asyncio.sleep(0.001)
         await self._client.rtt(2)
@@ -251,8 +255,7 @@ class Connection:
             await asyncio.gather(task, end, return_exceptions=True)
 
     async def close(self) -> None:
-        """Throws away what has not left yet; where that matters `barrier` goes before. Never raises, at most half
-        a second."""
+        """Discards what has not been sent yet; call `barrier` first where that matters. Never raises; takes at most 0.5 s."""
         self.ended.set()
         _discard_pending(self._client)
         task = asyncio.ensure_future(self._client.close())
@@ -266,14 +269,14 @@ class Connection:
 def _discard_pending(client: Client) -> None:
     client._pending.clear()
     client._pending_data_size = 0
-    # the socket's own transport, also under TLS: one of TLS that has ended raises
+    # the transport of the socket, also under TLS: a TLS transport that has ended raises
     writer: asyncio.StreamWriter | None = getattr(client._transport, "_bare_io_writer", None)
     if writer is not None:
         writer.transport.abort()
 
 
 def honour_cancellation() -> None:
-    """nats-py swallows CancelledError where it flushes; a task that was cancelled meanwhile ends here."""
+    """nats-py swallows CancelledError while it flushes. A task that was cancelled meanwhile ends here instead."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError

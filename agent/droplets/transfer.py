@@ -1,7 +1,8 @@
 """Droplets and packages over HTTP, as the Cloud Controller serves and takes them (docs/protocol.md, "Droplets over HTTP").
 
-Credentials travel as basic auth and stand in no message. A stall is an end: downloads by the socket's read time-out,
-uploads by watching the bytes that were taken. So is a trickle: a download has a lowest rate, too.
+Credentials of a URL are sent as basic auth, and no error text contains them. A transfer that stalls is ended: a download by the
+socket's read time-out, an upload by watching when its file was last read. A download that is slower than a lowest rate is
+ended, too.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ Sink = Callable[[bytes], Awaitable[Any]]
 
 
 class TransferError(RuntimeError):
-    """The texts that the original publishes (docs/protocol.md, "Droplets over HTTP"); without credentials."""
+    """Its texts are published, worded as the original's (docs/protocol.md, "Droplets over HTTP"), and have no credentials."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class _JobAddress(msgspec.Struct, frozen=True):
 
 
 class _Accepted(msgspec.Struct, frozen=True):
-    """The answer to an upload that the Cloud Controller works on afterwards."""
+    """The answer to an upload that the Cloud Controller goes on with in a job of its own."""
 
     metadata: _JobAddress
 
@@ -62,13 +63,13 @@ class _Polled(msgspec.Struct, frozen=True):
     entity: _JobState
 
 
-#: What decoding raises: beside msgspec's own, for bytes that are no UTF-8 and for nests of brackets.
+#: What decoding raises: msgspec's errors, ValueError for bytes that are not UTF-8, RecursionError for nested brackets.
 _UNDECODABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
 class _Address:
-    """A URL without its credentials, and these as a header."""
+    """A URL without its credentials, and the credentials as a header."""
 
     url: URL
     headers: dict[str, str]
@@ -83,7 +84,7 @@ def _address(url: str, doing: str) -> _Address:
         if parsed.user is not None:
             headers["Authorization"] = aiohttp.encode_basic_auth(parsed.user, parsed.password or "", "utf-8")
         return _Address(parsed.with_user(None), headers)
-    except (ValueError, TypeError):  # whose text would quote the credentials
+    except (ValueError, TypeError):  # their texts would quote the credentials
         raise TransferError(f"Error {doing}: not a URL of http or https") from None
 
 
@@ -100,8 +101,9 @@ class _WatchedFile(io.FileIO):
 
 
 class Transfers:
-    """``concurrent``: how many at once, each way. ``stall_s``: how long nothing may come or go. ``min_rate_bytes_per_s``: of a
-    download, on average, once it has lasted for ``stall_s``; the time in which we do not take what comes does not count."""
+    """``concurrent``: so many downloads at once, and so many uploads. ``stall_s``: after so long without a byte a transfer is ended.
+    ``min_rate_bytes_per_s``: the average that a download must reach once it has lasted for ``stall_s``; time in which the agent
+    itself does not read is not counted."""
 
     def __init__(
         self,
@@ -125,7 +127,7 @@ class Transfers:
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._stall_s, sock_read=self._stall_s)
             self._session = aiohttp.ClientSession(
                 timeout=timeout,
-                # the checksum is that of the file, not of what a proxy makes of it
+                # the checksum is of the file as it is, not of what a proxy compresses
                 headers={"Accept-Encoding": "identity"},
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -139,17 +141,17 @@ class Transfers:
 
     @asynccontextmanager
     async def turn(self, owner: str) -> AsyncIterator[None]:
-        """Within the block a download may be under way. ``owner``: the app that it is for, see `FairSlots`."""
+        """Waits for a slot; a download may run within the block. ``owner``: the app that it is for, see `FairSlots`."""
         async with self._downloads.taken(owner):
             yield
 
     async def download(self, url: str, sink: Sink, *, limit_bytes: int, owner: str = "") -> Downloaded:
-        """`download_now` when it is its turn."""
+        """`download_now`, once there is a slot for it."""
         async with self.turn(owner):
             return await self.download_now(url, sink, limit_bytes=limit_bytes)
 
     async def download_now(self, url: str, sink: Sink, *, limit_bytes: int) -> Downloaded:
-        """For who has the `turn` already. Each piece goes to ``sink`` and into the checksum. TransferError."""
+        """For a caller that has a slot (`turn`). Each piece goes to ``sink`` and into the checksum. TransferError."""
         where = _address(url, "downloading")
         try:
             async with self._response(where) as response:
@@ -165,7 +167,7 @@ class Transfers:
 
     @asynccontextmanager
     async def _response(self, where: _Address) -> AsyncIterator[aiohttp.ClientResponse]:
-        """TimeoutError: its head is not here in time, however often a byte of it comes."""
+        """TimeoutError: its head is not complete in time, even if bytes of it keep coming."""
         async with asyncio.timeout(2 * self._stall_s):
             response = await self._open().get(where.url, headers=where.headers, allow_redirects=False)
         async with response:
@@ -191,7 +193,7 @@ class Transfers:
             await sink(piece)
 
     async def download_file(self, url: str, path: Path, *, limit_bytes: int, owner: str = "") -> Downloaded:
-        """Into a file that must not exist; on an error it does not."""
+        """Into a file that must not exist. After an error there is none. TransferError, OSError."""
         file = path.open("xb")
         try:
             with file:
@@ -229,7 +231,7 @@ class Transfers:
             )
             work = asyncio.create_task(self._answer_to(where, form), name="upload")
             try:
-                # sock_read watches only once all is sent
+                # aiohttp applies sock_read only after everything has been sent
                 while not work.done():
                     left_s = watched.read_at + 2 * self._stall_s - time.monotonic()
                     if left_s <= 0:
@@ -264,7 +266,7 @@ class Transfers:
             await asyncio.sleep(self._poll_period_s)
 
     async def _status(self, where: _Address) -> str | None:
-        """None: no answer in time, which is no reason to give up."""
+        """None: there was no answer in time, so it is asked again."""
         try:
             async with self._open().get(where.url, headers=where.headers, allow_redirects=False) as response:
                 if response.status >= 300:
@@ -283,7 +285,7 @@ class Transfers:
 
 
 def _job_address(url: str, upload: _Address) -> _Address:
-    """The upload's credentials go along to its own host only."""
+    """With the credentials of the upload if it is on the same host, else without."""
     found = _address(url, "uploading")
     if not found.headers and found.url.origin() == upload.url.origin():
         return _Address(found.url, upload.headers)
@@ -291,7 +293,7 @@ def _job_address(url: str, upload: _Address) -> _Address:
 
 
 async def _body(response: aiohttp.ClientResponse) -> bytes:
-    """An answer's text, cut off where no sensible one goes on."""
+    """The text of an answer, at most a little more than `ANSWER_BYTES`."""
     body = b""
     async for piece in response.content.iter_any():
         body += piece
@@ -301,7 +303,7 @@ async def _body(response: aiohttp.ClientResponse) -> bytes:
 
 
 def _reason(error: BaseException) -> str:
-    """The kind and the system's own words; aiohttp's texts may hold the URL."""
+    """The kind of the error and the text of the system. Texts of aiohttp are left out: they may contain the URL."""
     cause = getattr(error, "os_error", error)
     words = os.strerror(cause.errno) if isinstance(cause, OSError) and cause.errno else ""
     return f"{type(error).__name__}{f' ({words})' if words else ''}"

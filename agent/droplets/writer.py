@@ -1,8 +1,8 @@
-"""The few system calls that write a tree from an archive.
+"""Writes a tree from the members of an archive, with few system calls.
 
-mkdirat, openat(O_CREAT|O_EXCL|O_NOFOLLOW), symlinkat, linkat without follow, unlinkat, fchmod and utime on
-descriptors. Every name is opened component by component with O_NOFOLLOW|O_DIRECTORY, so nothing is ever written
-through a link, whoever made it. This program knows no mknod, no setxattr, no chown.
+Invariant: nothing is written through a link, whoever made it. So every path is opened component by component with
+O_NOFOLLOW|O_DIRECTORY, and what is made is made by mkdirat, openat(O_CREAT|O_EXCL|O_NOFOLLOW), symlinkat, linkat without
+follow, unlinkat, and fchmod and utime on descriptors. There is no mknod, setxattr or chown.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from agent.droplets.archive import ArchiveError, Bounds, Kind, Member, shown
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _LOW_WATER_EVERY = 8 << 20
-#: What an inode costs the disk besides its contents, roughly.
+#: Roughly what an inode takes on the disk, apart from its contents.
 _INODE_BYTES = 4096
 COPY = 256 << 10
 
 
 class ArchiveReader(Protocol):
-    """An archive: iterate for members, and between two read the contents of the one before."""
+    """An archive: iterate over its members, and read the contents of a member before going on to the next one."""
 
     def __iter__(self) -> Iterator[Member]: ...
     def read(self, limit: int) -> bytes: ...
 
 
 class TreeWriter:
-    """Writes below one open directory. ``files`` counts inodes made, parents that no member named included."""
+    """Writes below one open directory. ``files`` counts the inodes that were made, also of parents that no member names."""
 
     def __init__(self, root_fd: int, bounds: Bounds) -> None:
         self._bounds = bounds
@@ -47,7 +47,7 @@ class TreeWriter:
         self._check_low_water(_INODE_BYTES)
 
     def _open_directory(self, parts: tuple[bytes, ...], *, make: bool) -> int:
-        """A descriptor of a directory, which lives until the next call; common beginnings stay open."""
+        """A descriptor of a directory, valid until the next call. Directories that two paths in a row share stay open."""
         common = 0
         while common < min(len(self._stack), len(parts)) and self._stack[common][0] == parts[common]:
             common += 1
@@ -68,13 +68,13 @@ class TreeWriter:
         return self._stack[-1][1] if self._stack else self._root_fd
 
     def _fresh(self, member: Member, make: Callable[[bytes, int], int | None]) -> int | None:
-        """Make a name in its directory; an older member of that name gives way, unless it is a directory."""
+        """Make a name in its directory. It replaces an earlier member of that name, unless that is a directory."""
         above = self._open_directory(member.parts[:-1], make=True)
         name = member.parts[-1]
         try:
             made = make(name, above)
         except FileExistsError:
-            os.unlink(name, dir_fd=above)  # a directory: EISDIR, refused by the caller
+            os.unlink(name, dir_fd=above)  # EISDIR for a directory: the caller refuses the archive
             made = make(name, above)
         self._count()
         return made
@@ -128,12 +128,12 @@ class TreeWriter:
             os.close(source_fd)
 
     def _directory(self, member: Member) -> None:
-        if member.parts:  # the root's own mode is never the archive's
+        if member.parts:  # an archive does not set the mode of the root
             self._open_directory(member.parts, make=True)
             self._directories[member.parts] = (member.mode, member.mtime_s)
 
     def add(self, member: Member, read: Callable[[int], bytes]) -> None:
-        """Write one member. ArchiveError: what the kernel objected to (that of a full disk says so)."""
+        """Write one member. ArchiveError: the kernel refused, and why (a full disk, too)."""
         try:
             match member.kind:
                 case Kind.FILE:
@@ -148,7 +148,7 @@ class TreeWriter:
             raise ArchiveError(f"{shown(b'/'.join(member.parts))}: {member.kind.value}: {e.strerror}") from e
 
     def finish(self) -> None:
-        """Modes and times of directories, deepest first: a directory of mode 000 is closed when all is in it."""
+        """Set modes and times of directories, deepest first: a directory of mode 000 can be filled no more."""
         for parts in sorted(self._directories, key=len, reverse=True):
             mode, mtime_s = self._directories[parts]
             try:
@@ -166,7 +166,7 @@ class TreeWriter:
 
 
 def write_tree(reader: ArchiveReader, root_fd: int, bounds: Bounds) -> TreeWriter:
-    """All of an archive below ``root_fd``. Raises ArchiveError; the half-written tree is the caller's to discard."""
+    """Write a whole archive below ``root_fd``. ArchiveError: the caller discards the half-written tree."""
     writer = TreeWriter(root_fd, bounds)
     try:
         for member in reader:
