@@ -36,6 +36,7 @@ from driver_process import poll as poll  # tests take it from here
 
 from agent.dev import children
 
+Argv = tuple[str, ...]
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 FIXTURE_APP = "7c0a4c0e-2f5d-4b0a-9a1e-3f8f3c5f9b21"
 LOCAL_IP = "192.0.2.1"  # the test host's, see testhost.enter
@@ -123,9 +124,7 @@ class Host:
         assert self.agent is not None, "the agent has not been started"
         return self.agent
 
-    async def start_agent(
-        self, *, hold: str | None = None, tree: Path | None = None, by: tuple[str, ...] = ()
-    ) -> AgentProcess:
+    async def start_agent(self, *, hold: str = "", tree: Path | None = None, by: Argv = ()) -> AgentProcess:
         """Until it has advertised itself; its id is then known. ``hold``: a phase of held_agent.py; ``tree``: the sources of
         another release; ``by``: a program that runs it, in place of this Python and the agent's command line."""
         since = self.peer.mark
@@ -135,23 +134,15 @@ class Host:
         await agent.wait_log("agent_started")
         return agent
 
-    async def _spawn_agent(
-        self, hold: str | None, tree: Path | None = None, by: tuple[str, ...] = ()
-    ) -> AgentProcess:
+    async def _spawn_agent(self, hold: str, tree: Path | None = None, by: Argv = ()) -> AgentProcess:
         config = self.dir / "config.yml"
         config.write_text(json.dumps(self.settings))
-        program = ["-m", "agent"]
-        if hold is not None:
-            program = [str(Path(__file__).with_name("held_agent.py")), hold, str(self.hold_flag)]
+        argv = by or (sys.executable, "-m", "agent")
+        if hold:
+            argv = (sys.executable, str(Path(__file__).with_name("held_agent.py")), hold, str(self.hold_flag))
         with (self.dir / "agent.out").open("ab") as out:
             process = await asyncio.create_subprocess_exec(
-                *(by or (sys.executable, *program)),
-                "run",
-                "--config",
-                str(config),
-                stdout=out,
-                stderr=out,
-                cwd=tree,
+                *argv, "run", "--config", str(config), stdout=out, stderr=out, cwd=tree
             )
         self.agent = AgentProcess(process, Path(self.settings["logging"]["file"]))
         return self.agent

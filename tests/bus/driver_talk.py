@@ -62,7 +62,7 @@ class Talk:
 
     async def play(self) -> None:
         bare = self.host.picture()
-        await self.host.start_agent(hold=self.phase if self.phase in HELD else None)
+        await self.host.start_agent(hold=self.phase if self.phase in HELD else "")
         for letter in sorted(set(re.findall(r"\$([A-Z])[./]", (SEQUENCES / self.name).read_text()))):
             self._make_app(letter)
         await self._given()

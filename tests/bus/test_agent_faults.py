@@ -153,7 +153,7 @@ async def test_an_app_whose_pid_1_does_not_answer_is_told_as_a_crash(host: Host)
 @contextlib.asynccontextmanager
 async def starting(host: Host, after_s: float, number: signal.Signals) -> AsyncIterator[None]:
     """An agent that gets a signal a moment after its process has begun to be Python."""
-    await host._spawn_agent(None)
+    await host._spawn_agent("")
     pid = host.running.pid
     # the program's first line blocks them: from then on none is lost
     await poll(lambda: blocked(pid), 20)

@@ -129,7 +129,7 @@ async def test_a_host_that_cannot_write_takes_nothing_and_says_so_at_a_start(
             assert await host.stop_agent() == 0
 
             with read_only(base_dir / "agent"):
-                agent = await host._spawn_agent(None)
+                agent = await host._spawn_agent("")
                 assert await agent.wait_exited() == 1
             words = (host.dir / "agent.out").read_text()
             assert f"base_dir {base_dir / 'agent'}: cannot be written: Read-only file system" in words

@@ -61,7 +61,7 @@ async def test_a_stop_over_a_restart_waits_for_its_unregister_too(hosts: OpenHos
         since = host.peer.mark
         relay.passes.set()
 
-        await host._spawn_agent(None)
+        await host._spawn_agent("")
 
         await host.peer.wait_for("router.unregister", since=since)
         assert not await poll(lambda: host.running.log("instance_stopped", app=app.id), 0.7)

@@ -20,7 +20,7 @@ async def dies(host: Host) -> None:
 
 async def spawn_until_started(host: Host) -> None:
     """An agent that is leaving does not advertise itself."""
-    agent = await host._spawn_agent(None)
+    agent = await host._spawn_agent("")
     await agent.wait_log("agent_started")
 
 
