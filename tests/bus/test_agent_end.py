@@ -17,7 +17,7 @@ OpenHost = Callable[..., AbstractAsyncContextManager[Host]]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
-async def test_an_agent_that_is_told_to_end_stops_its_apps_and_leaves_nothing(
+async def test_an_agent_that_is_asked_to_end_stops_its_apps_and_leaves_nothing(
     hosts: OpenHost, number: signal.Signals
 ) -> None:
     """No container, mount, link, rule, cgroup or process; the routes are taken back and no crash is told."""
@@ -71,7 +71,7 @@ async def test_an_end_in_the_middle_of_a_start_leaves_nothing_of_it(hosts: OpenH
         assert not list((host.base_dir / "layers").glob(".new-*"))
 
 
-async def test_an_end_in_the_middle_of_a_staging_is_told_to_who_waits_for_it(hosts: OpenHost) -> None:
+async def test_an_end_in_the_middle_of_a_staging_is_replied_to_its_requester(hosts: OpenHost) -> None:
     """The user's command must not hang until its time-out."""
     async with hosts() as host:
         bare = host.picture()

@@ -60,7 +60,9 @@ async def test_the_next_agent_takes_the_apps_over_as_they_are(host: Host, leave:
 
 
 @WAYS
-async def test_an_app_that_was_taken_over_is_heard_and_its_end_is_seen(host: Host, leave: Leave) -> None:
+async def test_the_output_and_the_end_of_an_app_that_was_taken_over_are_seen(
+    host: Host, leave: Leave
+) -> None:
     """Output from its first byte, whoever asks; and its exit status."""
     app = host.make_app("shop")
     running = await host.run(app)
@@ -79,7 +81,9 @@ async def test_an_app_that_was_taken_over_is_heard_and_its_end_is_seen(host: Hos
 
 
 @WAYS
-async def test_an_app_that_ended_while_nobody_looked_is_told_once(host: Host, leave: Leave) -> None:
+async def test_the_exit_of_an_app_that_ended_without_an_agent_is_published_once(
+    host: Host, leave: Leave
+) -> None:
     """With its true status, by the next agent; and not again by the one after."""
     app = host.make_app("shop")
     running = await host.run(app)
@@ -158,7 +162,7 @@ async def test_a_start_is_finished_by_the_next_agent(hosts: OpenHost, leave: Lea
         assert host.peer.on("droplet.exited") == []
 
 
-async def test_a_start_from_long_ago_is_told_as_failed(host: Host) -> None:
+async def test_a_start_from_long_ago_is_published_as_failed(host: Host) -> None:
     """An agent that was away for hours does not start what its controller has long placed elsewhere."""
     app = host.make_app("late")
     with host.files.stalled(app.path) as reached:
@@ -209,7 +213,9 @@ async def test_an_agent_that_breaks_takes_no_app_along(hosts: OpenHost) -> None:
         assert host.peer.on("droplet.exited") == []
 
 
-async def test_an_instance_whose_container_is_gone_is_told_and_its_routes_are_taken_back(host: Host) -> None:
+async def test_the_exit_of_an_instance_without_its_container_is_published_and_its_routes_are_taken_back(
+    host: Host,
+) -> None:
     """As after a reboot: its address may soon be another's."""
     app = host.make_app("shop")
     running = await host.run(app)

@@ -41,7 +41,7 @@ def pids_inside(host: Host) -> int:
     )
 
 
-async def test_what_ends_by_itself_is_told_with_its_status(host: Host) -> None:
+async def test_an_app_that_ends_by_itself_is_reported_with_its_status(host: Host) -> None:
     """A code is told as it is, a signal as 255; one that is gone before its port opens is not called unhealthy."""
     before = host.picture()
     commands = {
@@ -78,7 +78,7 @@ async def test_an_app_that_never_opens_its_port_is_ended_when_its_time_is_over(h
         assert "router.register" not in words_about(host, app)
 
 
-async def test_an_app_that_eats_its_memory_is_told_as_out_of_memory(host: Host) -> None:
+async def test_an_app_that_uses_up_its_memory_is_reported_as_out_of_memory(host: Host) -> None:
     """255 also when a shell stands between and says 137."""
     before = host.picture()
     plain, behind_a_shell = host.make_app("plain"), host.make_app("shell")
@@ -170,7 +170,7 @@ async def test_what_an_archive_may_not_bring_is_dropped_and_the_app_runs(host: H
     assert await host.left_since(before) == []
 
 
-async def test_words_of_the_environment_are_data_whatever_they_hold(host: Host) -> None:
+async def test_values_of_the_environment_are_data_whatever_they_hold(host: Host) -> None:
     """Without `=` the value is empty; without a name, or with a NUL, a word is left out; the shell sees none of them, and of
     names with a dollar only a few are expanded (docs/apps.md, "Variables").
     """

@@ -270,7 +270,7 @@ async def test_a_message_that_no_server_takes_is_the_messages_fault(server: Nats
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-async def test_what_a_server_said_before_it_closed_is_told(at_once: bool) -> None:
+async def test_the_reason_that_a_server_gave_before_it_closed_is_reported(at_once: bool) -> None:
     """Also when our own words met the reset first: the reason is in what it left, not in the error of the socket."""
     server = Refusing(b"Maximum Connections Exceeded", at_once=at_once)
     await server.start()
@@ -286,7 +286,7 @@ async def test_what_a_server_said_before_it_closed_is_told(at_once: bool) -> Non
     await until(lambda: len(os.listdir("/proc/self/fd")) <= before, "no descriptor is kept")
 
 
-async def test_a_server_that_closes_without_a_word_is_told_as_that() -> None:
+async def test_a_server_that_closes_without_a_reason_is_reported_as_that() -> None:
     """Nothing is made up."""
     server = Refusing(b"", at_once=True)
     await server.start()

@@ -80,7 +80,7 @@ async def test_user_and_password_in_the_url(locked: NatsServer, hosts: MakeHost)
 
 
 @pytest.mark.parametrize("where", ["url", "settings"])
-async def test_a_wrong_password_is_told_without_it_and_tried_again(
+async def test_a_wrong_password_is_logged_without_it_and_tried_again(
     locked: NatsServer, hosts: MakeHost, where: str
 ) -> None:
     """The line says what and which; when the server comes to know the password the agent is in."""
@@ -100,7 +100,7 @@ async def test_a_wrong_password_is_told_without_it_and_tried_again(
     assert "guessed-wrong" not in repr(host.lines)
 
 
-async def test_a_wrong_password_is_always_told_as_such(locked: NatsServer) -> None:
+async def test_a_wrong_password_is_always_reported_as_such(locked: NatsServer) -> None:
     """However the server's answer and its end fall in with what we write."""
     settings = NatsSettings(user="garrison", password="guessed-wrong")
     for _ in range(100):
@@ -172,7 +172,7 @@ async def test_an_nkey_file_is_read_anew_at_each_connect(tmp_path: Path, hosts: 
         assert second.seed.decode() not in repr(host.lines)
 
 
-async def test_a_credentials_file_half_written_is_told_and_read_again(
+async def test_a_credentials_file_half_written_is_reported_and_read_again(
     tmp_path: Path, hosts: MakeHost
 ) -> None:
     """nats-py's own reader turns for ever on a file without a JWT; the whole agent stood still."""
@@ -274,7 +274,7 @@ async def test_a_tls_connection_that_has_ended_is_closed_all_the_same(tmp_path: 
         "no certificate set",
     ],
 )
-async def test_what_is_wrong_with_tls_is_told_and_tried_again(
+async def test_an_error_of_tls_is_reported_and_tried_again(
     tmp_path: Path, pki: Path, hosts: MakeHost, ca: str, cert: str | None, key: str | None, why: str
 ) -> None:
     """The agent lives; with a key that needs a passphrase nobody is asked on a terminal."""

@@ -22,7 +22,7 @@ from agent.bus import messages as m
 pytestmark = pytest.mark.bus
 
 
-async def test_after_each_connect_all_is_said_in_its_order(
+async def test_after_each_connect_everything_is_published_in_its_order(
     server: NatsServer, make_host: MakeHost, listen: Listen
 ) -> None:
     """Kept events, routes that went, heartbeat, adverts, registers; then the routers are asked for."""
@@ -57,7 +57,7 @@ async def test_after_each_connect_all_is_said_in_its_order(
     ]  # fmt: skip
 
 
-async def test_a_router_that_answers_the_greeting_is_heard_as_one_that_starts(
+async def test_a_router_that_answers_the_greeting_counts_as_one_that_starts(
     make_host: MakeHost, listen: Listen
 ) -> None:
     """Without a router the server's 503 is no answer."""
@@ -139,7 +139,7 @@ async def test_a_farewell_ends_in_its_time(
         server.resume()
 
 
-async def test_nothing_is_said_after_the_farewell(
+async def test_nothing_is_published_after_the_farewell(
     server: NatsServer, make_host: MakeHost, listen: Listen
 ) -> None:
     """The loop does not connect again: an advert of an agent that ends would draw new apps to it."""

@@ -193,7 +193,7 @@ def with_header(header: bytes) -> bytes:
     ],
     ids=["reply", "status", "no header", "header"],
 )
-async def test_what_is_no_text_around_the_payload_leaves_the_client_hearing(
+async def test_a_subject_or_header_that_is_not_text_does_not_end_the_reading(
     server: NatsServer, writer: Peer, tmp_path: Path, raw: bytes
 ) -> None:
     """A reply subject or header that is no UTF-8 ended nats-py's read loop, and nobody noticed."""

@@ -76,7 +76,7 @@ async def test_nothing_is_lost_over_deaths_of_the_server_in_mid_burst(
     assert kept_files(tmp_path) == []
 
 
-async def test_an_acknowledgement_that_was_lost_repeats_the_words_with_the_same_bytes(
+async def test_an_acknowledgement_that_was_lost_repeats_the_messages_with_the_same_bytes(
     server: NatsServer, stack: AsyncExitStack, listen: Listen, tmp_path: Path
 ) -> None:
     """The link dies between PUB and PONG: told, not known, told again."""
@@ -125,7 +125,7 @@ async def test_events_survive_the_agent(
     await until(lambda: kept_files(tmp_path) == [], "the files are gone")
 
 
-async def test_a_damaged_entry_is_set_aside_and_told(
+async def test_a_damaged_entry_is_set_aside_and_reported(
     make_host: MakeHost, listen: Listen, tmp_path: Path
 ) -> None:
     """The others go out; a half-written file is swept away."""
@@ -219,7 +219,7 @@ async def test_a_heartbeat_that_no_server_takes_goes_in_parts(stack: AsyncExitSt
     assert not host.logged("bus_message_unsendable")
 
 
-async def test_a_word_and_an_event_leave_in_the_order_in_which_they_were_said(
+async def test_a_message_and_an_event_leave_in_the_order_in_which_they_were_published(
     make_host: MakeHost, listen: Listen
 ) -> None:
     """A register said before an unregister must not arrive after it: the router would route to a dead app."""

@@ -104,7 +104,7 @@ async def test_a_hostile_request_is_refused_and_the_next_one_answered(host: Host
     assert host.running.log("detach_asked") == []
 
 
-async def test_followers_that_vanish_are_let_go_and_the_others_hear_on(host: Host) -> None:
+async def test_followers_that_vanish_are_dropped_and_the_others_read_on(host: Host) -> None:
     """Also while an app says nothing: a client that has gone is noticed by itself."""
     app = host.make_app("quiet")
     running = await host.run(app, limits=SMALL)

@@ -86,7 +86,7 @@ async def test_a_crashed_instance_is_started_again(world: World) -> None:
         ),
     ],
 )
-async def test_a_failed_staging_is_told(
+async def test_a_failed_staging_is_reported(
     world: World, replies: list[dict[str, Any]], type_: str, error: str
 ) -> None:
     """An error in either reply ends the staging with its type and words; nothing is started, and nothing is left of it."""

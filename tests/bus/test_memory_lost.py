@@ -81,7 +81,7 @@ async def test_a_rebuilt_instance_is_as_its_last_update_left_it(host: Host) -> N
     assert registered.body["uris"] == ["new.example.com"]
 
 
-async def test_what_cannot_be_taken_up_is_unregistered_and_told(host: Host) -> None:
+async def test_an_instance_that_cannot_be_taken_up_is_unregistered_and_its_exit_published(host: Host) -> None:
     """The container's snapshot and the memory are both damaged: its routes go and its controller learns of the end."""
     app = host.make_app("shop")
     running = await host.run(app)

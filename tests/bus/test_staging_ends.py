@@ -87,7 +87,7 @@ async def test_a_strange_id_is_only_an_id(desk: Desk) -> None:
         assert staging.replies()[1]["droplet_sha1"] is not None
 
 
-async def test_a_shutdown_ends_a_staging_with_words(desk: Desk, host: Host) -> None:
+async def test_a_shutdown_ends_a_staging_with_a_reply(desk: Desk, host: Host) -> None:
     """Who waits for it is told before the agent leaves."""
     staging = await desk.stage(desk.pack("slow", buildpack(compile=SLOW)))
     await staging.compiling()

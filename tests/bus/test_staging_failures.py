@@ -133,7 +133,7 @@ async def test_an_unknown_stack_fails_the_set_up(desk: Desk) -> None:
     assert second == failed(staging, expected["error"])
 
 
-async def test_a_custom_buildpack_is_refused_with_words(desk: Desk) -> None:
+async def test_a_custom_buildpack_is_refused_with_a_reason(desk: Desk) -> None:
     """Not supported yet, under either of its two names."""
     for key in ("buildpack", "buildpack_git_url"):
         staging = await desk.stage(properties={key: "https://git.example.com/pack.git#v1"})
@@ -184,7 +184,7 @@ async def test_a_compile_without_end_is_ended(hosts: OpenHost) -> None:
         await staging.over()
 
 
-async def test_without_room_there_is_one_reply(desk: Desk, host: Host) -> None:
+async def test_a_staging_without_capacity_gets_one_reply(desk: Desk, host: Host) -> None:
     """`staging.start.reply.insufficient_resources.json`, and for disk in the same words; nothing is fetched."""
     expected = fixture("staging.start.reply.insufficient_resources.json")
     for limit, resource in (("memory_limit", "memory"), ("disk_limit", "disk")):

@@ -134,7 +134,7 @@ async def test_a_cache_is_only_a_cache(desk: Desk, host: Host, cache: bytes) -> 
     assert host.running.log("buildpack_cache_not_stored")
 
 
-async def test_the_output_is_told_while_it_goes_on(desk: Desk, host: Host) -> None:
+async def test_the_output_of_a_staging_can_be_read_while_it_goes_on(desk: Desk, host: Host) -> None:
     """Who asks in the middle of a staging gets what was said before, then the rest, then the end."""
     slow = desk.pack("slow", buildpack(compile="echo early; sleep 2; echo late >&2"))
     staging = await desk.stage(slow)

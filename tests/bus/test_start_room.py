@@ -24,7 +24,7 @@ def lines(host: Host, app: str) -> list[tuple[str, int]]:
     return [(events[line["event"]], line["index"]) for line in found]
 
 
-async def test_room_for_one_is_given_to_one(hosts: OpenHost) -> None:
+async def test_capacity_for_one_instance_is_given_to_one(hosts: OpenHost) -> None:
     """Of two predecessors one takes its time: only the first start has room when the other has gone, the second has it later."""
     async with hosts(resources={"memory_mb": 256}, instance={"stop_grace_s": 3}) as host:
         await host.start_agent()

@@ -34,7 +34,7 @@ def told_of(host: Host, app: App, subject: str) -> list[bytes]:
     "point",
     ["record=CRASHED", "outbox=router.unregister", "outbox=droplet.exited", "published=droplet.exited"],
 )
-async def test_a_crash_is_told_in_the_same_bytes(hosts: OpenHost, point: str) -> None:
+async def test_a_crash_is_published_in_the_same_bytes(hosts: OpenHost, point: str) -> None:
     """Once or more, but always the same: another timestamp would count as another crash."""
     async with hosts() as host:
         await host.start_agent(hold=point)

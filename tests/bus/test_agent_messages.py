@@ -1,4 +1,4 @@
-"""What the agent says by itself, field by field, and what its signals change about it."""
+"""What the agent publishes by itself, field by field, and what its signals change about it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def advert(host: Host, counts: dict[str, int], memory_mb: int, disk_mb: int) -> 
     }
 
 
-async def test_an_advert_tells_what_is_left_and_both_go_under_one_id(host: Host) -> None:
+async def test_both_adverts_have_what_is_left_and_the_same_id(host: Host) -> None:
     """A controller that finds an id in one pool and not in the other starts one instance and forgets the rest."""
     assert host.peer.on("dea.advertise")[0].body == advert(host, {}, 0, 0)
     app = host.make_app("shop")
@@ -43,7 +43,7 @@ async def test_an_advert_tells_what_is_left_and_both_go_under_one_id(host: Host)
     assert staging.body == {key: filled[key] for key in shared}
 
 
-async def test_a_heartbeat_tells_each_instance_and_comes_when_there_is_none(host: Host) -> None:
+async def test_a_heartbeat_lists_each_instance_and_is_sent_when_there_is_none(host: Host) -> None:
     """The health manager takes silence for a host that has died."""
     empty = await host.peer.wait_for("dea.heartbeat")
     app = host.make_app("shop")
@@ -68,7 +68,7 @@ async def test_a_heartbeat_tells_each_instance_and_comes_when_there_is_none(host
     }
 
 
-async def test_a_route_is_told_in_the_form_that_routers_take(host: Host) -> None:
+async def test_a_route_is_published_in_the_form_that_routers_accept(host: Host) -> None:
     """gorouter drops the whole message for one wrong type."""
     app = host.make_app("shop", uris=("one.example.com", "two.example.com"))
     running = await host.run(app)
@@ -86,7 +86,7 @@ async def test_a_route_is_told_in_the_form_that_routers_take(host: Host) -> None
     }
 
 
-async def test_an_app_without_routes_runs_at_once_and_says_so_with_an_empty_list(host: Host) -> None:
+async def test_an_app_without_routes_runs_at_once_and_registers_an_empty_list(host: Host) -> None:
     """A worker opens no port; nothing is waited for."""
     app = host.make_app("worker", uris=())
     await host.run(app, start_command="sleep 1000")
@@ -119,7 +119,7 @@ async def test_usr1_takes_the_host_from_the_pool_and_nothing_else(host: Host) ->
     assert host.peer.on("staging.advertise", since) == []
 
 
-async def test_a_start_that_does_not_fit_is_told_and_kept_as_a_crash(host: Host) -> None:
+async def test_a_start_that_does_not_fit_is_published_and_kept_as_a_crash(host: Host) -> None:
     """The controller starts it elsewhere; here it holds nothing, as nothing was made for it."""
     app = host.make_app("huge")
     await host.start(app, limits={"mem": MEMORY_MB + 1})
@@ -144,7 +144,7 @@ async def test_a_start_that_does_not_fit_is_told_and_kept_as_a_crash(host: Host)
     assert host.peer.on("router.unregister") == []
 
 
-async def test_what_an_app_uses_is_told_on_request(host: Host) -> None:
+async def test_a_reply_to_a_find_has_what_the_app_uses(host: Host) -> None:
     """In bytes and in cores, as the controller reads them."""
     app = host.make_app("shop")
     await host.run(app)

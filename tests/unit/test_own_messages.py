@@ -1,4 +1,4 @@
-"""What we say, compared with the fixtures field by field, except where docs/protocol.md says otherwise.
+"""What the agent publishes, compared with the fixtures field by field, except where docs/protocol.md says otherwise.
 
 Its section "Differences from the original" lists these.
 """
