@@ -1,8 +1,11 @@
 """A tar stream to a droplet, its checksum and its layer, in one pass.
 
-Own gzip blocks of 512 KiB in two threads: plain gzip to every reader, the same bytes for any number of threads and any
-chunking, six times as fast as gzip -6 at 2 % more size (docs/droplets.md, "Packing"). The tar itself is made inside the
-container: nobody here walks a hostile tree, but what comes out of the pipe is bounded (a sparse file is terabytes of zeros to tar).
+The tar stream is made inside the container, so nothing here walks a hostile tree. What comes out of the pipe is bounded: to tar a
+sparse file is terabytes of zeros.
+
+The stream is compressed in blocks of 512 KiB by two threads. The result is plain gzip for every reader, and its bytes do not depend
+on the number of threads or on how the stream was cut. It is six times as fast as gzip -6, at 2 % more size (docs/droplets.md,
+"Packing").
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ _LAST_BLOCK = b"\x03\x00"
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """``layer``: what the tee has made of it, if one was asked for."""
+    """``layer``: the layer that was unpacked from the same stream, if one was asked for."""
 
     sha1: str
     bytes: int
@@ -43,7 +46,7 @@ class Packed:
 
 
 def compress_block(block: bytes, previous: bytes) -> bytes:
-    """One block of a deflate stream, ended on a byte; ``previous`` is the text before it. Pure."""
+    """One block of a deflate stream, padded to a whole byte; ``previous`` is the plain text before it. Pure."""
     dictionary = previous[-WINDOW:]
     if dictionary:
         compressor = zlib_ng.compressobj(LEVEL, zlib_ng.DEFLATED, -15, 9, 0, dictionary)
@@ -64,10 +67,10 @@ async def _until_readable(fd: int) -> None:
 
 
 async def _blocks(fd: int) -> AsyncIterator[bytes]:
-    """The stream in blocks of exactly BLOCK bytes, the last one shorter.
+    """The stream in blocks of exactly BLOCK bytes; the last one may be shorter.
 
-    Not by a thread: one that waits in read(2) cannot be called back when the caller closes the pipe, and would read on from
-    whatever gets its number.
+    No thread reads: a thread that waits in read(2) cannot be stopped when the caller closes the pipe, and would then read
+    from whatever file gets the same descriptor number.
     """
     os.set_blocking(fd, False)
     parts: list[bytes] = []
@@ -95,12 +98,14 @@ async def pack(
     layer_dir: Path | None = None,
     bounds: Bounds,
 ) -> Packed:
-    """A pipe until its end, into a file that must not exist. ArchiveError: the tee refused it, or it is more than
-    ``bounds``; OSError: the disk did. On an error no file is left.
+    """Pack what comes out of a pipe, until its end, into a file that must not exist.
+
+    ArchiveError: the stream is no archive that may be unpacked, or it is more than ``bounds``; OSError: the disk refused.
+    After an error there is no file.
     """
     out = out_path.open("xb", buffering=0)
     try:
-        # threads end before the file is closed: none writes to a number that somebody else has got
+        # the threads end before the file is closed: else one could write to a descriptor number that was given to another file
         with out, _threads(1) as disk, _threads(THREADS) as pool:
             async with AsyncExitStack() as held:
                 feeding = None
@@ -112,7 +117,7 @@ async def pack(
                         raise ArchiveError(f"more than {bounds.total_bytes} bytes")
                     await writer.add(block)
                     if feeding is not None and not await feeding.feed(block):
-                        break  # `finish` raises what the tee said
+                        break  # `finish` raises the reason
                 layer = await feeding.finish() if feeding is not None else None
                 await writer.finish()
         return Packed(writer.sha1.hexdigest(), writer.written, writer.tar_bytes, layer)
@@ -126,8 +131,8 @@ def _threads(count: int) -> ThreadPoolExecutor:
 
 
 class _Writer:
-    """Blocks in, gzip out, in order; at most a few blocks under way. All real work is done by threads: the pool's
-    compress, the disk's one hashes and writes.
+    """Takes blocks and writes gzip, in order, with a few blocks under way at most. Threads do the work: those of ``pool``
+    compress, the one of ``disk`` hashes and writes.
     """
 
     def __init__(self, fd: int, disk: ThreadPoolExecutor, pool: ThreadPoolExecutor) -> None:

@@ -1,8 +1,8 @@
 """What runs inside a staging container, step by step: the buildpack's programs, and the platform's own.
 
-Everything that a staging works on (app, cache, TMPDIR) lies on one mount, the container's root: buildpacks of the wild rename and
-hard-link between them, and a rename across two mounts is EXDEV. A program of the platform runs by its absolute path and with an
-environment of ours: what lies in the app's PATH is the app's to choose.
+App, cache and TMPDIR lie on one mount, the container's root, since buildpacks rename and hard-link between them, and both fail with
+EXDEV across two mounts. The platform's own programs are run by their absolute path and with an environment of the agent's: the app
+chooses what lies in its PATH.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Steps:
         await self._container.write_files(*variable_files(variables))
 
     async def end_all(self) -> None:
-        """What the buildpack left running could change what is packed, or stop the packer, without end."""
+        """End what the buildpack left running: it could change what is packed, or hold up the packer for ever."""
         await self._container.end_jobs(LEFT_GRACE_S)
 
     async def note(self, outcome: Outcome) -> None:
@@ -116,14 +116,14 @@ class Steps:
         return packed
 
     async def pack_cache(self, archive: Path, bounds: Bounds) -> str | None:
-        """None: it is there; else why not."""
+        """None: the archive is there; else why not."""
         spec = self._platform(*TAR, "-C", CACHE, "-c", ".")
         with await self._container.spawn_piped(spec, "stdout", "stderr") as job:
             _, status, said = await job.run(pack(job.pipe("stdout").ours, archive, bounds=bounds))
         return None if may_be_packed(status) else f"tar: {said or described(status)}"
 
     async def unpack_cache(self, archive: Path) -> str | None:
-        """None: it is there; else why not, and then nothing of it is."""
+        """None: the cache is there; else why not, and then the cache is empty."""
         spec = self._platform("/bin/tar", "-xzf", "-", "-C", CACHE)
         fd = os.open(archive, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -159,7 +159,7 @@ class Steps:
                 return number, one, one.name
             try:
                 said = await self._asked(f"{one.inside(number)}/bin/detect", APP)
-            except WshdError as e:  # one that cannot be run says no
+            except WshdError as e:  # a buildpack that cannot be run does not take the app
                 tried.append(f"{one.name} ({e})")
                 continue
             if said.status.ok:
@@ -173,7 +173,7 @@ class Steps:
         )
 
     async def compile(self, directory: str) -> None:
-        """Its output is shown live."""
+        """Run bin/compile. Its output goes to the staging's log as it comes."""
         program = f"{directory}/bin/compile"
         try:
             job = await self._container.spawn(self._buildpack(program, APP, CACHE, ENV_DIR))
@@ -212,7 +212,7 @@ class Steps:
         return await asyncio.to_thread(bp.parse_procfile, text)
 
     async def _asked(self, *argv: str) -> RunResult:
-        """A question to the buildpack. Of the answer no more than a document's length is kept."""
+        """Run a program of the buildpack and return its output, of which no more than the largest document is kept."""
         with await self._container.spawn_piped(self._buildpack(*argv), "stdout", "stderr") as job:
             out, status, errors = await job.run(job.pipe("stdout").beginning(plain_yaml.LIMIT_BYTES + 1))
         return RunResult(status, out, errors.encode())
@@ -223,7 +223,7 @@ class Steps:
         )
 
     async def _memory_ran_out(self) -> str:
-        """The cause, where the kernel has killed for memory; else nothing. Its count comes before the event."""
+        """The cause, if the kernel has killed for memory; else an empty text. The kernel counts a kill before it sends the event."""
         container = self._container
         if OUT_OF_MEMORY in container.events.kinds or (await container.info()).oom_kills:
             return f": out of memory (a staging of this app has {self._memory_mb} MB)"
