@@ -1,7 +1,6 @@
-"""The frame of the command line: which commands there are, and what happens to an error.
+"""The entry of the command line: the list of commands, and how an error becomes a message and an exit status.
 
-Only click is imported here; a command's module is imported when that command runs, so `garrison --help`
-stays quick.
+Only click is imported here. A command's module is imported when that command runs, so that `garrison --help` is quick.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ from agent.cli import ui
 COMMANDS = {
     "up": ("agent.cli.up", "A whole platform on this machine, until Ctrl-C"),
     "push": ("agent.cli.push", "From a directory to a URL: upload, stage, start"),
-    "apps": ("agent.cli.apps", "What runs, where, and how it is"),
-    "logs": ("agent.cli.logs", "What an app says"),
+    "apps": ("agent.cli.apps", "The apps: state, instances, memory, route"),
+    "logs": ("agent.cli.logs", "The output of an app"),
     "shell": ("agent.cli.shell", "A shell inside an instance"),
     "scale": ("agent.cli.scale", "More or fewer instances of an app"),
     "stop": ("agent.cli.stop", "Stop an app and keep its droplet"),
     "start": ("agent.cli.start", "Start a stopped app again"),
-    "delete": ("agent.cli.delete", "Stop an app and forget it"),
+    "delete": ("agent.cli.delete", "Stop an app and remove it"),
     "rootfs": ("agent.cli.rootfs", "Build and list the root file systems of containers"),
     "config": ("agent.cli.config", "Check or show a configuration file"),
-    "run": ("agent.cli.run", "The host agent, for a platform with a controller of its own"),
+    "run": ("agent.cli.run", "The host agent, for a platform that has its own controller"),
     "detach": ("agent.cli.detach", "Stop the agent and leave the apps running"),
     "completion": ("agent.cli.completion", "Completion for bash, zsh or fish"),
 }
@@ -95,7 +94,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
 
 def _usage_failure(error: click.UsageError) -> ui.Failure:
-    """click's refusal in our three parts: what, why, and the nearest right one or where to look."""
+    """click's error as a Failure: what, why, and as the hint the nearest valid option or `--help`."""
     path = error.ctx.command_path if error.ctx is not None else "garrison"
     why = error.format_message().partition(" Did you mean")[0].rstrip(".")
     close = list(getattr(error, "possibilities", None) or ())[:1]
@@ -107,14 +106,14 @@ def main(argv: list[str] | None = None) -> int:
     """Exit statuses: 0 done, 1 failed, 2 usage or configuration, 3 nothing reachable, 130 interrupted."""
     words = sys.argv[1:] if argv is None else argv
     debug = "--debug" in words or bool(os.environ.get("GARRISON_DEBUG"))
-    ui.speak_plainly()
+    ui.escape_unencodable()
     try:
         status: Any = cli.main(args=argv, prog_name="garrison", standalone_mode=False)
         return status if isinstance(status, int) else ui.DONE
     except click.exceptions.Exit as leave:
         return leave.exit_code
     except (click.Abort, KeyboardInterrupt):
-        ui.tell("interrupted")
+        ui.report("interrupted")
         return ui.INTERRUPTED
     except ui.Failure as error:
         return _failed(error, words)
@@ -124,9 +123,9 @@ def main(argv: list[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads our output any more
         return ui.FAILED
-    except Exception as error:  # outermost frame of the program
+    except Exception as error:  # the outermost frame of the program
         if debug:
             raise
         return _failed(
@@ -135,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _failed(failure: ui.Failure, words: Sequence[str]) -> int:
-    """Who asked for one JSON document gets one of a failure too. Behind `--` the words are somebody else's."""
+    """With `--json` a failure is printed as a JSON document too. Arguments after `--` belong to another program."""
     own = takewhile(lambda word: word != "--", words)
     if "--json" in own and "shell" not in words[:1]:
         ui.emit_json(failure.document())

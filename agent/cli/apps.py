@@ -1,4 +1,4 @@
-"""`garrison apps`: what runs, where, and how it is."""
+"""`garrison apps`: the state, instances, memory and route of each app."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ COLOURS = {"running": "green", "crashing": "red", "starting": "yellow", "staging
 @reach.state_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def command(state_dir: Path, as_json: bool) -> None:
-    """Shows every app: its state, instances, memory, route, and for how long it is up.
+    """Shows every app: its state, instances, memory, route, and how long it has been up.
 
-    Until a new version runs, or while it crashes, the one before it serves on: `0/2 (2 old)`.
+    The former version keeps serving until the new one runs, also while the new one crashes: `0/2 (2 old)`.
     """
     port = reach.gateway_port(state_dir)
     rows = reach.controller(state_dir).call("GET", "/v1/apps", stats="1")
@@ -28,7 +28,7 @@ def command(state_dir: Path, as_json: bool) -> None:
     elif rows:
         ui.table(("APP", "STATE", "INSTANCES", "MEMORY", "ROUTE", "UP"), [_cells(row, port) for row in rows])
     else:
-        ui.tell("no apps yet: garrison push DIRECTORY")
+        ui.report("no apps yet: garrison push DIRECTORY")
 
 
 def url(row: dict[str, Any], port: int) -> str:
@@ -59,15 +59,15 @@ def _cells(row: dict[str, Any], port: int) -> tuple[str, ...]:
 def _up(row: dict[str, Any], usage: list[dict[str, Any]]) -> str:
     crash = row["crash"]
     if row["state"] == "crashing" and crash is not None:
-        told = f"exited {crash['exit_status']}" if crash["exit_status"] >= 0 else crash["description"]
-        return f"{told}, {ui.age(crash['seconds_ago'])} ago: garrison logs {row['name']}"
+        how = f"exited {crash['exit_status']}" if crash["exit_status"] >= 0 else crash["description"]
+        return f"{how}, {ui.age(crash['seconds_ago'])} ago: garrison logs {row['name']}"
     if row["waiting"] and not row["running"]:
         return str(next(iter(row["waiting"].values())))
     return ui.age(min(stats["uptime"] for stats in usage)) if usage else "–"
 
 
 def _document(row: dict[str, Any], port: int) -> dict[str, Any]:
-    """Stable and documented: bytes and seconds."""
+    """A row of `--json`. The keys are stable and documented; units are bytes and seconds."""
     usage = _usage(row)
     return {
         "name": row["name"],

@@ -20,31 +20,32 @@ def load_or_fail(
     path: Path,
     hint: str = "name one with --config FILE",
     *,
-    doubts: Literal["pass", "tell", "refuse"] = "pass",
+    doubts: Literal["ignore", "print", "refuse"] = "ignore",
     as_json: bool = False,
 ) -> Settings:
-    """The settings; otherwise each problem on a line of its own and exit status 2. `hint`: how the caller names a file.
+    """The settings in the file. When it has errors, each is printed on a line and the program ends with exit status 2.
 
-    ``doubts``: what becomes of values that contradict each other or that this host lacks; unless they pass, settings
-    without effect are printed as well. ``as_json``: a file that is refused gives one document on standard output too.
+    ``hint``: how the user names another file with the caller's command. ``doubts``: what to do with values that contradict
+    each other, or name something that this host does not have; unless they are ignored, settings without effect are printed
+    too. ``as_json``: for a refused file one document is also printed on standard output.
     """
     from agent.config import read
 
     try:
-        found = read(path, on_this_host=doubts != "pass")
+        found = read(path, on_this_host=doubts != "ignore")
     except FileNotFoundError:
         raise ui.Failure(f"there is no {path}", "", hint, ui.USAGE) from None
     except OSError as e:
         raise ui.Failure(f"{path} cannot be read", e.strerror or str(e), hint, ui.USAGE) from e
-    told = (*found.notes, *found.errors, *found.doubts) if doubts != "pass" else found.errors
-    for problem in sorted(told, key=lambda one: one.line):
+    problems = (*found.notes, *found.errors, *found.doubts) if doubts != "ignore" else found.errors
+    for problem in sorted(problems, key=lambda one: one.line):
         place = f"{path}:{problem.line}" if problem.line else str(path)
         key = f"{problem.key_path}: " if problem.key_path else ""
-        ui.tell(f"{place}  {key}{problem.message}")
+        ui.report(f"{place}  {key}{problem.message}")
     if found.settings is None or found.errors or (doubts == "refuse" and found.doubts):
         if as_json:
-            problems = [{"line": one.line, "key": one.key_path, "message": one.message} for one in told]
-            ui.emit_json({"error": f"{path} is refused", "problems": problems, "status": ui.USAGE})
+            rows = [{"line": one.line, "key": one.key_path, "message": one.message} for one in problems]
+            ui.emit_json({"error": f"{path} is refused", "problems": rows, "status": ui.USAGE})
         ui.stop(ui.USAGE)
     return found.settings
 
@@ -57,10 +58,10 @@ def command() -> None:
 @command.command("check")
 @click.argument("file", type=FILE, default=DEFAULT)
 def check(file: Path) -> None:
-    """Prints what is wrong with FILE, line by line; exit status 2 when something is.
+    """Prints each error in FILE with its line. The exit status is 2 if there are any.
 
-    What it names must be on this host: directories of stacks, files of keys, interfaces. Settings of the DEA that have no
-    effect are printed with the reason, and are no mistake.
+    The stack directories, key files and interfaces that FILE names must exist on this host. DEA settings that have no effect
+    here are printed with the reason; they are not errors.
     """
     load_or_fail(file, "name one: garrison config check FILE", doubts="refuse")
     print(f"{file}: {ui.paint('good', 'green')}")
@@ -70,7 +71,7 @@ def check(file: Path) -> None:
 @click.argument("file", type=FILE, default=DEFAULT)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def show(file: Path, as_json: bool) -> None:
-    """Prints the settings that FILE leads to, defaults filled in, secrets masked."""
+    """Prints all settings as the agent reads them from FILE: with defaults, and with secrets masked."""
     import msgspec
 
     settings = _masked(

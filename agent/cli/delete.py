@@ -1,4 +1,4 @@
-"""`garrison delete`: stop an app and forget it."""
+"""`garrison delete`: stop an app and remove it."""
 
 from __future__ import annotations
 
@@ -21,4 +21,4 @@ def command(app: str, yes: bool, state_dir: Path) -> None:
         f"{app}: stops {ui.count(row['running'], 'instance')}, removes package, droplet and cache", yes
     )
     peer.call("DELETE", f"/v1/apps/{app}")
-    ui.tell(f"Deleted     {app}")
+    ui.report(f"Deleted     {app}")

@@ -15,9 +15,9 @@ from agent.cli import reach, ui
 )
 @reach.state_option
 def command(config: Path | None, state_dir: Path) -> None:
-    """Makes the agent leave without stopping an app; the next agent on this host takes them over.
+    """Ends the agent and leaves the apps running. The next agent on this host takes them up.
 
-    The agent of `garrison up` is started again by `up`.
+    `garrison up` starts its agent again.
     """
     reach.agent(state_dir, config).call("POST", "/v1/detach")
-    ui.tell("Detached    the agent leaves; the apps run on")
+    ui.report("Detached    the agent ends; the apps run on")

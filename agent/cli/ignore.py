@@ -1,12 +1,13 @@
 """Which files of a directory are not part of an app: the language of gitignore(5), in `.cfignore` files.
 
-Every directory may have a file of its own, whose patterns hold for it and below, and win over those of the directories above.
-A file's last pattern that fits decides, `!` takes back in, and nothing is taken back in from a directory that is left out.
-Where the pushed directory has no `.cfignore` at its top, `.gitignore` files stand in for them.
+Every directory may have its own file. Its patterns apply to that directory and below, and have precedence over those of the
+directories above. In a file the last matching pattern decides. A pattern with `!` includes a path again, but not below a
+directory that is left out. When the pushed directory has no `.cfignore` at its top, a directory without a `.cfignore` is read
+by its `.gitignore`.
 
-To git a name is bytes, so that `?` is half of an `é`: text is decoded as Latin-1 here, one character for each byte.
-pathspec translates the patterns. Which of them decides is settled here, a path at a time from the top: that is how git
-walks, and it makes `*` with `!*/` come out as it does there.
+Git compares names as bytes: two `?` match one `é`. Names and patterns are therefore decoded as Latin-1, one character for
+each byte. pathspec translates the patterns into regular expressions. This module decides which pattern counts. Like git, it
+tests each path from the top directory down, so that `*` followed by `!*/` has the same result as in git.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from pathlib import Path
 from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
 CFIGNORE, GITIGNORE = ".cfignore", ".gitignore"
-#: History, which no pattern takes back in.
+#: The history of git, which no pattern can include again.
 NEVER = frozenset({".git"})
-#: What `cf push` leaves out by default, then what only works where it was made.
+#: First what `cf push` leaves out by default, then files that work only on the machine that made them.
 DEFAULTS = (
     ".cfignore", ".DS_Store", ".git", ".gitignore", ".hg", ".svn", "_darcs", "manifest.yml",
     "__pycache__/", ".venv", "*.pyc",
 )  # fmt: skip
 _BOM = "\xef\xbb\xbf"
-#: Classes of characters in ASCII, as ranges that may stand in brackets (wildmatch.c of git knows no locale either).
+#: Character classes as ranges of ASCII characters inside brackets (wildmatch.c of git uses no locale either).
 CLASSES = {
     "alnum": "a-zA-Z0-9", "alpha": "a-zA-Z", "blank": " \t", "cntrl": "\0-\x1f\x7f", "digit": "0-9",
     "graph": '"-~!', "lower": "a-z", "print": " -~", "punct": ":-@!-/[-`{-~", "space": " \t-\r", "upper": "A-Z",
@@ -38,14 +39,14 @@ CLASSES = {
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """One line. ``only_directories``: it ends with a slash."""
+    """One line of an ignore file. ``only_directories``: the line ends with a slash."""
 
     regex: re.Pattern[str]
     leaves_out: bool
     only_directories: bool
 
     def fits(self, path: str, *, is_directory: bool) -> bool:
-        """Does it name `path` itself? That it names a directory above is that directory's own affair."""
+        """True if it matches ``path`` itself. A match of a directory above is tested with that directory."""
         if self.only_directories:
             whole = f"{path}/"
             return is_directory and any(m.end() == len(whole) for m in self.regex.finditer(whole))
@@ -54,7 +55,7 @@ class Pattern:
 
 
 def parse(text: str) -> tuple[Pattern, ...]:
-    """The lines of an ignore file. What git takes for no pattern is none here."""
+    """The patterns of an ignore file. A line that git does not read as a pattern is dropped."""
     patterns = []
     for line in text.removeprefix(_BOM).split("\n"):
         pattern = _parse_line(line.removesuffix("\r"))
@@ -65,15 +66,14 @@ def parse(text: str) -> tuple[Pattern, ...]:
 
 def _parse_line(line: str) -> Pattern | None:
     line = _without_trailing_spaces(line)
-    if (
-        line != line.rstrip()
-    ):  # pathspec would strip what git keeps: other blanks, and spaces behind a backslash
+    if line != line.rstrip():
+        # pathspec strips what git keeps: other white space, and a space after a backslash
         line = line[:-1].removesuffix("\\") + f"[{line[-1]}]"
     only_directories = line.endswith("/")
     line = re.sub(r"\[:(\w+):\]", lambda match: CLASSES.get(match[1], match[0]), line)
-    if line.endswith("/**/"):  # directories below, not the directory itself
+    if line.endswith("/**/"):  # matches the directories below, not the directory itself
         line += "*/"
-    # git compares a plain beginning by itself, and takes `**` behind it for one at the beginning
+    # git compares the literal beginning separately, and reads a `**` after it like one at the start of the line
     line = re.sub(r"^(!?(?!!)[^*?[\\]*[^*?[\\/])\*\*/", r"\1*/**/", line)
     try:
         translated = GitIgnoreSpecPattern(_with_ranges_forward(line))
@@ -85,7 +85,7 @@ def _parse_line(line: str) -> Pattern | None:
 
 
 def _with_ranges_forward(line: str) -> str:
-    """`[b-a]` is `[b]` to git, and an error to a regular expression."""
+    """Git reads `[b-a]` as `[b]`; in a regular expression it is an error."""
 
     def forward(bracket: re.Match[str]) -> str:
         return re.sub(
@@ -106,8 +106,10 @@ def _without_trailing_spaces(line: str) -> str:
 
 
 def is_left_out(path: str, *, is_directory: bool, levels: Iterable[tuple[str, tuple[Pattern, ...]]]) -> bool:
-    """`path` is relative, with slashes; no directory above it is left out. ``levels``: each directory above it that has
-    patterns (``""`` for the top, else with a slash at its end) with these, the top first.
+    """Whether the patterns exclude ``path``, which is relative; no directory above it may be left out.
+
+    ``levels``: for each directory above it that has patterns, its path and the patterns, the top first. The path of the top is
+    ``""``, others end with a slash.
     """
     if path.rpartition("/")[2] in NEVER:
         return True
@@ -120,17 +122,17 @@ def is_left_out(path: str, *, is_directory: bool, levels: Iterable[tuple[str, tu
 
 
 class Ignores:
-    """The ignore files of one directory tree, read as the walk comes to their directories. OSError: one cannot be read."""
+    """The ignore files of one directory tree, each read when the walk enters its directory. OSError: one cannot be read."""
 
     def __init__(self, top: Path) -> None:
         self._top = top
         self._only_cfignore = (top / CFIGNORE).is_file()
         self._levels: list[tuple[str, tuple[Pattern, ...]]] = [("", parse("\n".join(DEFAULTS)))]
         self.read: set[str] = set()
-        """The names of the files that were found: `.cfignore`, `.gitignore`."""
+        """Which kinds of file were found: `.cfignore`, `.gitignore`."""
 
     def enter(self, folder: str) -> None:
-        """A directory, relative to the top (``""`` for it), before its entries."""
+        """The walk enters a directory (relative to the top; ``""`` is the top). To be called before its entries."""
         lead = f"{_as_latin_1(folder)}/" if folder else ""
         for name in (CFIGNORE,) if self._only_cfignore else (CFIGNORE, GITIGNORE):
             file = self._top / folder / name

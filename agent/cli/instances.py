@@ -1,4 +1,4 @@
-"""Instances of an agent, found by what a person types: APP/INDEX, or the beginning of a handle or an id."""
+"""Finds an agent's instances by what the user types: APP/INDEX, or the beginning of a handle or an id."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ ALIVE = ("RUNNING", "STARTING", "EVACUATING", "STOPPING")
 
 
 def find_app_guid(agent: reach.Peer, name: str, state_dir: Path, config: Path | None) -> str:
-    """The controller knows the name, also of an app that does not run; an agent alone knows what it has, and of an app whose
-    staging failed the guid.
+    """The guid of the app with this name.
+
+    The controller of `garrison up` knows every app. Without one, the agent knows only the apps that have instances on this
+    host; for any other app, such as one whose staging failed, ``name`` must be the guid itself.
     """
     if config is None and (state_dir / "up.json").exists():
         return str(reach.app_or_hint(reach.controller(state_dir), name)["guid"])
@@ -35,7 +37,7 @@ def listing(agent: reach.Peer) -> list[dict[str, Any]]:
 
 
 def find(rows: list[dict[str, Any]], wanted: str) -> dict[str, Any]:
-    """The one instance that `wanted` names; a Failure when there is none or more than one."""
+    """The one running instance that `wanted` names. Failure: there is none, or more than one."""
     name, slash, index = wanted.partition("/")
     if slash:
         found = [r for r in rows if name in (r.get("name"), r.get("app")) and str(r.get("index")) == index]
@@ -46,7 +48,7 @@ def find(rows: list[dict[str, Any]], wanted: str) -> dict[str, Any]:
             if any(str(row.get(key) or "").startswith(wanted) for key in ("handle", "instance"))
         ] or [row for row in rows if row.get("name") == wanted]
     alive = [row for row in found if row.get("state") in ALIVE and row.get("handle")]
-    # A crashed twin of the same index has no shell any more.
+    # A crashed instance with the same index has no container any more.
     if len(alive) == 1 or (slash and alive):
         return alive[-1]
     names = sorted(f"{row.get('name')}/{row.get('index')}" for row in rows if row.get("state") in ALIVE)

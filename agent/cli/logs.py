@@ -1,4 +1,4 @@
-"""`garrison logs`: what an app says."""
+"""`garrison logs`: the output of an app."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ COLOURS = {"err": "yellow", "sys": "cyan"}
 
 @click.command("logs")
 @click.argument("app", shell_complete=reach.complete_app)
-@click.option("--follow", "-f", is_flag=True, help="Go on as it says more.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document a line.")
+@click.option("--follow", "-f", is_flag=True, help="Keep printing new output.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document per line.")
 @click.option(
     "--config", "-c", type=click.Path(path_type=Path, dir_okay=False), help="The agent's configuration."
 )
 @reach.state_option
 def command(app: str, follow: bool, as_json: bool, config: Path | None, state_dir: Path) -> None:
-    """Shows what APP (or APP/INDEX) has said on this host.
+    """Shows the output of APP (or APP/INDEX) on this host.
 
-    Times are known of what is said while you follow. With -f it goes on over stops, crashes and restarts, until Ctrl-C.
+    With -f it follows the app over stops, crashes and restarts, until Ctrl-C. Only new output has a time.
     """
     name, _, index = app.partition("/")
     agent = reach.agent(state_dir, config)
@@ -46,7 +46,7 @@ def command(app: str, follow: bool, as_json: bool, config: Path | None, state_di
 
 
 class LogLines:
-    """Chunks of several instances and streams, printed as whole lines."""
+    """Prints the chunks of several instances and streams as whole lines."""
 
     def __init__(self, name: str, *, with_time: bool) -> None:
         self._name, self._with_time = name, with_time
@@ -71,7 +71,7 @@ class LogLines:
             self._rest[key] = (rest, lead)
 
     def flush(self) -> None:
-        """What did not end with a newline."""
+        """Prints what did not end with a newline."""
         for rest, lead in self._rest.values():
             print(lead + reach.printable(rest), flush=True)
         self._rest.clear()
@@ -79,7 +79,7 @@ class LogLines:
 
 
 def local_time(at: float | None) -> str:
-    """With milliseconds, or as many blanks; `at` is in seconds since 1970."""
+    """The time with milliseconds; as many spaces if it is unknown. ``at``: seconds since 1970."""
     if at is None:
         return "            "
     return time.strftime("%H:%M:%S", time.localtime(at)) + f".{int(at * 1000) % 1000:03d}"

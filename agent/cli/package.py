@@ -1,6 +1,6 @@
-"""A directory as the zip that staging takes: modes, times and links kept, what ignore.py leaves out left out.
+"""Packs a directory into the zip that staging takes. Modes, times and links are kept; ignore.py decides what is left out.
 
-First a look (`scan`), which costs little and knows the sizes; then the packing.
+`scan` lists the files first. It is cheap, and its sizes decide whether to pack at all. `write_zip` then packs them.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import IO
 from agent.cli import ui
 from agent.cli.ignore import Ignores
 
-# What a DOS time can be: from 1980 to 2107, in steps of two seconds.
+# The range of a DOS time: from 1980 to 2107, in steps of two seconds.
 EARLIEST_S, LATEST_S = 315532800, 4354819198
-_UNIX_TIME = 0x5455  # the extra field that keeps the second, in UTC
+_UNIX_TIME = 0x5455  # the id of the extra field with the time in seconds, in UTC
 _BLOCK = 1 << 18
 
 
@@ -33,7 +33,7 @@ class PackedFile:
 
 @dataclass(frozen=True, slots=True)
 class PackList:
-    """What a push would pack. ``ignore_files``: the names of the files that patterns came from."""
+    """The files that a push packs. ``ignore_files``: which of `.cfignore` and `.gitignore` were read."""
 
     entries: tuple[PackedFile, ...]
     files: int
@@ -42,9 +42,10 @@ class PackList:
 
 
 def scan(directory: Path, progress: Callable[[int, int], None], limit_bytes: int) -> PackList:
-    """Files, links and directories of the app, in order; sockets, pipes and devices are left out.
+    """Lists files, links and directories of the app, in order. Sockets, pipes and devices are left out.
 
-    `progress` gets files and bytes so far. A Failure: a directory cannot be read, or it is more than `limit_bytes`.
+    ``progress`` gets the number of files and bytes so far. Failure: a directory cannot be read, or there are more than
+    ``limit_bytes``.
     """
     ignores = Ignores(directory)
     found: list[PackedFile] = []
@@ -58,8 +59,8 @@ def scan(directory: Path, progress: Callable[[int, int], None], limit_bytes: int
             if content_bytes > limit_bytes:
                 raise ui.Failure(
                     f"cannot push {directory}",
-                    f"there are more than {ui.size(limit_bytes)} in it",
-                    "is it the right directory? a .cfignore names what to leave out",
+                    f"it has more than {ui.size(limit_bytes)} of files",
+                    "is it the right directory? leave files out with a .cfignore",
                     ui.USAGE,
                 )
             progress(files, content_bytes)
@@ -69,7 +70,7 @@ def scan(directory: Path, progress: Callable[[int, int], None], limit_bytes: int
 
 
 def _walk(top: Path, ignores: Ignores) -> Iterator[PackedFile]:
-    """A directory before what is in it, in the order of names. Without recursion: a path may be 2,000 directories deep."""
+    """Yields each directory before its entries, sorted by name. Without recursion: a path may be 2,000 directories deep."""
     waiting = _names(top, "", ignores)
     while waiting:
         name = waiting.pop()
@@ -85,14 +86,14 @@ def _walk(top: Path, ignores: Ignores) -> Iterator[PackedFile]:
 
 
 def _names(top: Path, folder: str, ignores: Ignores) -> list[str]:
-    """What is in a directory, the first last."""
+    """The entries of a directory, in reverse order."""
     ignores.enter(folder)
     names = sorted(os.listdir(top / folder), reverse=True)  # noqa: PTH208  (names that are no UTF-8 as well)
     return [f"{folder}/{name}" if folder else name for name in names]
 
 
 def write_zip(entries: tuple[PackedFile, ...], out: IO[bytes], progress: Callable[[int], None]) -> None:
-    """`progress` gets the bytes read so far. A Failure: a file cannot be read any more."""
+    """``progress`` gets the number of bytes read so far. Failure: a file cannot be read any more."""
     done = 0
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for entry in entries:
@@ -110,13 +111,13 @@ def write_zip(entries: tuple[PackedFile, ...], out: IO[bytes], progress: Callabl
                         done += len(block)
                         progress(done)
             except OSError as error:
-                if error.filename is None:  # the archive's own disk
+                if error.filename is None:  # the archive could not be written
                     raise
                 raise ui.Failure("cannot pack", f"{error.filename}: {error.strerror}") from error
 
 
 class _AnyName(zipfile.ZipInfo):
-    """A name that is no UTF-8 goes as the bytes that it is, without the flag that would say otherwise."""
+    """Stores a name that is not UTF-8 as its bytes, without the flag for UTF-8."""
 
     def _encodeFilenameFlags(self) -> tuple[bytes, int]:
         raw = os.fsencode(self.filename)

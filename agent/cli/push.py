@@ -17,9 +17,9 @@ from agent.cli.apps import url
 from agent.cli.staging import stage
 from agent.cli.wait import wait_running
 
-# Above either of these a person is asked whether it is the right directory.
+# Above either of these the user is asked whether it is the right directory.
 ASK_BYTES, ASK_FILES = 512 << 20, 50_000
-# What a staging takes at least (agent/dev/messages.py); more with a larger --disk.
+# The least disk of a staging (agent/dev/messages.py); it has more with a larger --disk.
 STAGING_DISK_MB = 2048
 BACK_TO_DEFAULT = ("", "default", "null")
 
@@ -27,7 +27,7 @@ BACK_TO_DEFAULT = ("", "default", "null")
 @click.command("push")
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False), default=Path())
 @click.option("--name", metavar="APP", help="The app's name [the directory's].")
-@click.option("--instances", "-i", type=click.IntRange(0, 1000), help="How many run [1].")
+@click.option("--instances", "-i", type=click.IntRange(0, 1000), help="How many instances run [1].")
 @click.option(
     "--memory", "-m", type=ui.Size(), metavar="SIZE", help="Limit of each instance, like 64M or 1G [256M]."
 )
@@ -38,7 +38,7 @@ BACK_TO_DEFAULT = ("", "default", "null")
     is_flag=False,
     flag_value="",
     metavar="[NAME]",
-    help="python, staticfile or procfile; without a NAME: the first that fits, as in the beginning.",
+    help="python, staticfile or procfile; without a NAME: the first that recognises the app, the default.",
 )
 @click.option(
     "--command",
@@ -46,18 +46,20 @@ BACK_TO_DEFAULT = ("", "default", "null")
     is_flag=False,
     flag_value="",
     metavar="[LINE]",
-    help="Start command instead of the buildpack's; without a LINE: the buildpack's again.",
+    help="The start command; without a LINE: the buildpack's own, the default.",
 )
 @click.option(
-    "--env", "-e", multiple=True, metavar="KEY=VALUE", help="Sets one variable of the app; may be repeated."
+    "--env", "-e", multiple=True, metavar="KEY=VALUE", help="Sets a variable of the app; may be repeated."
 )
-@click.option("--unset-env", multiple=True, metavar="KEY", help="Removes one; may be repeated.")
+@click.option("--unset-env", multiple=True, metavar="KEY", help="Removes a variable; may be repeated.")
 @click.option(
-    "--timeout", "timeout_s", default=90.0, show_default=True, help="Seconds to wait for it to run."
+    "--timeout", "timeout_s", default=90.0, show_default=True, help="Seconds to wait until the app runs."
 )
-@click.option("--quiet", "-q", is_flag=True, help="Without the buildpack's output.")
-@click.option("--yes", is_flag=True, help="Do not ask, however large it is.")
-@click.option("--json", "as_json", is_flag=True, help="The result as one JSON document, also of a failure.")
+@click.option("--quiet", "-q", is_flag=True, help="Do not print the buildpack's output.")
+@click.option("--yes", is_flag=True, help="Do not ask, however large the directory is.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the result, or the failure, as one JSON document."
+)
 @reach.state_option
 def command(
     directory: Path,
@@ -75,16 +77,16 @@ def command(
     as_json: bool,
     state_dir: Path,
 ) -> None:
-    """Uploads DIRECTORY, stages it with a buildpack, starts it, and prints where it answers.
+    """Uploads DIRECTORY, stages it with a buildpack, starts the app, and prints its URL.
 
-    What a .cfignore names (the language of .gitignore, which stands in for it) is left out. Settings that are not
-    named stay as they were. They and the new code take effect when the staging has succeeded.
+    Files that match a .cfignore (or, where there is none, a .gitignore) are left out. Settings without an option keep their
+    values. New settings and new code take effect together, once the staging has succeeded.
     """
     if not directory.is_dir():
-        raise ui.Failure(f"cannot push {directory}", "there is no such directory", "", ui.USAGE)
+        raise ui.Failure(f"cannot push {directory}", "it is not a directory", "", ui.USAGE)
     app = name or app_name(directory.resolve().name)
     if app != app_name(app):
-        raise ui.Failure(f"{app!r} cannot be a host name", "", f"what about --name {app_name(app)}", ui.USAGE)
+        raise ui.Failure(f"{app!r} cannot be a host name", "", f"try --name {app_name(app)}", ui.USAGE)
     given = {"instances": instances, "memory_mb": memory, "disk_mb": disk}
     changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     for key, text in (("buildpack", buildpack), ("command", start_command)):
@@ -94,28 +96,28 @@ def command(
     peer, agent = reach.controller(state_dir), reach.agent(state_dir, has_config=False)
     with tempfile.TemporaryFile() as archive:
         with _interruptible(peer, app, "nothing was changed"):
-            limits = _look_before(peer, app, disk)
+            limits = _check_before(peer, app, disk)
             packed = _pack(directory, archive, limits, yes=yes)
         with _pushing(peer, app, changes) as path:
             _upload(peer, path, archive, packed)
             staged = stage(peer, path, agent, app, quiet=quiet)
-    with _interruptible(peer, app, "it is staged, and goes on starting"):
+    with _interruptible(peer, app, "it is staged and still starts"):
         row = wait_running(peer, agent, app, timeout_s, "Starting")
     address = url(row, reach.gateway_port(state_dir))
     if as_json:
         ui.emit_json({"name": app, "guid": row["guid"], "url": address, **staged})
     else:
-        ui.tell()
+        ui.report()
         print(f"  {ui.paint(address, 'cyan')}")
 
 
 def app_name(text: str) -> str:
-    """What of `text` can be a host name."""
+    """``text`` as a host name: other characters become hyphens."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:63].rstrip("-") or "app"
 
 
 def _environment(pairs: tuple[str, ...]) -> dict[str, str]:
-    """Any name that the kernel takes, `spring.profiles.active` too; only a shell would want a narrower one."""
+    """The variables of `--env`. Any name that the kernel takes is valid, also one that a shell does not take: `spring.profiles`."""
     for pair in pairs:
         if not re.match(r"[^=\s]+=", pair):
             raise ui.Failure(f"--env {pair}", "expected KEY=VALUE", "", ui.USAGE)
@@ -127,14 +129,14 @@ def _environment(pairs: tuple[str, ...]) -> dict[str, str]:
 
 
 class _Limits:
-    """What the platform takes, in bytes: of content, and of the zip."""
+    """The largest push that the platform takes, in bytes: of the files, and of the zip."""
 
     def __init__(self, content_bytes: int, upload_bytes: int) -> None:
         self.content_bytes, self.upload_bytes = content_bytes, upload_bytes
 
 
-def _look_before(peer: reach.Peer, app: str, disk_mb: int | None) -> _Limits:
-    """A push that will be refused is refused before it packs."""
+def _check_before(peer: reach.Peer, app: str, disk_mb: int | None) -> _Limits:
+    """Fails before anything is packed if the push would be refused later."""
     info = peer.call("GET", "/v1/info")
     row = next((row for row in peer.call("GET", "/v1/apps") if row["name"] == app), None)
     if row is not None and row["pushing"]:
@@ -147,11 +149,11 @@ def _look_before(peer: reach.Peer, app: str, disk_mb: int | None) -> _Limits:
 
 @contextlib.contextmanager
 def _interruptible(peer: reach.Peer, app: str, what: str) -> Iterator[None]:
-    """A Ctrl-C within the block says what state things are in now."""
+    """A Ctrl-C within the block becomes a Failure with the present state of the app. ``what``: what the push has done."""
     try:
         yield
     except KeyboardInterrupt:
-        ui.tell()
+        ui.report()
         row = next((row for row in peer.call("GET", "/v1/apps") if row["name"] == app), None)
         now = f"there is no app {app}"
         if row is not None:
@@ -161,22 +163,22 @@ def _interruptible(peer: reach.Peer, app: str, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _pushing(peer: reach.Peer, app: str, changes: dict[str, Any]) -> Iterator[str]:
-    """The app is ours to push within the block; what ends it early leaves nothing of the push."""
+    """Claims the app for a push and yields the push's path. If the block ends early, everything of the push is removed."""
     claim = peer.call("POST", f"/v1/apps/{app}/pushes", changes)
     path = f"/v1/apps/{app}/pushes/{claim['push']}"
     for variable in claim["not_set"]:
-        ui.tell(f"{'Note':<12}--unset-env {variable}: it was not set")
+        ui.report(f"{'Note':<12}--unset-env {variable}: it was not set")
     with _interruptible(peer, app, "nothing was changed"):
         try:
             yield path
         except BaseException:
-            with contextlib.suppress(reach.Refusal):  # it is over already
+            with contextlib.suppress(reach.Refusal):  # the push has ended already
                 peer.call("DELETE", path)
             raise
 
 
 def _pack(directory: Path, archive: IO[bytes], limits: _Limits, *, yes: bool) -> str:
-    """Into `archive`; what to show of it."""
+    """Packs the directory into ``archive``; returns the text for the progress line."""
     line = ui.MovingLine()
     lead = f"{'Uploading':<12}{ui.shortened(str(directory))}   "
 
@@ -187,7 +189,7 @@ def _pack(directory: Path, archive: IO[bytes], limits: _Limits, *, yes: bool) ->
         found = package.scan(directory, looking, limits.content_bytes)
         total = ui.size(found.content_bytes)
         if found.files == 0:
-            raise ui.Failure(f"cannot push {directory}", "there is no file in it", "", ui.USAGE)
+            raise ui.Failure(f"cannot push {directory}", "it has no files", "", ui.USAGE)
         if found.content_bytes > ASK_BYTES or found.files > ASK_FILES:
             line.clear()
             ui.confirm(f"{directory} has {ui.count(found.files, 'file')}, {total}", yes)
@@ -198,13 +200,13 @@ def _pack(directory: Path, archive: IO[bytes], limits: _Limits, *, yes: bool) ->
         if length > limits.upload_bytes:
             raise ui.Failure(
                 f"cannot push {directory}",
-                f"packed it has {ui.size(length)}, more than the {ui.size(limits.upload_bytes)} that are taken",
-                "a .cfignore names what to leave out",
+                f"the packed files have {ui.size(length)}; the limit is {ui.size(limits.upload_bytes)}",
+                "leave files out with a .cfignore",
                 ui.USAGE,
             )
     finally:
         line.clear()
-    by_git = ", without what .gitignore names" if ".gitignore" in found.ignore_files else ""
+    by_git = ", without files of .gitignore" if ".gitignore" in found.ignore_files else ""
     return f"{lead}{ui.count(found.files, 'file')}, {total}{by_git}"
 
 
@@ -222,7 +224,7 @@ def _upload(peer: reach.Peer, path: str, archive: IO[bytes], packed: str) -> Non
 
 
 class _Counted:
-    """A file that tells how much of it was read: http.client reads it block by block."""
+    """A file that reports how much of it was read. http.client reads it block by block."""
 
     def __init__(self, file: IO[bytes], length: int, progress: Any) -> None:
         self._file, self._length, self._progress = file, length, progress

@@ -1,5 +1,4 @@
-"""How a command reaches `garrison up` (its controller, over TCP) or an agent (its control socket). Plain and
-blocking."""
+"""How a command reaches the controller of `garrison up` (over TCP) or an agent (by its control socket). All calls block."""
 
 from __future__ import annotations
 
@@ -23,9 +22,9 @@ from agent.cli import ui
 from agent.http.long_poll import HEADER, LONGEST_WAIT_S, LongPoll
 
 TIMEOUT_S = 30.0
-#: Between two requests of `Changing` at least, however often a change is reported.
+#: The least time between two requests of `Changing`, however often there is a change.
 GAP_S = 0.05
-#: Between two requests to a peer of an earlier release, which has no long poll.
+#: The same for a peer of an earlier release, which answers at once.
 PERIOD_S = 0.5
 DEFAULT_SOCKET = Path("/var/lib/garrison/agent.sock")
 
@@ -55,7 +54,7 @@ class _UnixConnection(http.client.HTTPConnection):
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
-        # Socket paths end at 107 bytes: go through the directory's descriptor.
+        # A socket path may have at most 107 bytes; the path through the directory's descriptor is always short enough.
         directory = os.open(self._path.parent, os.O_PATH | os.O_DIRECTORY)
         try:
             self.sock.connect(f"/proc/self/fd/{directory}/{self._path.name}")
@@ -73,7 +72,7 @@ class Peer:
     hint: str
 
     def call(self, method: str, path: str, body: Any = None, **query: str) -> Any:
-        """Sends JSON, answers JSON; a refusal becomes a Failure with the server's words."""
+        """Sends JSON and returns the JSON of the answer. Failure: the server refused, with its reason."""
         data = None if body is None else json.dumps(body).encode()
         with self.open(method, path, data, query=query) as response:
             return json.loads(response.read() or b"null")
@@ -105,7 +104,7 @@ class Peer:
             connection.close()
 
     def lines(self, method: str, path: str, **query: str) -> Iterator[Any]:
-        """A line of JSON for each event, for as long as the server speaks."""
+        """The lines of JSON in the answer, each as it arrives, until the server ends it."""
         with self.open(method, path, timeout_s=None, query=query) as response:
             while line := response.readline():
                 if line.strip():
@@ -113,7 +112,7 @@ class Peer:
 
 
 class Changing:
-    """A document of a peer that is read again and again, each time when it has changed (agent/http/long_poll.py)."""
+    """Reads a document of a peer again whenever it has changed, by long polls (agent/http/long_poll.py)."""
 
     def __init__(self, peer: Peer, path: str) -> None:
         self._peer, self._path = peer, path
@@ -121,7 +120,7 @@ class Changing:
         self._not_before_s = 0.0
 
     def read(self, wait_s: float) -> Any:
-        """The first time at once; after that when something has changed, after `wait_s` at the latest."""
+        """Returns the document: the first time at once, later after a change or after ``wait_s``, whichever is first."""
         time.sleep(max(0.0, self._not_before_s - time.monotonic()))
         query, wait_s = dict[str, str](), max(0.0, min(LONGEST_WAIT_S, wait_s))
         if self._number is not None:
@@ -135,7 +134,7 @@ class Changing:
 
 
 class Refusal(ui.Failure):
-    """The server said no; `http_status` says how."""
+    """The server refused the request with `http_status`."""
 
     def __init__(self, why: str, http_status: int) -> None:
         super().__init__(why)
@@ -164,7 +163,7 @@ def controller(state_dir: Path) -> Peer:
     facts = _up_file(state_dir)
     if facts is None:
         raise ui.Failure(
-            "garrison up does not run", f"there is no {state_dir / 'up.json'}",
+            "garrison up does not run", f"{state_dir / 'up.json'} does not exist",
             "start it in another terminal: garrison up", ui.UNREACHABLE,
         )  # fmt: skip
     address = urlsplit(facts["controller"])
@@ -173,7 +172,7 @@ def controller(state_dir: Path) -> Peer:
         lambda timeout_s: http.client.HTTPConnection(address.hostname or "", address.port, timeout=timeout_s),
         {"Authorization": f"Basic {token}", "Content-Type": "application/json"},
         "the controller of garrison up",
-        "has it just been stopped? start it with: garrison up",
+        "is it being stopped? start it with: garrison up",
     )
 
 
@@ -183,8 +182,9 @@ def gateway_port(state_dir: Path) -> int:
 
 
 def agent(state_dir: Path, config: Path | None = None, *, has_config: bool = True) -> Peer:
-    """The agent of `--config`, else that of `garrison up`, else the one of the default base_dir. `has_config`: the command
-    has that option, so that a hint may name it.
+    """The agent of `--config`; without it that of `garrison up`; without both the one in the default base_dir.
+
+    ``has_config``: the command has that option, so that the hint can name it.
     """
     if config is not None:
         from agent.cli.config import load_or_fail
@@ -205,7 +205,7 @@ def agent(state_dir: Path, config: Path | None = None, *, has_config: bool = Tru
 
 
 def app_or_hint(peer: Peer, name: str) -> dict[str, Any]:
-    """The app's row, or a Failure that names the nearest one."""
+    """The app's row. Failure: there is no such app; the hint has the nearest name."""
     apps = peer.call("GET", "/v1/apps")
     for row in apps:
         if row["name"] == name:
@@ -218,7 +218,7 @@ def app_or_hint(peer: Peer, name: str) -> dict[str, Any]:
 
 
 def complete_app(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    """For shell completion: silence is better than an error in the middle of a line."""
+    """For shell completion. An error would be printed in the middle of the command line, so there is none."""
     try:
         rows = controller(ctx.params.get("state_dir") or default_state_dir()).call("GET", "/v1/apps")
     except (click.ClickException, OSError, ValueError):
@@ -227,7 +227,7 @@ def complete_app(ctx: click.Context, _param: click.Parameter, incomplete: str) -
 
 
 def complete_instance(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    """APP/INDEX and handles."""
+    """For shell completion: APP/INDEX and handles."""
     try:
         peer = agent(ctx.params.get("state_dir") or default_state_dir(), ctx.params.get("config"))
         rows = peer.call("GET", "/v1/instances")
@@ -246,6 +246,6 @@ def event_bytes(event: dict[str, Any]) -> bytes:
 
 
 def printable(line: bytes) -> str:
-    """A line of an app for a terminal, which no control sequence of it may reach."""
+    """A line of an app's output for a terminal. Control characters are escaped, so that the app cannot control the terminal."""
     text = line.decode(errors="replace").rstrip("\r")
     return "".join(c if c.isprintable() or c == "\t" else f"\\x{ord(c):02x}" for c in text)

@@ -28,7 +28,7 @@ def command() -> None:
 @click.argument("name")
 @STACKS
 def build(name: str, stacks_dir: Path | None) -> None:
-    """Builds the stack NAME (debian or busybox); it takes the place of an older one at once or not at all."""
+    """Builds the stack NAME (debian or busybox). An older build stays in use until the new one is complete."""
     import rootfs_builder
 
     if name not in rootfs_builder.RECIPES:
@@ -69,4 +69,4 @@ def list_(stacks_dir: Path | None, as_json: bool) -> None:
     if rows:
         ui.table(("STACK", "SIZE", "BUILT", "PATH"), rows)
     else:
-        ui.tell("no stack is built yet: garrison rootfs build debian")
+        ui.report("no stack is built yet: garrison rootfs build debian")

@@ -21,16 +21,16 @@ from agent.cli import ui
 def command(config: Path) -> None:
     """Runs the host agent in the foreground.
 
-    TERM, INT and QUIT stop the apps and then the agent; `garrison detach` stops the agent alone. HUP opens the log
-    file anew, after a rotation.
+    TERM, INT and QUIT stop the apps and then the agent; `garrison detach` stops only the agent. HUP reopens the log file,
+    for use after a rotation.
     """
     from agent.signals import hold
 
-    hold()  # done already by agent.__main__; not by who calls this otherwise
+    hold()  # agent.__main__ has done it already; other callers of this command have not
 
     from agent.cli.config import load_or_fail
 
-    settings = load_or_fail(config, doubts="tell")
+    settings = load_or_fail(config, doubts="print")
 
     import asyncio
 

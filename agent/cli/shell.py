@@ -1,6 +1,6 @@
-"""`garrison shell`: becomes `wsh`, the shell client, with the socket of the instance's pid 1.
+"""`garrison shell`: replaces itself with `wsh`, the shell client, connected to the pid 1 of the instance's container.
 
-What runs has the app's environment, which goes to wsh by a descriptor: in arguments every user of the host could read it.
+The command has the app's environment. wsh gets it in a file descriptor, since every user of the host can read arguments.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from agent.cli import reach, ui
 from agent.cli.instances import find, listing
 from wsh.vcap import VCAP_HOME, VCAP_ID
 
-#: What root has of its own, and of an agent from before it gave the app's environment.
+#: The PATH of root, and of vcap when an agent of an earlier release does not send the app's environment.
 _PATHS = {
     "root": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "vcap": "/usr/local/bin:/usr/bin:/bin",
@@ -36,7 +36,7 @@ _PATHS = {
 def command(instance: str, argv: tuple[str, ...], root: bool, config: Path | None, state_dir: Path) -> None:
     """Opens a shell in INSTANCE (APP/INDEX or a handle), or runs a command there: shell hello/0 -- flask db upgrade
 
-    It has the app's environment, its .profile.d and its directory. The exit status is the command's own.
+    The shell starts in the app's directory with its environment and .profile.d. The exit status is that of the command.
     """
     agent = reach.agent(state_dir, config)
     row = find(listing(agent), instance)
@@ -45,34 +45,43 @@ def command(instance: str, argv: tuple[str, ...], root: bool, config: Path | Non
     from wsh import wsh_path
 
     program = str(wsh_path())
-    words = [program, "--socket", there["socket"], *_words(there, wanted, root=root)]
+    arguments = [program, "--socket", there["socket"], *_wsh_arguments(there, wanted, root=root)]
     try:
-        os.execv(program, words)  # noqa: S606
+        os.execv(program, arguments)  # noqa: S606
     except OSError as error:
         raise ui.Failure("cannot run wsh", f"{program}: {error.strerror}", "make -C wsh") from error
 
 
-def _words(there: dict[str, Any], wanted: tuple[str, ...], *, root: bool) -> list[str]:
-    """wsh's words; the environment's descriptor stays open for it."""
+def _wsh_arguments(there: dict[str, Any], wanted: tuple[str, ...], *, root: bool) -> list[str]:
+    """The arguments of wsh. They name the descriptor of the environment, which stays open over the exec."""
     user, home = ("root", "/root") if root else ("vcap", VCAP_HOME)
     own = [f"HOME={home}", f"USER={user}", "LANG=C.UTF-8", f"PATH={_PATHS[user]}"]
     app = there.get("environment", ())
-    if root or not app:  # the later of two wins
+    if root or not app:  # of two values for one name the later counts
         environment, before = [*app, *own], ()
         wanted = wanted or ("/bin/bash", "-l")
     else:
         environment, before = app, there["argv"]
-        wanted = wanted or (
-            "/bin/bash",
-        )  # no login shell: /etc/profile would undo the PATH of the app's .profile.d
+        # not a login shell: /etc/profile would replace the PATH that the app's .profile.d has set
+        wanted = wanted or ("/bin/bash",)
     uid = "0:0" if root else f"{VCAP_ID}:{VCAP_ID}"
-    return ["--user", uid, "--cwd", home, "--env-fd", str(_hand_over(environment)), "--", *before, *wanted]
+    return [
+        "--user",
+        uid,
+        "--cwd",
+        home,
+        "--env-fd",
+        str(_environment_fd(environment)),
+        "--",
+        *before,
+        *wanted,
+    ]
 
 
-def _hand_over(environment: Iterable[str]) -> int:
+def _environment_fd(environment: Iterable[str]) -> int:
     fd = os.memfd_create("environment", 0)
     with os.fdopen(os.dup(fd), "wb") as file:
-        for name, value in dict(word.split("=", 1) for word in environment).items():
+        for name, value in dict(variable.split("=", 1) for variable in environment).items():
             file.write(os.fsencode(f"{name}={value}") + b"\0")
     os.lseek(fd, 0, os.SEEK_SET)
     return fd

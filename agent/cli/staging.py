@@ -1,4 +1,4 @@
-"""The staging of a push: the buildpack's output live, and what became of it."""
+"""Follows the staging of a push: prints the buildpack's output as it arrives, and then the result."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from agent.cli import reach, ui
 
 INDENT = " " * 12
 LOG_APPEARS_S = 15.0
-LAST_LINES = 10  # of a quiet push that fails
+LAST_LINES = 10  # of the output, shown when a quiet push fails
 
 
 def stage(peer: reach.Peer, path: str, agent: reach.Peer, app: str, *, quiet: bool) -> dict[str, Any]:
-    """`path`: the push's. A Failure: why it was not staged."""
+    """Stages the push at ``path``; returns the droplet's data. Failure: it was not staged, with the reason."""
     began = time.monotonic()
     live: LiveOutput | None = None
     moving = ui.MovingLine()
@@ -33,31 +33,33 @@ def stage(peer: reach.Peer, path: str, agent: reach.Peer, app: str, *, quiet: bo
             if event["event"] == "failed":
                 if quiet and live is not None:
                     live.show_last()
-                ui.tell(ui.with_time(f"{'Staging':<12}failed", spent))
+                ui.report(ui.with_time(f"{'Staging':<12}failed", spent))
                 raise _staging_failed(app, event)
             lead = f"{'Staging':<12}" if quiet else INDENT
             size, sha1 = ui.size(event["droplet_bytes"]), event["droplet_sha1"][:7]
-            ui.tell(ui.with_time(f"{lead}{event['buildpack']} buildpack, droplet {size}, sha1 {sha1}", spent))
+            ui.report(
+                ui.with_time(f"{lead}{event['buildpack']} buildpack, droplet {size}, sha1 {sha1}", spent)
+            )
             return {key: value for key, value in event.items() if key != "event"}
-    raise ui.Failure("staging ended without a word", "", "see dev.log and agent.log in the state directory")
+    raise ui.Failure("staging ended without a result", "", "see dev.log and agent.log in the state directory")
 
 
 def _staging_failed(app: str, event: dict[str, Any]) -> ui.Failure:
-    what = f"{app} is not staged"
+    what = f"{app} was not staged"
     match event["type"]:
         case "NoAppDetectedError":
-            hint = "name one with --buildpack, or add one of the files that are named above"
+            hint = "name a buildpack with --buildpack, or add one of the files listed above"
             return ui.Failure(what, "no buildpack recognised the app", hint)
         case "InsufficientResources" | "NoCompatibleCell":
             return ui.Failure(what, event["error"], "stop an app, or push with less --memory")
         case "BuildpackCompileFailed" | "BuildpackReleaseFailed":
-            return ui.Failure(what, event["error"], "the lines above are the buildpack's own")
+            return ui.Failure(what, event["error"], "the lines above are the buildpack's output")
         case _:
             return ui.Failure(what, event["error"], "more in agent.log in the state directory")
 
 
 class LiveOutput(threading.Thread):
-    """The buildpack's output from the agent's control socket, line by line, while the staging goes on."""
+    """Prints the buildpack's output, which it reads from the agent's control socket while the staging runs."""
 
     def __init__(self, agent: reach.Peer, task_id: str, moving: ui.MovingLine, quiet: bool) -> None:
         super().__init__(name="staging-output", daemon=True)
@@ -76,12 +78,12 @@ class LiveOutput(threading.Thread):
                     self._show(event)
                 return
             except reach.Refusal as refusal:
-                # The controller reports the task before the agent has it, and the agent reports it to nobody: ask again.
+                # The controller reports the task before the agent has received it, and nothing reports its arrival: poll.
                 if refusal.http_status != 404 or last_try:
                     return
                 self._over.wait(0.05)
             except (ui.Failure, OSError, ValueError, http.client.HTTPException) as lost:
-                ui.tell(f"{INDENT}(the live output is lost: {lost}; the staging goes on)")
+                ui.report(f"{INDENT}(no more output here: {lost}; the staging continues)")
                 return
 
     def _show(self, event: dict[str, Any]) -> None:
@@ -94,7 +96,7 @@ class LiveOutput(threading.Thread):
         self._last.append(line)
         if not self._quiet:
             self._moving.clear()
-            ui.tell(self._lead + reach.printable(line))
+            ui.report(self._lead + reach.printable(line))
             self._lead = INDENT
 
     def finish(self) -> None:
@@ -106,4 +108,4 @@ class LiveOutput(threading.Thread):
 
     def show_last(self) -> None:
         for line in self._last:
-            ui.tell(INDENT + reach.printable(line))
+            ui.report(INDENT + reach.printable(line))

@@ -12,10 +12,12 @@ from agent.cli.wait import wait_running
 
 @click.command("start")
 @click.argument("app", shell_complete=reach.complete_app)
-@click.option("--timeout", "timeout_s", default=90.0, show_default=True, help="Seconds to wait for it.")
+@click.option(
+    "--timeout", "timeout_s", default=90.0, show_default=True, help="Seconds to wait until it runs."
+)
 @reach.state_option
 def command(app: str, timeout_s: float, state_dir: Path) -> None:
-    """Starts APP from the droplet that it has, and waits until it runs."""
+    """Starts APP from its present droplet, and waits until it runs."""
     peer = reach.controller(state_dir)
     reach.app_or_hint(peer, app)
     peer.call("POST", f"/v1/apps/{app}/start")

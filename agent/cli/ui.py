@@ -1,6 +1,6 @@
-"""How things look: results on stdout, everything else on stderr; colour and movement only for a terminal.
+"""Output: results on stdout, everything else on stderr. Colour and the progress line are for terminals only.
 
-A terminal may be narrow, or know no UTF-8: text is measured in columns, and signs that it lacks have a plain form.
+A terminal may be narrow, or may not use UTF-8. Text is therefore measured in columns, and our own symbols have an ASCII form.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import click
 
 MOVE_PERIOD_S = 0.05
 TEXT_COLUMNS = 78
-# What our own signs become where they cannot be shown; whatever else is shown as an escape.
+# The ASCII form of our own symbols, for streams that cannot encode them. Other characters are escaped.
 PLAIN = {"✓": "*", "…": "...", "–": "-"}
 _PAINT = re.compile(r"\033\[\d*m")
 DONE, FAILED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 class Failure(click.ClickException):
-    """What failed, why, and what to do next; `status` is the exit status, `output` the last lines of what failed."""
+    """What failed, why, and a hint what to do. ``status`` is the exit status, ``output`` the last lines of what failed."""
 
     def __init__(
         self, what: str, why: str = "", hint: str = "", status: int = FAILED, output: Sequence[str] = ()
@@ -53,7 +53,7 @@ class Failure(click.ClickException):
 
 
 def harmless(text: str) -> str:
-    """What others wrote (a buildpack, tar, a file's name) for a terminal, which no control sequence in it may reach."""
+    """Text from outside (a buildpack's output, a file's name) with its control characters escaped, for a terminal."""
     return "".join(
         f"\\x{ord(c):02x}" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text
     )
@@ -64,7 +64,7 @@ def colourful(stream: TextIO) -> bool:
 
 
 def lively(stream: TextIO) -> bool:
-    """May a line be rewritten?"""
+    """True if a line can be rewritten."""
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
@@ -77,8 +77,8 @@ def paint(text: str, colour: str, stream: TextIO | None = None) -> str:
     return f"\033[{CODES[colour]}m{text}\033[0m"
 
 
-def tell(text: str = "") -> None:
-    """A word beside the result."""
+def report(text: str = "") -> None:
+    """Prints a line on stderr, beside the result on stdout."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -90,16 +90,16 @@ def emit_json(document: Any) -> None:
     )
 
 
-def speak_plainly() -> None:
-    """No text makes an output fail: not a name that is no UTF-8, not a sign that the terminal's encoding lacks."""
+def escape_unencodable() -> None:
+    """From now on print() never fails: file names that are not UTF-8 and symbols that the encoding lacks are escaped."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="garrison")
 
 
-def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
+def _escaped(error: UnicodeError) -> tuple[str | bytes, int]:
     assert isinstance(error, UnicodeEncodeError)
-    if 0xDC80 <= ord(error.object[error.start]) <= 0xDCFF:  # a byte of a name that is no UTF-8
+    if 0xDC80 <= ord(error.object[error.start]) <= 0xDCFF:  # a byte of a name that is not UTF-8
         return f"\\x{ord(error.object[error.start]) - 0xDC00:02x}", error.start + 1
     if error.object[error.start] in PLAIN:
         return PLAIN[error.object[error.start]], error.start + 1
@@ -107,11 +107,11 @@ def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
     return codecs.backslashreplace_errors(one)
 
 
-codecs.register_error("garrison", _plain)
+codecs.register_error("garrison", _escaped)
 
 
 def columns(text: str) -> int:
-    """How wide it is: colour has no width, some letters have two columns, accents of their own none."""
+    """The width of the text. Colour codes and combining accents have none, wide letters have two columns."""
     return sum(_columns_of(char) for char in _PAINT.sub("", text))
 
 
@@ -122,7 +122,7 @@ def _columns_of(char: str) -> int:
 
 
 def cut(text: str, width: int, mark: str = "…") -> str:
-    """Its beginning, at most `width` columns; no colour is cut in two or left on."""
+    """The beginning of the text, at most ``width`` columns. Colour codes stay whole, and a colour is switched off again."""
     if columns(text) <= width:
         return text
     kept, left, painted = [], width - columns(mark), False
@@ -140,7 +140,7 @@ def cut(text: str, width: int, mark: str = "…") -> str:
 
 
 def shortened(path: str, width: int = 32) -> str:
-    """The end of a long path, which says more than its beginning."""
+    """The end of a long path, which is more useful than its beginning."""
     if columns(path) <= width:
         return path
     while columns(path) >= width:
@@ -149,13 +149,13 @@ def shortened(path: str, width: int = 32) -> str:
 
 
 def as_shown(text: str, stream: TextIO) -> str:
-    """What the stream's encoding makes of it."""
+    """The text with everything escaped that the stream cannot encode."""
     encoding = stream.encoding or "utf-8"
     return text.encode(encoding, "garrison").decode(encoding)
 
 
 def terminal_columns(stream: TextIO) -> int | None:
-    """None: no terminal, so that nothing has to fit. A terminal that tells none has 80."""
+    """The width of the terminal, 80 if it reports none. None: the stream is not a terminal."""
     if not stream.isatty():
         return None
     try:
@@ -165,7 +165,7 @@ def terminal_columns(stream: TextIO) -> int | None:
 
 
 class MovingLine:
-    """The one line of progress: rewritten on a terminal; a pipe gets only the finished one."""
+    """The progress line. A terminal gets it rewritten in place; a pipe gets only the finished line."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
@@ -196,14 +196,14 @@ class MovingLine:
 
 
 def with_time(text: str, seconds: float) -> str:
-    """For stderr: the time stands at the right, or close behind the text where there is no room to spare."""
-    told = f"{seconds:.1f} s"
-    width = min(terminal_columns(sys.stderr) or TEXT_COLUMNS, TEXT_COLUMNS) - columns(told) - 1
-    return f"{text}{' ' * max(1, width - columns(text))}{paint(told, 'dim', sys.stderr)}"
+    """For stderr: the text with the time at the right margin, or directly after it on a narrow terminal."""
+    time_text = f"{seconds:.1f} s"
+    width = min(terminal_columns(sys.stderr) or TEXT_COLUMNS, TEXT_COLUMNS) - columns(time_text) - 1
+    return f"{text}{' ' * max(1, width - columns(text))}{paint(time_text, 'dim', sys.stderr)}"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Columns side by side; on a terminal too narrow for them, one under the other."""
+    """Prints a table. On a terminal that is too narrow, the cells of a row are printed one below the other."""
     lines = [list(head), *map(list, rows)]
     widths = [max(columns(line[column]) for line in lines) for column in range(len(head))]
     room = terminal_columns(sys.stdout)
@@ -242,7 +242,7 @@ def age(seconds: float) -> str:
 
 
 def parse_size_mb(text: str) -> int:
-    """`64M`, `1G`, `512` (MiB)."""
+    """Parses `64M`, `1G` or `512` (MiB)."""
     digits = text.strip().upper().removesuffix("IB").removesuffix("B")
     factor = {"M": 1, "G": 1024}.get(digits[-1:], 0)
     number = digits[:-1] if factor else digits
@@ -259,12 +259,12 @@ class Size(click.ParamType[int]):
 
 
 def confirm(question: str, yes: bool) -> None:
-    """On a terminal asks; without one `--yes` must say it."""
+    """Asks the user, unless ``yes``. Failure: the user declined, or there is no terminal."""
     if yes:
         return
     if not sys.stdin.isatty():
-        raise Failure(f"not done: {question}", "there is no terminal to ask on", "say --yes", USAGE)
-    if not click.confirm(f"{question}. Go on?", err=True):
+        raise Failure(f"not done: {question}", "there is no terminal to ask on", "confirm with --yes", USAGE)
+    if not click.confirm(f"{question}. Continue?", err=True):
         raise Failure("nothing was done")
 
 

@@ -21,8 +21,8 @@ def default_stacks_dir() -> Path:
     return default_stacks_dir()
 
 
-class TerminalVoice:
-    """One line for each part that stands; the line being worked on moves on a terminal."""
+class TerminalProgress:
+    """Prints a line for each part that is ready. On a terminal the part that is being started has a progress line."""
 
     def __init__(self) -> None:
         self._line = ui.MovingLine(sys.stdout)
@@ -34,7 +34,7 @@ class TerminalVoice:
         self._line.clear()
         print(f"  {ui.paint('✓', 'green')} {what:<10} {text}", flush=True)
 
-    def progress(self, what: str, text: str) -> None:
+    def working(self, what: str, text: str) -> None:
         self._line.show(f"  … {what:<10} {text}")
 
     def note(self, text: str) -> None:
@@ -65,13 +65,13 @@ class TerminalVoice:
     "stacks_dir",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Where stacks are kept, and built when missing.",
+    help="Where stacks are kept; a missing one is built there.",
 )
-@click.option("--pool-network", metavar="CIDR", help="The containers' addresses [10.254.0.0/16].")
+@click.option("--pool-network", metavar="CIDR", help="The network of the containers [10.254.0.0/16].")
 @click.option(
     "--publish-ports",
     is_flag=True,
-    help="Apps answer other hosts too, on the host's ports that lead to them.",
+    help="Other hosts can reach the apps too, by the apps' ports on this host.",
 )
 def command(
     state_dir: Path,
@@ -81,9 +81,9 @@ def command(
     pool_network: str | None,
     publish_ports: bool,
 ) -> None:
-    """Starts a bus, an agent, a controller and a gateway on this machine; Ctrl-C stops it all.
+    """Starts a bus, an agent, a controller and a gateway on this machine. Ctrl-C stops all of them.
 
-    The gateway serves each app at http://NAME.localhost:8080. Apps come back with the next `garrison up`.
+    The gateway serves each app at http://NAME.localhost:8080. The next `garrison up` starts the apps again.
     """
     import asyncio
 
@@ -98,6 +98,6 @@ def command(
         publish_ports=publish_ports,
     )
     try:
-        asyncio.run(run(options, TerminalVoice()))
+        asyncio.run(run(options, TerminalProgress()))
     except* UpFailed as failures:
         raise ui.Failure("garrison up failed", "\n".join(str(e) for e in failures.exceptions)) from None

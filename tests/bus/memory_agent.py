@@ -18,7 +18,7 @@ from agent.worker import Worker
 if __name__ == "__main__":
     hold()
     _, _, _, config = sys.argv
-    settings = load_or_fail(Path(config), doubts="tell")
+    settings = load_or_fail(Path(config), doubts="print")
     assert settings.logging.file is not None
     log_file = LogFile(settings.logging.file)
     worker = Worker(settings, configure(settings.logging, log_file), log_file, in_memory("127.0.0.1"))

@@ -145,7 +145,7 @@ def test_a_quiet_push_that_fails_shows_the_last_words(platform: Platform, tmp_pa
     done = platform.run("push", tmp_path / "app", "--name", "nowheel", "--quiet")
     assert (done.returncode, done.stdout) == (1, "")
     assert "No matching distribution found for absent-package==1" in done.stderr
-    assert "error: nowheel is not staged: Buildpack compilation step failed" in done.stderr
+    assert "error: nowheel was not staged: Buildpack compilation step failed" in done.stderr
     assert "nowheel" not in platform.apps()
 
 
@@ -213,13 +213,13 @@ def test_wrong_names_get_the_nearest(platform: Platform, talker: Callable[[str],
 def test_what_is_destructive_asks(platform: Platform, talker: Callable[[str], None]) -> None:
     """On a terminal it says what will go and takes a no; without one it wants --yes."""
     asked = Terminal("delete", "--state", platform.state, "talker")
-    asked.see("stops 2 instances, removes package, droplet and cache. Go on? [y/N]")
+    asked.see("stops 2 instances, removes package, droplet and cache. Continue? [y/N]")
     asked.type("n\r")
     assert asked.end() == 1
     refused = platform.run("delete", "talker")
     assert refused.returncode == 2
     assert "stops 2 instances" in refused.stderr
-    assert "say --yes" in refused.stderr
+    assert "confirm with --yes" in refused.stderr
     assert "talker" in platform.apps()
 
 

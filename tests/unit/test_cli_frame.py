@@ -96,7 +96,7 @@ def test_a_misspelt_name_gets_the_nearest(words: tuple[str, ...], hint: str) -> 
         (("scale", "hello", "many"), "'many' is not a valid integer", "garrison scale --help"),
         (("config", "chek"), "no such command 'chek'", "did you mean check?"),
         (("completion", "csh"), "'csh' is not one of", "garrison completion --help"),
-        (("push", "/nonexistent"), "there is no such directory", ""),
+        (("push", "/nonexistent"), "it is not a directory", ""),
         (("config", "check", "/nonexistent"), "there is no /nonexistent", "garrison config check FILE"),
         (("detach", "--config", "/nonexistent"), "there is no /nonexistent", "--config FILE"),
     ],
@@ -261,7 +261,7 @@ def test_an_app_without_instances_is_found_by_its_guid(tmp_path: Path) -> None:
 
 def test_a_terminal_that_knows_no_utf_8() -> None:
     """Our own signs have a plain form, and whatever else there is goes as an escape: nothing fails."""
-    program = "from agent.cli import ui; ui.speak_plainly(); print('✓ a… – ü', 'caf\\udce9', chr(0x1f600)); ui.tell('✓')"
+    program = "from agent.cli import ui; ui.escape_unencodable(); print('✓ a… – ü', 'caf\\udce9', chr(0x1f600)); ui.report('✓')"
     done = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,

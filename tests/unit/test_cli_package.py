@@ -118,7 +118,7 @@ def test_too_much_is_refused_while_it_looks(tmp_path: Path) -> None:
     (tmp_path / "b").write_bytes(b"x" * 600)
     with pytest.raises(ui.Failure, match="cannot push") as failure:
         scanned(tmp_path, 1000)
-    assert failure.value.why == "there are more than 1000 bytes in it"
+    assert failure.value.why == "it has more than 1000 bytes of files"
     assert scanned(tmp_path, 1200).content_bytes == 1200
 
 
@@ -255,8 +255,8 @@ def test_listeners_are_read_as_the_kernel_shows_them() -> None:
         ([], "it listens on no port"),
         ([("127.0.0.1", 5000)], "it listens on 127.0.0.1:5000"),
         ([("0.0.0.0", 3000)], "it listens on 0.0.0.0:3000"),
-        ([("127.0.0.1", 8080)], "it listens on 127.0.0.1:8080 only, where nothing from outside comes"),
-        ([("::1", 8080)], "it listens on [::1]:8080 only, where nothing from outside comes"),
+        ([("127.0.0.1", 8080)], "it listens on 127.0.0.1:8080 only, which is not reachable from outside"),
+        ([("::1", 8080)], "it listens on [::1]:8080 only, which is not reachable from outside"),
         ([("0.0.0.0", 8080), ("127.0.0.1", 9229)], None),
         ([("::", 8080)], None),
     ],

@@ -113,7 +113,7 @@ def test_a_stop_that_is_not_in_time_is_a_failure(server: Server) -> None:
 
 def test_a_start_is_waited_for(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """The agent is asked once a second what it knows of an instance that starts."""
-    monkeypatch.setattr(trouble.Watch, "_ask", lambda _self, _indexes: None)
+    monkeypatch.setattr(trouble.Watch, "_request", lambda _self, _indexes: None)
     server.document = row("STARTING")
     timer = threading.Timer(0.3, server.change, (row("RUNNING"),))
     timer.start()
