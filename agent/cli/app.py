@@ -104,8 +104,8 @@ def _usage_failure(error: click.UsageError) -> ui.Failure:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit statuses: 0 done, 1 failed, 2 usage or configuration, 3 nothing reachable, 130 interrupted."""
-    words = sys.argv[1:] if argv is None else argv
-    debug = "--debug" in words or bool(os.environ.get("GARRISON_DEBUG"))
+    arguments = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in arguments or bool(os.environ.get("GARRISON_DEBUG"))
     ui.escape_unencodable()
     try:
         status: Any = cli.main(args=argv, prog_name="garrison", standalone_mode=False)
@@ -116,9 +116,9 @@ def main(argv: list[str] | None = None) -> int:
         ui.report("interrupted")
         return ui.INTERRUPTED
     except ui.Failure as error:
-        return _failed(error, words)
+        return _failed(error, arguments)
     except click.UsageError as error:
-        return _failed(_usage_failure(error), words)
+        return _failed(_usage_failure(error), arguments)
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -129,14 +129,14 @@ def main(argv: list[str] | None = None) -> int:
         if debug:
             raise
         return _failed(
-            ui.Failure(type(error).__name__, str(error), "more with `garrison --debug ...`"), words
+            ui.Failure(type(error).__name__, str(error), "more with `garrison --debug ...`"), arguments
         )
 
 
-def _failed(failure: ui.Failure, words: Sequence[str]) -> int:
+def _failed(failure: ui.Failure, arguments: Sequence[str]) -> int:
     """With `--json` a failure is printed as a JSON document too. Arguments after `--` belong to another program."""
-    own = takewhile(lambda word: word != "--", words)
-    if "--json" in own and "shell" not in words[:1]:
+    own = takewhile(lambda argument: argument != "--", arguments)
+    if "--json" in own and "shell" not in arguments[:1]:
         ui.emit_json(failure.document())
     failure.show()
     return failure.status

@@ -233,9 +233,9 @@ def complete_instance(ctx: click.Context, _param: click.Parameter, incomplete: s
         rows = peer.call("GET", "/v1/instances")
     except (click.ClickException, click.exceptions.Exit, OSError, ValueError):
         return []
-    words = [f"{row['name']}/{row['index']}" for row in rows if row["handle"]]
-    words += [row["handle"] for row in rows if row["handle"]]
-    return [word for word in words if word.startswith(incomplete)]
+    names = [f"{row['name']}/{row['index']}" for row in rows if row["handle"]]
+    names += [row["handle"] for row in rows if row["handle"]]
+    return [name for name in names if name.startswith(incomplete)]
 
 
 def event_bytes(event: dict[str, Any]) -> bytes:

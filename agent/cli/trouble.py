@@ -94,7 +94,7 @@ class Watch:
         if starting:
             self._request(starting)
         facts = {
-            f"room {index}": f"{self._app}/{index} waits: {why}" for index, why in row["waiting"].items()
+            f"waits {index}": f"{self._app}/{index} waits: {why}" for index, why in row["waiting"].items()
         }
         facts |= {
             f"port {index}": f"{self._app}/{index}: {self._seen.elsewhere[index]}; it must listen on 0.0.0.0:$PORT"

@@ -206,8 +206,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Prints a table. On a terminal that is too narrow, the cells of a row are printed one below the other."""
     lines = [list(head), *map(list, rows)]
     widths = [max(columns(line[column]) for line in lines) for column in range(len(head))]
-    room = terminal_columns(sys.stdout)
-    if room is not None and sum(widths) + 3 * (len(widths) - 1) > room:
+    available = terminal_columns(sys.stdout)
+    if available is not None and sum(widths) + 3 * (len(widths) - 1) > available:
         _stacked(lines)
         return
     for number, line in enumerate(lines):

@@ -1,17 +1,19 @@
-"""What `garrison up` adds so that one laptop is a platform: a controller, a gateway, and what runs them all.
+"""The platform of `garrison up`: a controller and a gateway, so that one machine can run apps with one agent.
 
-To the agent these are the real Cloud Controller and the real gorouter: they speak with it over bus and HTTP
-only, in the shapes of docs/protocol.md, and nothing of the agent imports them.
+They take the place of the Cloud Controller and of gorouter. They exchange messages with the agent only over the bus and HTTP, in
+the format of docs/protocol.md. The agent imports none of these modules.
 
-placement.py   which host gets an instance or a staging: pure
-records.py     apps and what is known of their instances; what to start and stop: pure but for one file
-pushes.py      a push: settings, package and droplet that become the app together or not at all
+placement.py   chooses the host of an instance or a staging: pure
+records.py     the apps, what is known of their instances, and what to start and stop: pure but for one file
+pushes.py      a push: settings, package and droplet, which become the app together or not at all
 stagings.py    one staging over the bus: a host, a request, two replies
-messages.py    what the controller says on the bus: pure
-changes.py     the count of the controller's changes, for what waits for one
-controller.py  receives adverts, heartbeats and exits; stages pushes; keeps desired state true
-api.py         the controller's HTTP: for the CLI, and for the agent (packages, droplets, caches)
-gateway.py     HTTP by host name to what router.register named
-up.py          starts and stops the lot
-demo.py        `make demo`
+messages.py    the messages that the controller publishes: pure
+changes.py     the count of the controller's changes, and the wait for the next one
+controller.py  receives adverts, heartbeats and exits; stages pushes; starts and stops instances
+api.py         the controller's HTTP server: for the commands, and for the agent (packages, droplets, caches)
+gateway.py     forwards HTTP requests by host name to the endpoints of router.register
+children.py    the programs that `garrison up` starts: nats-server and the agent
+host.py        checks whether this host can run containers
+up.py          starts and stops all of these
+demo.py        `make demo`; traces.py finds what a `garrison up` has left on the host
 """

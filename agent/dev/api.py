@@ -1,7 +1,7 @@
-"""The controller's HTTP: `/v1` for the CLI, `/staging` for the agent as the Cloud Controller has it.
+"""The controller's HTTP server: `/v1` for the commands, and `/staging` for the agent, as in the Cloud Controller.
 
-Every request carries the password of `up.json` (basic authentication): packages and droplets are the user's
-code, and a laptop has other users. An upload with `async=true` is answered with a job to poll.
+Every request needs the password of `up.json` (basic authentication): packages and droplets are the user's code, and the
+machine may have other users. An upload with `async=true` is answered with a job that the agent polls.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MAX_UPLOAD_BYTES = 2 << 30
 
 @dataclass(frozen=True)
 class ControllerInfo:
-    """What `GET /v1/info` tells beside the controller's own state."""
+    """The part of `GET /v1/info` that the controller does not know itself."""
 
     version: str
     gateway_port: int
@@ -88,7 +88,7 @@ class Api:
         except NotConnected:
             return web.json_response({"error": "the bus is not reachable"}, status=503)
 
-    # For the CLI
+    # For the commands
 
     async def _info(self, _request: web.Request) -> web.Response:
         facts, controller = self._facts(), self._controller
@@ -107,13 +107,13 @@ class Api:
         rows = self._controller.rows()
         if "stats" in request.query:
             apps = [self._controller.store.apps.get(row["name"]) for row in rows]
-            asked = [self._controller.stats(app) if app is not None else _none() for app in apps]
-            for row, stats in zip(rows, await asyncio.gather(*asked), strict=True):
+            requests = [self._controller.stats(app) if app is not None else _none() for app in apps]
+            for row, stats in zip(rows, await asyncio.gather(*requests), strict=True):
                 row["stats"] = stats
         return web.json_response(rows)
 
     async def _app(self, request: web.Request) -> web.Response:
-        """Refused at once: there is no such app. It may also be deleted during the wait."""
+        """PushRefused: there is no such app at the beginning, or it has been deleted during the wait."""
         name, changes = request.match_info["name"], self._controller.changes
         self._controller.app(name)
         try:
@@ -177,11 +177,11 @@ class Api:
             return web.json_response({"sha1": sha1, "bytes": target.stat().st_size})
 
     async def _stage(self, request: web.Request) -> web.StreamResponse:
-        """One line of JSON for each event, as it happens."""
+        """The response has one line of JSON for each event, sent as it happens."""
         push = self._push(request)
         with self._controller.pushes.used(push):
             async with contextlib.aclosing(self._controller.stage(push)) as events:
-                first = await anext(events)  # what is refused is refused before the response begins
+                first = await anext(events)  # raises PushRefused while the status can still be chosen
                 response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
                 try:
                     await response.prepare(request)
@@ -189,7 +189,7 @@ class Api:
                     async for event in events:
                         await response.write(msgspec.json.encode(event) + b"\n")
                     await response.write_eof()
-                except ConnectionResetError:  # who asked has gone without a word: nobody would hear the end
+                except ConnectionResetError:  # the client has closed the connection: end the staging too
                     await self._controller.leave(push)
         return response
 
@@ -205,7 +205,7 @@ class Api:
         async def serve(request: web.Request) -> web.StreamResponse:
             path = path_of(_id(request))
             if not path.is_file():
-                raise PushRefused(404, f"there is no {path.parent.name.removesuffix('s')} of that id")
+                raise PushRefused(404, f"there is no {path.parent.name.removesuffix('s')} with this id")
             return web.FileResponse(path)
 
         return serve
@@ -235,7 +235,9 @@ class Api:
     async def _job(self, request: web.Request) -> web.Response:
         job = request.match_info["job"]
         state = self._jobs.pop(job, None)
-        if state is None:  # told once; the Cloud Controller forgets finished jobs too
+        if (
+            state is None
+        ):  # answered once already, or unknown; for both the Cloud Controller too answers "finished"
             return web.json_response(self._job_document(request, "0", "finished"))
         return web.json_response(self._job_document(request, job, state))
 
@@ -251,7 +253,10 @@ class Api:
         }
 
     async def _save(self, chunks: Any, target: Path, push: Push | None) -> str:
-        """Streams into place by way of a file beside it; answers the SHA-1. Refused: the push it is for has ended meanwhile."""
+        """Writes the chunks to a new file, then renames it to ``target``. Returns the SHA-1.
+
+        PushRefused: there are too many bytes, or the push has ended meanwhile.
+        """
         digest, size = hashlib.sha1(usedforsecurity=False), 0
         new = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         try:
@@ -277,11 +282,11 @@ async def _chunks(part: Any) -> Any:
 
 
 def _id(request: web.Request) -> str:
-    """The path's id (of a version, or of an app), which becomes a file name."""
+    """The id (of a version, or of an app) in the path. It becomes a file name, so it must be a UUID."""
     try:
         return str(uuid.UUID(request.match_info["id"]))
     except ValueError:
-        raise PushRefused(404, "no such id") from None
+        raise PushRefused(404, "expected a UUID") from None
 
 
 async def _none() -> list[dict[str, Any]]:

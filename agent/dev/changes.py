@@ -1,7 +1,7 @@
 """The count of the controller's changes, and the wait for the next one.
 
-A change says that something may be different, not what: a reader looks at everything again. It remembers the number before it
-looks and waits for another one afterwards, so that no change in between is lost.
+A change means that something may be different; a reader must look at everything again. It remembers the number before it looks,
+and then waits for another number, so that a change in between is not lost.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import contextlib
 
 
 class ChangeCount:
+    """``number``: how many changes there were."""
+
     def __init__(self) -> None:
         self.number = 0
         self._next = asyncio.Event()
@@ -21,7 +23,7 @@ class ChangeCount:
         self._next = asyncio.Event()
 
     async def wait(self, known: int, timeout_s: float) -> None:
-        """Until the number is another than ``known``, or the time is over."""
+        """Waits until the number is not ``known`` any more, or the time is over."""
         if self.number == known:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):

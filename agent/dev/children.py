@@ -1,7 +1,7 @@
 """The programs that `garrison up` starts: the bundled nats-server, and the agent.
 
-Each is in a process group of its own, so that a Ctrl-C in the terminal reaches `up` alone, which stops them
-in order; and each gets a TERM from the kernel when `up` itself is killed.
+Each has its own process group, so that a Ctrl-C in the terminal reaches only `up`, which then stops them in order. The
+kernel sends each a TERM if `up` itself is killed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STARTUP_TIMEOUT_S = 10.0
 
 
 class ChildFailed(Exception):
-    """A program that `up` needs did not come up; the message ends with its last words."""
+    """A program that `up` needs did not start. The message ends with the last lines of its log."""
 
 
 def _die_with_parent() -> None:
@@ -44,7 +44,7 @@ async def _spawn(argv: list[str], log_path: Path) -> asyncio.subprocess.Process:
 
 
 async def stop(process: asyncio.subprocess.Process, timeout_s: float) -> bool:
-    """TERM, and KILL when it takes longer. True when it went by itself."""
+    """Sends TERM, and KILL after the time. True: TERM was enough."""
     if process.returncode is not None:
         return True
     process.send_signal(signal.SIGTERM)
@@ -73,12 +73,12 @@ def nats_server_binary() -> Path:
 
 
 def nats_server_version() -> str:
-    said = subprocess.run([nats_server_binary(), "--version"], capture_output=True, text=True, check=True)
-    return said.stdout.strip().rpartition("v")[2]
+    done = subprocess.run([nats_server_binary(), "--version"], capture_output=True, text=True, check=True)
+    return done.stdout.strip().rpartition("v")[2]
 
 
 def _check_free(port: int) -> None:
-    """nats-server says that its port is taken in its log, and then does not end."""
+    """ChildFailed: the port is in use. nats-server would only log that and run on."""
     if port == 0:
         return
     with socket.socket() as probe:
@@ -88,12 +88,12 @@ def _check_free(port: int) -> None:
         except OSError as error:
             raise ChildFailed(
                 f"the bus cannot listen on port {port}: {error.strerror}; "
-                "another one: --bus-port PORT (0: any free one)"
+                "choose another one with --bus-port PORT (0: any free one)"
             ) from error
 
 
 async def start_nats(state_dir: Path, port: int, password: str) -> tuple[asyncio.subprocess.Process, int]:
-    """On 127.0.0.1; port 0 takes a free one. Answers the port that it listens on."""
+    """Starts nats-server on 127.0.0.1; port 0 means any free port. Returns the process and its port."""
     _check_free(port)
     ports_dir = state_dir / "ports"
     shutil.rmtree(ports_dir, ignore_errors=True)
@@ -101,7 +101,7 @@ async def start_nats(state_dir: Path, port: int, password: str) -> tuple[asyncio
     config, log = state_dir / "nats.conf", state_dir / "nats.log"
     log.unlink(missing_ok=True)
     config.touch(mode=0o600)
-    # nats-server reads port 0 as 4222; a free port is -1.
+    # nats-server reads port 0 as 4222, and -1 as any free port.
     config.write_text(
         f'listen: "127.0.0.1:{port or -1}"\nports_file_dir: "{ports_dir}"\n'
         f'authorization {{ user: garrison, password: "{password}" }}\n'
@@ -111,9 +111,9 @@ async def start_nats(state_dir: Path, port: int, password: str) -> tuple[asyncio
         async with asyncio.timeout(STARTUP_TIMEOUT_S):
             while process.returncode is None:
                 for path in ports_dir.glob("*.ports"):
-                    with contextlib.suppress(ValueError, LookupError):  # half written
+                    with contextlib.suppress(ValueError, LookupError):  # the file is half written
                         return process, int(json.loads(path.read_text())["nats"][0].rpartition(":")[2])
-                await asyncio.sleep(0.01)  # the server tells of itself by this file alone
+                await asyncio.sleep(0.01)  # the server reports its port only by this file
     except TimeoutError:
         await stop(process, 1)
     raise ChildFailed(f"nats-server did not start on port {port or 'any'}:\n{last_lines(log)}")

@@ -1,8 +1,8 @@
-"""The development controller: the Cloud Controller's and the health manager's part on the bus, for a laptop.
+"""The development controller: does the work of the Cloud Controller and the health manager, for one machine.
 
-It knows hosts by their adverts and instances by heartbeats and exits, never by asking the agent in private.
-With each of these `records.decide` says what to start and stop. A push (pushes.py) becomes the app when its droplet is
-there; a checksum in the staging's last reply means that the host has started index 0 by itself.
+It learns about hosts from adverts, and about instances from heartbeats and exits; it never uses the agent's control socket. After
+each of these messages `records.decide` computes what to start and stop. A push (pushes.py) becomes the app once its droplet is
+there. A checksum in the last reply of a staging means that the host has started index 0 already.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from agent.dev.records import (
 )
 from agent.dev.stagings import Failed, Stager
 
-#: A round without a change: what only the clock decides (a grace, a host that is silent) is noticed so much later at most.
+#: The time between two rounds when nothing changes. It is a clock: the ends of grace periods and silent hosts cause no message.
 RECONCILE_S = 0.5
-#: Messages that come together cost one round.
+#: The least time between two rounds, so that messages that arrive together cause one round.
 ROUND_GAP_S = 0.05
 STATS_TIMEOUT_S = 1.0
 STOP_STAGING_S = 10.0
@@ -60,7 +60,7 @@ class Controller:
         self.pushes = Pushes(state_dir, self.store, self.changes.add)
         self.seen = Observed()
         self.hosts, self.stagers = HostPool(), HostPool()
-        self.waiting: dict[Slot, str] = {}  # starts that no host takes, and why
+        self.waiting: dict[Slot, str] = {}  # the starts for which no host has room, with the reason
         self._base_uri = base_uri
         self._rng = rng or random.Random()
         self._log = log
@@ -73,14 +73,14 @@ class Controller:
         self.bus.subscribe("dea.heartbeat", self._on_heartbeat)
         self.bus.subscribe("droplet.exited", self._on_exit)
 
-    # What the hosts say
+    # Messages of the hosts
 
     def _on_advert(self, _subject: str, _reply: str, data: bytes) -> None:
-        self.hosts.hear(msgspec.json.decode(data, type=AdvertMessage), time.monotonic())
+        self.hosts.receive(msgspec.json.decode(data, type=AdvertMessage), time.monotonic())
         self.changes.add()
 
     def _on_staging_advert(self, _subject: str, _reply: str, data: bytes) -> None:
-        self.stagers.hear(msgspec.json.decode(data, type=AdvertMessage), time.monotonic())
+        self.stagers.receive(msgspec.json.decode(data, type=AdvertMessage), time.monotonic())
         self.changes.add()
 
     def _on_shutdown(self, _subject: str, _reply: str, data: bytes) -> None:
@@ -90,7 +90,7 @@ class Controller:
         self.changes.add()
 
     def _on_heartbeat(self, _subject: str, _reply: str, data: bytes) -> None:
-        self.seen.hear(msgspec.json.decode(data, type=HostReport), time.monotonic())
+        self.seen.receive(msgspec.json.decode(data, type=HostReport), time.monotonic())
         self.changes.add()
 
     def _on_exit(self, _subject: str, _reply: str, data: bytes) -> None:
@@ -106,7 +106,7 @@ class Controller:
         self.changes.add()
 
     async def wait_host(self, timeout_s: float) -> str | None:
-        """A host that takes instances and stagings; None: there was none in time."""
+        """Waits for a host that takes instances and stagings. None: there was none in time."""
         deadline = time.monotonic() + timeout_s
         while True:
             known, now = self.changes.number, time.monotonic()
@@ -125,12 +125,14 @@ class Controller:
 
     async def _reconcile_for_ever(self) -> None:
         while True:
-            known = self.changes.number
+            known = self.changes.number  # before the round, so that a change during it causes another one
             try:
                 await self.reconcile()
             except NotConnected:
                 self._log.debug("reconcile_waits_for_bus")
-            except Exception:  # outermost frame of the task: one bad round must not end the controller
+            except (
+                Exception
+            ):  # outermost frame of the task: an error in one round must not end the controller
                 self._log.exception("reconcile_failed")
             await self.changes.wait(known, RECONCILE_S)
             await asyncio.sleep(ROUND_GAP_S)
@@ -143,22 +145,22 @@ class Controller:
             self.changes.add()
         self.pushes.end_idle(now)
         if not self.bus.connected or not self.seen.beats:
-            return  # no host has spoken yet: nothing is known to be missing
-        asked: set[Slot] = set()
+            return  # there was no heartbeat yet, so it is unknown which instances are missing
+        wanted: set[Slot] = set()
         for order in decide(self.store.apps.values(), self.seen, now, self.pushes.staged_versions()):
             match order:
                 case StartOrder(guid, index):
                     app = self.store.by_guid(guid)
-                    if app is None:  # deleted in this round
+                    if app is None:  # deleted during this round
                         continue
-                    asked.add((guid, app.version, index))
+                    wanted.add((guid, app.version, index))
                     await self._start(app, index, now)
                 case StopOrder(guid, instances, why):
                     self._log.info("stopping", app=guid, instances=list(instances), why=why)
-                    await self._say("dea.stop", {"droplet": guid, "instances": list(instances)})
+                    await self._publish("dea.stop", {"droplet": guid, "instances": list(instances)})
                     self.seen.stopping.update(dict.fromkeys(instances, now))
                     self.changes.add()
-        self._set_waiting({slot: why for slot, why in self.waiting.items() if slot in asked})
+        self._set_waiting({slot: why for slot, why in self.waiting.items() if slot in wanted})
 
     def _set_waiting(self, waiting: dict[Slot, str]) -> None:
         if waiting != self.waiting:
@@ -168,7 +170,7 @@ class Controller:
     async def _start(self, app: App, index: int, now: float) -> None:
         host = self.hosts.find_host(app.guid, app.stack, app.memory_mb, app.disk_mb, self._rng)
         slot = app.guid, app.version, index
-        if host is None:  # the next advert may have room
+        if host is None:  # tried again in each round, since the next advert may have room
             why = self.hosts.why_none(app.stack, app.memory_mb, app.disk_mb)
             self._set_waiting({**self.waiting, slot: why})
             return
@@ -176,14 +178,14 @@ class Controller:
         uri = f"{self._base_uri()}/staging/droplets/{app.version}/download"
         body = messages.start_message(app, index, droplet_uri=uri, version=app.version, sha1=app.droplet_sha1)
         self.seen.pending[slot] = now
-        self.hosts.took(host, app.guid, app.memory_mb)
+        self.hosts.note_placement(host, app.guid, app.memory_mb)
         self._log.info("starting", app=app.name, index=index, host=host)
-        await self._say(f"dea.{host}.start", body)
+        await self._publish(f"dea.{host}.start", body)
 
-    async def _say(self, subject: str, body: dict[str, Any]) -> None:
+    async def _publish(self, subject: str, body: dict[str, Any]) -> None:
         await self.bus.publish(subject, msgspec.json.encode(body))
 
-    # What a person asks for
+    # Requests of the user
 
     def app(self, name: str) -> App:
         try:
@@ -195,7 +197,7 @@ class Controller:
         raise PushRefused(404, f"there is no app {name!r}")
 
     def rows(self) -> list[dict[str, Any]]:
-        """Every app, one that is being pushed for the first time among them."""
+        """The row of every app, also of those that are being pushed for the first time."""
         new = [push.draft for push in self.pushes.all() if push.is_new]
         return [self.status(app) for app in sorted((*self.store.apps.values(), *new), key=lambda a: a.name)]
 
@@ -207,16 +209,16 @@ class Controller:
         self._save()
         if instances < before:
             gone = list(range(instances, before))
-            await self._say("dea.stop", {"droplet": app.guid, "version": app.version, "indices": gone})
-            self._told_to_stop(app.guid, lambda index: index >= instances)
+            await self._publish("dea.stop", {"droplet": app.guid, "version": app.version, "indices": gone})
+            self._note_stopping(app.guid, lambda index: index >= instances)
         await self.reconcile()
 
     async def stop(self, name: str) -> None:
         app = self.app(name)
         app.started = False
         self._save()
-        await self._say("dea.stop", {"droplet": app.guid})
-        self._told_to_stop(app.guid, lambda _index: True)
+        await self._publish("dea.stop", {"droplet": app.guid})
+        self._note_stopping(app.guid, lambda _index: True)
         self._forget_crashes(app.guid)
 
     async def start(self, name: str) -> None:
@@ -241,10 +243,10 @@ class Controller:
         self.pushes.forget(app)
 
     def _save(self) -> None:
-        self.changes.add()  # also of one that cannot be written: the app is another one in memory
+        self.changes.add()  # before the write: the app in memory has changed even if that fails
         self.store.save()
 
-    def _told_to_stop(self, guid: str, which: Callable[[int], bool]) -> None:
+    def _note_stopping(self, guid: str, which: Callable[[int], bool]) -> None:
         now = time.monotonic()
         for entry in self.seen.entries(now):
             if entry.droplet == guid and which(entry.index):
@@ -271,7 +273,7 @@ class Controller:
         return row
 
     async def stats(self, app: App) -> list[dict[str, Any]]:
-        """What `dea.find.droplet` answers for the running instances, within a second."""
+        """The replies to `dea.find.droplet` of the running instances that arrive within a second."""
         expected = int(self.status(app)["running"])
         if expected == 0 or not self.bus.connected:
             return []
@@ -294,7 +296,7 @@ class Controller:
         return self.pushes.claim(name, changes, time.monotonic())
 
     async def stage(self, push: Push) -> AsyncGenerator[dict[str, Any], None]:
-        """Stages the uploaded package; yields what happens: `task`, `set_up`, then `staged` or `failed`."""
+        """Stages the uploaded package. Yields the events `task` and `set_up`, then `staged` or `failed`."""
         name = push.draft.name
         if not self.pushes.package(push.id).exists():
             raise PushRefused(409, f"this push of {name} has no package: upload one first")
@@ -317,28 +319,28 @@ class Controller:
             self.pushes.end(push)
 
     async def give_up(self, push: Push) -> None:
-        """Ends a push that has not become the app; waits until its staging, if it has one, is over."""
+        """Ends a push that has not become the app. Waits until its staging, if there is one, has ended."""
         if not push.staging:
             push.given_up = True
             self.pushes.end(push)
             return
-        await self.leave(push)  # the staging's own request is answered then
+        await self.leave(push)  # this also ends the request that waits for the staging
         await until_over(push, STOP_STAGING_S)
 
     async def leave(self, push: Push) -> None:
-        """Nobody waits for this push any more: its staging need not go on."""
+        """Stops the staging of a push whose result nobody needs any more."""
         push.given_up = True
-        await self._say("staging.stop", {"app_id": push.draft.guid})
+        await self._publish("staging.stop", {"app_id": push.draft.guid})
 
     def _staged(self, push: Push, reply: messages.ReceivedStagingReply) -> dict[str, Any] | Failed:
         sha1 = reply.droplet_sha1 or push.droplet_sha1
         if push.given_up:
             return Failed("StagingError", "the push was given up")
         if sha1 is None or push.droplet_sha1 is None:
-            return Failed("StagingError", "the host sent no droplet")
+            return Failed("StagingError", "the host did not upload a droplet")
         if sha1 != push.droplet_sha1:
             return Failed(
-                "StagingError", f"the droplet that came has the checksum {push.droplet_sha1}, not {sha1}"
+                "StagingError", f"the uploaded droplet has the checksum {push.droplet_sha1}, expected {sha1}"
             )
         try:
             app = self.pushes.commit(
@@ -351,7 +353,7 @@ class Controller:
             return Failed("StagingError", f"apps.json cannot be written: {error.strerror}")
         self._forget_crashes(app.guid)
         if reply.droplet_sha1 is not None:
-            # The host starts index 0 by itself: not missing until the grace is over.
+            # The host starts index 0 itself, so it counts as pending until the grace period is over.
             self.seen.pending[(app.guid, app.version, 0)] = time.monotonic()
         return {
             "event": "staged",

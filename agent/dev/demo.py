@@ -1,8 +1,7 @@
-"""`make demo`: the main job, told as a person would type it, and proof that nothing of it is left.
+"""`make demo`: runs the commands of the README as a user would, and checks that nothing is left on the host afterwards.
 
-It runs `garrison up` on free ports with a state directory of its own, then the commands of the README
-against it, checks each answer, and compares the host before and after. Exit status 0 and `demo: OK` as the
-last line, or the first thing that was not so.
+It starts `garrison up` on free ports with its own state directory, runs the commands, checks their results, and compares the host
+before and after. It ends with exit status 0 and the line `demo: OK`, or with the first check that failed.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ STOP_S = 60.0
 
 
 class DemoFailed(Exception):
-    """Something was not as it should be; the message says what."""
+    """A check failed; the message names it."""
 
 
 def main() -> int:
@@ -118,7 +117,7 @@ def _main_job(state: Path, port: int) -> None:
 
 @contextlib.contextmanager
 def _garrison_up(state: Path) -> Iterator[int]:
-    """A running `garrison up`; the port of its gateway. Stopped by the Ctrl-C that a person would press."""
+    """Runs `garrison up` and yields the port of its gateway. It is stopped by SIGINT, as by a user's Ctrl-C."""
     _step("garrison up")
     command = _command(state, "up", "--gateway-port", "0", "--bus-port", "0")
     process = subprocess.Popen(command, stdout=sys.stdout, stderr=sys.stderr, process_group=0)
@@ -130,7 +129,7 @@ def _garrison_up(state: Path) -> Iterator[int]:
                 raise DemoFailed(f"garrison up ended with status {process.returncode}")
             if time.monotonic() > deadline:
                 raise DemoFailed(f"garrison up is not ready after {READY_S:.0f} s")
-            time.sleep(0.05)  # looks from outside, as any other program would: by the file alone
+            time.sleep(0.05)  # a poll: for other programs the file is the only sign that `up` is ready
         yield int(json.loads(up_file.read_text())["gateway_port"])
         _step("Ctrl-C")
     finally:
@@ -150,26 +149,28 @@ def _stop(process: subprocess.Popen[bytes]) -> int:
         raise DemoFailed(f"garrison up did not stop within {STOP_S:.0f} s") from None
 
 
-def _command(state: Path, *words: str) -> list[str]:
-    verb, *rest = words
+def _command(state: Path, *arguments: str) -> list[str]:
+    verb, *rest = arguments
     return [sys.executable, "-m", "agent", verb, "--state", str(state), *rest]
 
 
-def _run(state: Path, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(_command(state, *words), capture_output=True, text=True, timeout=300, check=False)
+def _run(state: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        _command(state, *arguments), capture_output=True, text=True, timeout=300, check=False
+    )
     if check and done.returncode != 0:
         raise DemoFailed(
-            f"garrison {words[0]} ended with status {done.returncode}:\n{done.stdout}{done.stderr}"
+            f"garrison {arguments[0]} ended with status {done.returncode}:\n{done.stdout}{done.stderr}"
         )
     return done
 
 
-def _garrison(state: Path, *words: str) -> None:
-    """As a person sees it: output goes straight through."""
+def _garrison(state: Path, *arguments: str) -> None:
+    """Runs a command whose output goes to our own stdout and stderr, as a user sees it."""
     sys.stdout.flush()
-    done = subprocess.run(_command(state, *words), timeout=300, check=False)
+    done = subprocess.run(_command(state, *arguments), timeout=300, check=False)
     if done.returncode != 0:
-        raise DemoFailed(f"garrison {words[0]} ended with status {done.returncode}")
+        raise DemoFailed(f"garrison {arguments[0]} ended with status {done.returncode}")
 
 
 def _app(state: Path) -> dict[str, Any]:
@@ -202,7 +203,7 @@ def _status(address: str, port: int, *, host: str) -> int:
 
 
 def _until(true: Callable[[], bool], what: str) -> None:
-    """Looks again and again, since the demo is outside of what it looks at: nothing there could report to it."""
+    """A poll: the demo checks from outside, as a user does, and gets no events."""
     deadline = time.monotonic() + GONE_S
     while not true():
         _must(time.monotonic() < deadline, f"within {GONE_S:.0f} s: {what}")

@@ -1,9 +1,9 @@
-"""The development gateway: HTTP by host name to the instances that `router.register` named.
+"""The development gateway: forwards HTTP requests by their host name to the endpoints that `router.register` has named.
 
-It reads one request head, picks an endpoint, and from then on moves bytes both ways; so bodies, streams and
-websockets pass as they are. Each connection serves one request (`Connection: close`), since the next one
-could be for another app. The rules of routes are gorouter's (docs/protocol.md, "Routes"): strict types,
-case-insensitive hosts, `host/path` uris, 120 s until a silent route is forgotten.
+It reads the head of one request, chooses an endpoint, and then copies bytes in both directions, so that bodies, streams and
+websockets pass unchanged. A connection serves one request (`Connection: close`), since the next one could be for another app. The
+rules of routes are those of gorouter (docs/protocol.md, "Routes"): strict types, case-insensitive hosts, `host/path` uris. A
+route that is not registered again for 120 s is removed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ATTEMPTS = 3
 
 
 class RouteMessage(msgspec.Struct, frozen=True):
-    """`router.register` and `router.unregister`; a wrong type drops the whole message."""
+    """`router.register` and `router.unregister`. A message with a value of a wrong type is dropped."""
 
     host: str
     port: int
@@ -55,7 +55,7 @@ class Endpoint:
 
 
 class Routes:
-    """uri -> endpoints by host:port. Pure but for its own dictionaries; time comes in."""
+    """The endpoints of each uri, by host and port. No I/O; the time is an argument."""
 
     def __init__(self) -> None:
         self._routes: dict[str, dict[tuple[str, int], Endpoint]] = {}
@@ -85,7 +85,7 @@ class Routes:
                 del self._routes[uri]
 
     def find(self, host: str, path: str) -> list[Endpoint]:
-        """The endpoints of the longest uri that matches, the next in turn first."""
+        """The endpoints of the longest uri that matches. Each call begins with another endpoint."""
         base = host.lower().split(":")[0]
         segments = [s for s in path.lower().split("?")[0].split("/") if s]
         for length in range(len(segments), -1, -1):
@@ -134,14 +134,14 @@ class Gateway:
         return server
 
     async def run(self) -> None:
-        """Speaks on the bus, and forgets old routes, until cancelled."""
+        """Receives and publishes messages, and removes old routes, until it is cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.bus.run(), name="gateway-bus")
             group.create_task(self._greet_for_ever(), name="gateway-greet")
             group.create_task(self._prune_for_ever(), name="gateway-prune")
 
     async def _greet_for_ever(self) -> None:
-        hello = msgspec.json.encode(
+        greeting = msgspec.json.encode(
             {
                 "id": self._id,
                 "hosts": [self._host],
@@ -152,14 +152,14 @@ class Gateway:
         while True:
             subject = await self._greetings.get()
             try:
-                await self.bus.publish(subject, hello)
+                await self.bus.publish(subject, greeting)
             except ConnectionError as error:
                 self._log.warning("gateway_greeting_lost", error=str(error))
 
     async def _prune_for_ever(self) -> None:
         while True:
             await asyncio.sleep(PRUNE_PERIOD_S)
-            if self.bus.connected:  # gorouter too keeps its routes while the bus is away
+            if self.bus.connected:  # without a bus the routes are kept, as in gorouter
                 self.routes.prune(time.monotonic())
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -183,7 +183,7 @@ class Gateway:
             return
         request = parse_head(head)
         if request is None:
-            writer.write(_refusal(400, "Bad Request", "", "no HTTP/1 request with one Host"))
+            writer.write(_refusal(400, "Bad Request", "", "expected an HTTP/1 request with one Host"))
             return
         endpoints = self.routes.find(request.host, request.path)
         if not endpoints:
@@ -240,10 +240,10 @@ class Request:
 
 
 def parse_head(head: bytes) -> Request | None:
-    """None for what is no HTTP/1 request with exactly one Host."""
+    """None: it is not an HTTP/1 request with exactly one Host."""
     line, *rest = head.removesuffix(b"\r\n\r\n").split(b"\r\n")
-    words = line.split(b" ")
-    if len(words) != 3 or not words[2].startswith(b"HTTP/1."):
+    parts = line.split(b" ")
+    if len(parts) != 3 or not parts[2].startswith(b"HTTP/1."):
         return None
     headers = []
     for row in rest:
@@ -254,12 +254,13 @@ def parse_head(head: bytes) -> Request | None:
     hosts = [value for name, value in headers if name.lower() == b"host"]
     if len(hosts) != 1:
         return None
-    return Request(line, tuple(headers), hosts[0].decode("latin-1"), words[1].decode("latin-1"))
+    return Request(line, tuple(headers), hosts[0].decode("latin-1"), parts[1].decode("latin-1"))
 
 
 def is_loopback_name(host: str) -> bool:
-    """A name that only this machine's own programs use for it. A page from elsewhere may have its own name led here (DNS
-    rebinding), and through a proxy or a tunnel others come by the name of that."""
+    """True if only programs on this machine use this name. A web page can make its own name resolve to this machine (DNS
+    rebinding), and requests through a proxy or a tunnel have the proxy's name.
+    """
     name = host.rpartition(":")[0] if re.search(r":\d*$", host) and not host.endswith("]") else host
     name = name.lower().removesuffix(".")
     if name == "localhost" or name.endswith(".localhost"):
@@ -274,7 +275,7 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 async def _both_ways(front: Streams, back: Streams) -> None:
-    """Until the app has closed its side; the client's end of sending is passed on as such."""
+    """Copies bytes until the app closes its side. When the client ends its sending, the app is sent the same end."""
     to_app = asyncio.create_task(_move(front[0], back[1]), name="gateway-to-app")
     try:
         await _move(back[0], front[1])

@@ -1,4 +1,4 @@
-"""Can this host run containers? Looks, changes nothing. Each answer is one line for a person."""
+"""Checks whether this host can run containers. Changes nothing. Each result is one line for the user."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import container
 class Finding:
     text: str
     problem: str | None = None
-    """What to do about it; None when all is well."""
+    """What is missing and what to do; None: nothing is missing."""
 
 
 def check_kernel(release: str) -> Finding:

@@ -1,4 +1,4 @@
-"""What the controller says on the bus: the Cloud Controller's shapes, from an app's record. Pure."""
+"""The messages that the controller publishes: made from an app's record in the format of the Cloud Controller. Pure."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import msgspec
 
 from agent.dev.records import App
 
-# Staging asks for at least this much, as the Cloud Controller does.
+# A staging request has at least these limits, as in the Cloud Controller.
 MINIMUM_STAGING_MEMORY_MB = 512
 MINIMUM_STAGING_DISK_MB = 2048
 
-# A laptop's apps may dial out; the agent still keeps host and other containers closed.
+# Apps may connect to any address outside; the agent still closes the host and the other containers to them.
 EGRESS: tuple[Mapping[str, str], ...] = ({"protocol": "all", "destination": "0.0.0.0-255.255.255.255"},)
 
 
@@ -69,8 +69,8 @@ def start_message(
 
 
 def staging_message(app: App, *, task_id: str, version: str, base: str, has_cache: bool) -> dict[str, Any]:
-    """`base`: the controller's address with the staging credentials in it. What comes and goes is the version's; the
-    cache that is read is the app's.
+    """``base``: the controller's URL with its user and password. All files belong to the version, except the cache that is
+    downloaded, which belongs to the app.
     """
     caches = f"{base}/staging/buildpack_cache"
     properties: dict[str, Any] = {

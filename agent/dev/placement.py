@@ -1,7 +1,7 @@
-"""Which host gets an instance or a staging: the Cloud Controller's rules, pure (docs/protocol.md, "Adverts").
+"""Chooses the host of an instance or a staging by the Cloud Controller's rules. Pure. (docs/protocol.md, "Adverts")
 
-A pool keeps each host's last advertisement. After a placement the kept copy is changed (memory taken, app
-counted) until the host's next word, so that a burst of starts spreads.
+A pool keeps the last advert of each host. A placement changes the kept advert (less memory, one more instance of the app) until
+the next one arrives, so that many starts at once are spread over the hosts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ADVERT_TIMEOUT_S = 10.0
 
 
 class AdvertMessage(msgspec.Struct, frozen=True):
-    """`dea.advertise` and `staging.advertise`: the latter without counts and zone."""
+    """`dea.advertise` and `staging.advertise`. The latter has no counts and no zone."""
 
     id: str
     stacks: tuple[str, ...]
@@ -34,7 +34,7 @@ class Host:
     disk_mb: float | None
     counts: Mapping[str, int]
     zone: str
-    heard_at: float
+    received_at: float
 
     def fits(self, stack: str, memory_mb: float, disk_mb: float) -> bool:
         enough_disk = self.disk_mb is None or self.disk_mb >= disk_mb
@@ -45,7 +45,7 @@ class Host:
 class HostPool:
     hosts: dict[str, Host] = field(default_factory=dict)
 
-    def hear(self, advert: AdvertMessage, now: float) -> None:
+    def receive(self, advert: AdvertMessage, now: float) -> None:
         self.hosts[advert.id] = Host(
             id=advert.id,
             stacks=advert.stacks,
@@ -53,17 +53,17 @@ class HostPool:
             disk_mb=advert.available_disk,
             counts=advert.app_id_to_count,
             zone=advert.placement_properties.get("zone", "default"),
-            heard_at=now,
+            received_at=now,
         )
 
     def forget(self, host_id: str) -> None:
         self.hosts.pop(host_id, None)
 
     def prune(self, now: float) -> None:
-        self.hosts = {h.id: h for h in self.hosts.values() if now - h.heard_at <= ADVERT_TIMEOUT_S}
+        self.hosts = {h.id: h for h in self.hosts.values() if now - h.received_at <= ADVERT_TIMEOUT_S}
 
-    def took(self, host_id: str, app_id: str | None, memory_mb: float) -> None:
-        """A placement was made: seen in the next choice, before the host says so itself."""
+    def note_placement(self, host_id: str, app_id: str | None, memory_mb: float) -> None:
+        """Changes the kept advert, so that the next choice takes this placement into account."""
         host = self.hosts.get(host_id)
         if host is None:
             return
@@ -75,7 +75,9 @@ class HostPool:
     def find_host(
         self, app_id: str, stack: str, memory_mb: float, disk_mb: float, rng: random.Random
     ) -> str | None:
-        """Zones with fewest instances of the app, hosts with fewest, upper half by memory; one of these."""
+        """Takes the zones with the fewest instances of the app, of their hosts those with the fewest, of these the upper half by
+        memory, and draws one.
+        """
         fitting = [h for h in self.hosts.values() if h.fits(stack, memory_mb, disk_mb)]
         if not fitting:
             return None
@@ -90,9 +92,9 @@ class HostPool:
         return rng.choice([h for h in fitting if h.memory_mb >= enough]).id
 
     def why_none(self, stack: str, memory_mb: float, disk_mb: float) -> str:
-        """For a person: why no host takes this."""
+        """Why no host fits, as a text for the user."""
         if not self.hosts:
-            return "no host advertises itself"
+            return "no host has sent an advert"
         able = [host for host in self.hosts.values() if stack in host.stacks]
         if not able:
             return f"no host has the stack {stack!r}"
@@ -101,12 +103,12 @@ class HostPool:
         if most.disk_mb is not None:
             left += f" and {most.disk_mb:.0f} MiB of disk"
         return (
-            f"no host has {memory_mb:.0f} MiB of memory and {disk_mb:.0f} MiB of disk to give; "
-            f"what is left of the largest: {left}"
+            f"no host has {memory_mb:.0f} MiB of memory and {disk_mb:.0f} MiB of disk left; "
+            f"the largest has {left}"
         )
 
     def find_stager(self, stack: str, memory_mb: float, disk_mb: float, rng: random.Random) -> str | None:
-        """One of the five with most memory."""
+        """Draws one of the five hosts with the most memory."""
         fitting = [h for h in self.hosts.values() if h.fits(stack, memory_mb, disk_mb)]
         top = sorted(fitting, key=lambda h: h.memory_mb)[-5:]
         return rng.choice(top).id if top else None

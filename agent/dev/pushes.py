@@ -1,8 +1,8 @@
 """A push: new settings, a package and its droplet, which become the app together or not at all.
 
-It begins with a claim, before anything is uploaded: one push of an app at a time. What it brings lies beside the app under
-the push's own id, which is the version of the app that it makes; the app is not touched. With the droplet there, one
-replacement of the store's file makes it the app. A push that ends otherwise takes everything of it along.
+A push begins with a claim, before anything is uploaded: an app has one push at a time. Its files are stored under the id of the
+push, which becomes the app's version, so the present version is not touched. Once the droplet is there, the push becomes the app
+by one replacement of the store's file. If a push ends in any other way, its files are removed.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ import msgspec
 
 from agent.dev.records import App, AppStore
 
-#: A claim whose owner has asked for nothing for so long is given up: it was killed between two requests.
+#: A claim ends after this time without a request, since its owner was killed between two requests.
 IDLE_S = 30.0
-#: What is kept of a version, and of an app over all its versions.
+#: The files of one version, and of an app over all its versions: directory and suffix.
 OF_VERSION = (("packages", ".zip"), ("droplets", ".tgz"))
 CACHES = ("caches", ".tgz")
 
 
 class PushRefused(Exception):
-    """The person asked for something that cannot be; `status` is the HTTP one."""
+    """The request cannot be fulfilled; ``http_status`` is the status of the response."""
 
     def __init__(self, http_status: int, why: str) -> None:
         super().__init__(why)
@@ -36,7 +36,7 @@ class PushRefused(Exception):
 
 
 class Changes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a push asks for beside the package. Unset: as it was; null: back to the default."""
+    """The settings of a push. An unset one keeps its value; null means the default."""
 
     instances: int | msgspec.UnsetType = msgspec.UNSET
     memory_mb: int | msgspec.UnsetType = msgspec.UNSET
@@ -49,7 +49,7 @@ class Changes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     unset_env: tuple[str, ...] = ()
 
     def applied_to(self, app: App) -> App:
-        """A changed copy. Refused: the result cannot be. Pure."""
+        """A changed copy of the app. PushRefused: a value is out of range. Pure."""
         given = {
             name: value
             for name in self.__struct_fields__
@@ -64,7 +64,7 @@ class Changes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(eq=False)
 class Push:
-    """``draft`` is what is staged; ``over`` is set when the push has ended, however it did."""
+    """``draft``: the app as it will be. ``over``: set once the push has ended, whatever its result."""
 
     id: str
     changes: Changes
@@ -80,8 +80,9 @@ class Push:
 
 
 class Pushes:
-    """The pushes under way, by the name of their app, and the files of pushes and apps. Times are monotonic seconds.
-    ``on_change``: a push began, ended, or became the app.
+    """The pushes that have not ended, by the name of their app, and the files of pushes and apps. Times are monotonic seconds.
+
+    ``on_change`` is called when a push begins, ends, or becomes the app.
     """
 
     def __init__(self, files: Path, store: AppStore, on_change: Callable[[], None] = lambda: None) -> None:
@@ -89,11 +90,11 @@ class Pushes:
         self._open: dict[str, Push] = {}
         for folder, _ in (*OF_VERSION, CACHES):
             (files / folder).mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._take_over()
-        self._remove_strangers()
+        self._rename_old()
+        self._remove_unknown()
 
     def claim(self, name: str, changes: Changes, now_s: float) -> Push:
-        """Refused: another push of that app is under way, or the changes cannot be."""
+        """Begins a push. PushRefused: the app has another push, or a value is out of range."""
         if (other := self.of(name, now_s)) is not None:
             since_s = now_s - other.began_at_s
             raise PushRefused(
@@ -123,12 +124,12 @@ class Pushes:
         return tuple(self._open.values())
 
     def staged_versions(self) -> dict[str, str]:
-        """The versions that are being made, by the guid of their app: the host starts index 0 of one by itself."""
+        """The versions that are being staged, by the guid of their app. The host starts index 0 of each itself."""
         return {push.draft.guid: push.id for push in self._open.values() if push.staging}
 
     @contextlib.contextmanager
     def used(self, push: Push) -> Iterator[None]:
-        """While a request works for it. One that breaks off ends the push."""
+        """To be held while a request of the push is handled. An exception ends the push."""
         push.requests += 1
         try:
             yield
@@ -140,7 +141,7 @@ class Pushes:
             push.used_at_s = time.monotonic()
 
     def end(self, push: Push) -> None:
-        """Whatever of it has not become the app goes. Idempotent."""
+        """Ends the push and removes its files, unless it has become the app. Idempotent."""
         if self._open.get(push.draft.name) is push:
             del self._open[push.draft.name]
         current = self._store.apps.get(push.draft.name)
@@ -166,7 +167,9 @@ class Pushes:
         return self._path(CACHES, guid)
 
     def upload_target(self, folder: str, version: str) -> tuple[Path, Push | None]:
-        """Where the host's upload goes. Refused: nobody is making that version. A cache may come after the last reply."""
+        """The file for a host's upload, and its push. PushRefused: no push has this version. A cache may arrive after the
+        last reply; it has no push then.
+        """
         push = next((one for one in self._open.values() if one.id == version and one.staging), None)
         if push is not None:
             return (self.droplet(version) if folder == "droplets" else self.cache(version)), push
@@ -175,14 +178,16 @@ class Pushes:
             return self.cache(app.guid), None
         raise PushRefused(404, "no such staging")
 
-    def commit(self, push: Push, **told: Any) -> App:
-        """The push becomes the app. OSError: it cannot be written down, and nothing has changed."""
+    def commit(self, push: Push, **staged: Any) -> App:
+        """Makes the push the app. ``staged``: fields of App from the staging. OSError: apps.json cannot be written; nothing
+        has changed.
+        """
         apps, name = self._store.apps, push.draft.name
         before = apps.get(name)
-        # onto the app as it is now: it may have been scaled meanwhile
+        # applied to the present app, which may have been scaled since the push began
         app = push.changes.applied_to(before or push.draft)
         app = msgspec.structs.replace(
-            app, version=push.id, started=True, droplet_bytes=self.droplet(push.id).stat().st_size, **told
+            app, version=push.id, started=True, droplet_bytes=self.droplet(push.id).stat().st_size, **staged
         )
         apps[name] = app
         try:
@@ -211,16 +216,16 @@ class Pushes:
         for kind in OF_VERSION:
             self._path(kind, version).unlink(missing_ok=True)
 
-    def _take_over(self) -> None:
-        """Files of an app were once named by its guid."""
+    def _rename_old(self) -> None:
+        """Renames the files of earlier releases, which had the app's guid as their name."""
         for app in self._store.apps.values():
             for kind in OF_VERSION:
                 old, new = self._path(kind, app.guid), self._path(kind, app.version)
                 if old.exists() and not new.exists():
                     old.rename(new)
 
-    def _remove_strangers(self) -> None:
-        """What a push under way left when the controller was killed."""
+    def _remove_unknown(self) -> None:
+        """Removes the files of pushes that had not ended when the controller was killed."""
         apps = self._store.apps.values()
         for folder, suffix in (*OF_VERSION, CACHES):
             known = {app.guid if folder == CACHES[0] else app.version for app in apps}
@@ -230,6 +235,7 @@ class Pushes:
 
 
 async def until_over(push: Push, timeout_s: float) -> None:
+    """Waits until the push has ended, or the time is over."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
             await push.over.wait()

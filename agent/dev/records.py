@@ -1,7 +1,7 @@
-"""Apps as the controller wants them, instances as heartbeats tell them, what to do about the difference.
+"""The apps that are wanted, the instances that heartbeats report, and what to start and stop because of the difference.
 
-`decide` is pure: same apps, same observations, same time, same answer. The controller carries it out. Apps
-live in one JSON file, replaced atomically.
+`decide` is pure: its result depends only on the apps, the observations and the time. The controller carries out its orders.
+Apps are stored in one JSON file, which is replaced atomically.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from types import MappingProxyType
 
 import msgspec
 
-# A start that no heartbeat shows after this long is sent again.
+# A start is published again if no heartbeat shows the instance after this time.
 START_GRACE_S = 12.0
-# An instance that a heartbeat still shows this long after its stop is told again.
+# A stop is published again if a heartbeat still shows the instance after this time.
 STOP_GRACE_S = 15.0
-# Heartbeats this old say nothing any more (three periods of `garrison up`'s two seconds, and a little).
+# Older heartbeats are ignored. `garrison up` makes the agent send one every two seconds.
 HEARTBEAT_TTL_S = 8.0
-# An instance that ran this long clears the crashes before it.
+# The crashes of an index are counted anew if the last one is older than this.
 STABLE_AFTER_S = 60.0
 
 
@@ -46,7 +46,7 @@ class App(msgspec.Struct):
 
 
 class AppStore:
-    """Every app by name, kept in one file."""
+    """All apps by name, stored in one file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -106,22 +106,22 @@ class Crashes:
 
 @dataclass
 class Observed:
-    """What the hosts said last."""
+    """The last reports of the hosts, and the orders that they do not show yet."""
 
     beats: dict[str, tuple[float, HostReport]] = field(default_factory=dict)
     pending: dict[Slot, float] = field(default_factory=dict)
     crashes: dict[Slot, Crashes] = field(default_factory=dict)
-    gone: dict[str, float] = field(default_factory=dict)  # ids of instances that ended
-    stopping: dict[str, float] = field(default_factory=dict)  # ids that were told to stop
+    gone: dict[str, float] = field(default_factory=dict)  # ids of instances that have ended
+    stopping: dict[str, float] = field(default_factory=dict)  # ids of instances with a published stop
 
-    def hear(self, beat: HostReport, now: float) -> None:
+    def receive(self, beat: HostReport, now: float) -> None:
         self.beats[beat.dea] = (now, beat)
         for entry in beat.droplets:
             if entry.state in ALIVE:
                 self.pending.pop((entry.droplet, entry.version, entry.index), None)
 
     def exited(self, message: ReportedExit, now: float) -> bool:
-        """Counts a crash; a repeat of the same telling counts once. True when it is news."""
+        """Counts a crash. False: the message is a repetition, or not of a crash."""
         if message.instance in self.gone or message.reason.upper() != "CRASHED":
             return False
         self.gone[message.instance] = now
@@ -142,7 +142,7 @@ class Observed:
         ]
 
     def prune(self, now: float) -> bool:
-        """True when what `entries` has may be different now."""
+        """Drops what is too old. True: `entries` may have another result now."""
         before = len(self.beats), len(self.gone), len(self.stopping)
         self.beats = {dea: kept for dea, kept in self.beats.items() if now - kept[0] <= HEARTBEAT_TTL_S}
         self.pending = {slot: at for slot, at in self.pending.items() if now - at <= START_GRACE_S}
@@ -155,7 +155,7 @@ ALIVE = frozenset({"STARTING", "RUNNING"})
 
 
 def backoff_s(crash_count: int) -> float:
-    """The first two crashes restart at once, then it doubles from 4 s to a minute."""
+    """The pause before a restart: none after the first two crashes, then 4 s, doubled with each crash up to a minute."""
     return 0.0 if crash_count <= 2 else min(60.0, 4.0 * 2 ** (crash_count - 3))
 
 
@@ -175,8 +175,10 @@ class StopOrder:
 def decide(
     apps: Iterable[App], seen: Observed, now: float, staged: Mapping[str, str] = MappingProxyType({})
 ) -> list[StartOrder | StopOrder]:
-    """What makes the observed instances what the apps want. `staged`: versions that are being made, by guid; the host may
-    have started index 0 of one before its last reply is here, so these are left alone.
+    """The orders that turn the observed instances into the wanted ones.
+
+    ``staged``: by guid, the version that is being staged. The host may start its index 0 before its last reply has arrived, so
+    instances of that version are neither stopped nor counted.
     """
     orders: list[StartOrder | StopOrder] = []
     wanted = {app.guid: app for app in apps}
@@ -207,7 +209,7 @@ def _stops(guid: str, app: App | None, entries: list[InstanceReport]) -> list[St
     current = [e for e in entries if e.version == app.version]
     running = {e.index for e in current if e.state == "RUNNING"}
     orders = []
-    # An old version goes once its index runs anew: until then it serves on.
+    # An instance of a former version keeps serving until the new version runs with the same index.
     old = tuple(
         e.instance
         for e in entries
@@ -219,22 +221,23 @@ def _stops(guid: str, app: App | None, entries: list[InstanceReport]) -> list[St
     if extra:
         orders.append(StopOrder(guid, extra, "scaled down"))
     for index in range(app.instances):
-        twins = sorted((e for e in current if e.index == index), key=lambda e: e.state_timestamp)
-        if len(twins) > 1 and all(e.state == "RUNNING" for e in twins):
-            orders.append(StopOrder(guid, tuple(e.instance for e in twins[1:]), "duplicate"))
+        same = sorted((e for e in current if e.index == index), key=lambda e: e.state_timestamp)
+        if len(same) > 1 and all(e.state == "RUNNING" for e in same):
+            orders.append(StopOrder(guid, tuple(e.instance for e in same[1:]), "duplicate"))
     return orders
 
 
 def status(app: App, seen: Observed, now: float) -> Mapping[str, object]:
-    """A row of `garrison apps`: what runs of the app as it is now, and the last crash when not all does. A version before it
-    serves on until then: `previous_running`.
+    """A row of `garrison apps`: the running instances of the present version, and the last crash if not all run.
+
+    ``previous_running``: the instances of the former version, which serve until the present one runs.
     """
     current = [e for e in seen.entries(now) if e.droplet == app.guid]
     states = {e.index: e.state for e in current if e.version == app.version and e.state in ALIVE}
     running = sum(state == "RUNNING" for state in states.values())
     crashes = [
-        crash
-        for (guid, version, index), crash in seen.crashes.items()
+        known
+        for (guid, version, index), known in seen.crashes.items()
         if (guid, version) == (app.guid, app.version)
         and states.get(index) != "RUNNING"
         and index < app.instances
@@ -248,9 +251,9 @@ def status(app: App, seen: Observed, now: float) -> Mapping[str, object]:
         state = "crashing"
     else:
         state = "starting"
-    told = None
+    crash = None
     if last is not None:
-        told = {
+        crash = {
             "index": last.last.index,
             "instance": last.last.instance,
             "exit_status": last.last.exit_status,
@@ -270,5 +273,5 @@ def status(app: App, seen: Observed, now: float) -> Mapping[str, object]:
         "uris": app.uris,
         "buildpack": app.detected_buildpack,
         "instance_states": {str(index): states[index] for index in sorted(states)},
-        "crash": told,
+        "crash": crash,
     }

@@ -1,4 +1,4 @@
-"""One staging over the bus, as the Cloud Controller does it: a host, one request, two replies."""
+"""One staging over the bus, as the Cloud Controller does it: choose a host, publish a request, receive two replies."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Stager:
     async def stage(
         self, push: Push, base: str, *, has_cache: bool
     ) -> AsyncGenerator[dict[str, Any] | Failed | messages.ReceivedStagingReply, None]:
-        """Yields what happens: `task`, `set_up`; in the end the second reply, or why there is none."""
+        """Yields the events `task` and `set_up`, and at last the second reply, or why there is none."""
         app, task_id = push.draft, uuid.uuid4().hex
         body = messages.staging_message(app, task_id=task_id, version=push.id, base=base, has_cache=has_cache)
         host = await self._find(app.stack, body)
@@ -48,7 +48,7 @@ class Stager:
             )
             return
         yield {"event": "task", "task_id": task_id, "guid": app.guid, "host": host}
-        self.hosts.took(host, None, body["memory_limit"])
+        self.hosts.note_placement(host, None, body["memory_limit"])
         await self.bus.publish("staging.stop", msgspec.json.encode({"app_id": app.guid}))
         subject, payload = f"staging.{host}.start", msgspec.json.encode(body)
         async with self.bus.request_many(subject, payload) as replies:
@@ -57,10 +57,10 @@ class Stager:
                     async with asyncio.timeout(STAGING_TIMEOUT_S):
                         data = await replies.get()
                 except TimeoutError:
-                    yield Failed("StagingTimeExpired", "no reply in 15 minutes")
+                    yield Failed("StagingTimeExpired", f"host {host} has not replied for 15 minutes")
                     return
                 if not data:
-                    yield Failed("StagingError", f"host {host} does not listen")
+                    yield Failed("StagingError", f"host {host} does not receive staging requests")
                     return
                 reply = msgspec.json.decode(data, type=messages.ReceivedStagingReply)
                 if reply.error is not None or reply.error_info is not None:

@@ -1,7 +1,7 @@
-"""What a `garrison up` leaves on a host, looked at from outside: for `make demo` and the end-to-end tests.
+"""Finds what a `garrison up` has left on the host, for `make demo` and the end-to-end tests.
 
-It asks the kernel, not Garrison: what Garrison forgot would be missing in its own lists. Only what can be this `up`'s is
-looked at, since other agents may come and go on the same host meanwhile; who asks first calls `adopt_orphans`.
+The lists come from the kernel and not from Garrison, whose own lists would lack what it forgot. They have only what can belong to
+this `up`, since other agents may start and stop on the same host meanwhile. Callers call `adopt_orphans` first.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Traces:
     processes: frozenset[str]
 
     def beyond(self, before: Traces) -> list[str]:
-        """`kind: what` for each thing that was not there before, and for each foreign rule that was."""
+        """A line `kind: item` for each item that was not there before, and for each removed rule of other programs."""
         new = []
         for field in fields(self):
             for item in sorted(getattr(self, field.name) - getattr(before, field.name)):
@@ -43,7 +43,7 @@ class Traces:
 
 
 def adopt_orphans() -> None:
-    """From now on a process that loses its parent below us becomes our child, where `look` finds it."""
+    """From now on a descendant that loses its parent becomes our child, so that `look` finds it."""
     linux.become_subreaper()
 
 
@@ -61,10 +61,12 @@ def look(state_dir: Path) -> Traces:
 
 
 def settled(state_dir: Path, before: Traces, timeout_s: float) -> list[str]:
-    """What is there now and was not before; the kernel takes some back a moment after the last process."""
+    """The items that were not there before, once there are none or the time is over. The kernel removes some of them a moment
+    after the last process.
+    """
     deadline = time.monotonic() + timeout_s
     while (left := look(state_dir).beyond(before)) and time.monotonic() < deadline:
-        time.sleep(POLL_S)  # no event says that the kernel has taken everything back
+        time.sleep(POLL_S)  # a poll: no event reports that the kernel has removed everything
     return left
 
 
@@ -74,7 +76,7 @@ def _mounts(state_dir: Path) -> list[str]:
 
 
 def _cgroups(parent: str) -> list[str]:
-    """The parent and all below it, in every hierarchy."""
+    """The cgroup `parent` and all below it, in every hierarchy."""
     tops = (*Path("/sys/fs/cgroup").glob(parent), *Path("/sys/fs/cgroup").glob(f"*/{parent}"))
     return [str(path) for top in tops for path in (top, *top.rglob("*")) if path.is_dir()]
 
@@ -88,12 +90,12 @@ def _loop_devices(state_dir: Path) -> list[str]:
 
 
 def _ruleset() -> list[tuple[str, bool]]:
-    """Each table, chain, set, map and rule without its counters, and whether it is in a table of ours."""
-    asked = subprocess.run(
+    """Each table, chain, set, map and rule without its counters; True: it is in a table of Garrison's."""
+    done = subprocess.run(
         ["nft", "--stateless", "-j", "list", "ruleset"], capture_output=True, text=True, check=True
     )
     items = []
-    for item in json.loads(asked.stdout)["nftables"]:
+    for item in json.loads(done.stdout)["nftables"]:
         kind, body = next(iter(item.items()))
         if kind != "metainfo":
             ours = TABLE in (body.get("table"), body["name"] if kind == "table" else None)
@@ -106,7 +108,7 @@ def _without_handle(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _descendants(top: int) -> list[str]:
-    """Every process below `top`, ended ones that wait to be reaped left out."""
+    """Every process below `top`, without zombies."""
     found: list[str] = []
     todo = [top]
     while todo:
@@ -114,7 +116,7 @@ def _descendants(top: int) -> list[str]:
         with contextlib.suppress(OSError):  # ended meanwhile
             for children in Path(f"/proc/{pid}/task").glob("*/children"):
                 todo += map(int, children.read_text().split())
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ")
-            if words and pid != top:  # a zombie has none
-                found.append(f"{pid} {words[:120].decode(errors='replace')}")
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ")
+            if command and pid != top:  # a zombie has none
+                found.append(f"{pid} {command[:120].decode(errors='replace')}")
     return found

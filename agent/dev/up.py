@@ -1,8 +1,7 @@
-"""`garrison up`: bus, agent, controller and gateway on one laptop, started in order and stopped in reverse.
+"""`garrison up`: bus, agent, controller and gateway on one machine, started in order and stopped in reverse.
 
-The agent is a child process with a config file of its own below the state directory; it does not know that
-its peers are not the real ones. What the other commands need to find all this is in `up.json` (0600), there
-while it runs.
+The agent is a child process with its own config file below the state directory. It cannot distinguish these peers from a real
+Cloud Controller and gorouter. While `up` runs, `up.json` (mode 0600) has the addresses and the password for the other commands.
 """
 
 from __future__ import annotations
@@ -39,12 +38,12 @@ RESTART_PAUSE_S = 1.0
 
 
 class Progress(Protocol):
-    """How `up` speaks to the person; the CLI draws it."""
+    """Receives the progress of `up` and shows it to the user; implemented by the command."""
 
     def headline(self, text: str) -> None: ...
     def done(self, what: str, text: str) -> None: ...
     def note(self, text: str) -> None: ...
-    def progress(self, what: str, text: str) -> None: ...
+    def working(self, what: str, text: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +54,15 @@ class Options:
     bus_port: int = 4222
     pool_network: str | None = None
     publish_ports: bool = False
-    """Apps answer other hosts on their own ports too, past the gateway."""
+    """Other hosts can reach the apps too, without the gateway."""
 
 
 class UpFailed(Exception):
-    """`what` failed, with `why` and what to do."""
+    """`garrison up` cannot start or has ended by an error; the message says why and what to do."""
 
 
-async def run(options: Options, voice: Progress) -> None:
-    """Until TERM or Ctrl-C. Raises UpFailed with everything stopped again."""
+async def run(options: Options, progress: Progress) -> None:
+    """Runs until TERM or Ctrl-C. UpFailed: an error; everything is stopped by then."""
     began = time.monotonic()
     _check_host()
     state = options.state_dir
@@ -73,28 +72,30 @@ async def run(options: Options, voice: Progress) -> None:
     stopping = asyncio.Event()
     with contextlib.ExitStack() as undo:
         undo.enter_context(_only_one(state))
-        undo.enter_context(_signals(stopping, voice))
-        voice.headline(
+        undo.enter_context(_signals(stopping, progress))
+        progress.headline(
             f"garrison {version('garrison')}  nats-server {children.nats_server_version()} (bundled)"
             f"  state in {_short(state)}"
         )
-        voice.done("host", ", ".join(f.text for f in host.findings() if f.text != "root"))
-        voice.done("stack", await _ensure_stack(options.stacks_dir, voice))
+        progress.done("host", ", ".join(f.text for f in host.findings() if f.text != "root"))
+        progress.done("stack", await _ensure_stack(options.stacks_dir, progress))
         if stopping.is_set():
             return
         try:
-            await _serve(options, voice, log, stopping, began)
+            await _serve(options, progress, log, stopping, began)
         except (children.ChildFailed, OSError) as error:
             raise UpFailed(str(error)) from error
 
 
-async def _serve(options: Options, voice: Progress, log: Any, stopping: asyncio.Event, began: float) -> None:
+async def _serve(
+    options: Options, progress: Progress, log: Any, stopping: asyncio.Event, began: float
+) -> None:
     state, password = options.state_dir, secrets.token_urlsafe(24)
     async with contextlib.AsyncExitStack() as undo:
         nats, bus_port = await children.start_nats(state, options.bus_port, password)
         undo.push_async_callback(children.stop, nats, 5)
         servers = (f"nats://{USER}:{password}@127.0.0.1:{bus_port}",)
-        voice.done("bus", f"127.0.0.1:{bus_port}")
+        progress.done("bus", f"127.0.0.1:{bus_port}")
 
         gateway = Gateway(
             servers=servers, host="127.0.0.1", port=options.gateway_port, log=log.bind(part="gateway")
@@ -118,22 +119,23 @@ async def _serve(options: Options, voice: Progress, log: Any, stopping: asyncio.
                 group.create_task(gateway.run(), name="gateway"),
             ]
             (state / "agent.log").unlink(missing_ok=True)
-            agent = Agent(config, state / "agent.log", voice, stopping)
+            agent = Agent(config, state / "agent.log", progress, stopping)
             try:
                 await agent.start()
                 watch = group.create_task(agent.keep_running(), name="agent-watch")
                 tasks.append(watch)
                 host_id = await _first_advert(controller, agent, stopping)
                 if host_id is not None:
-                    room = controller.hosts.hosts[host_id]
-                    disk = f", {room.disk_mb / 1024:.0f} GiB disk" if room.disk_mb is not None else ""
-                    voice.done(
-                        "agent", f"{host_id[:4]}…  {room.memory_mb / 1024:.1f} GiB memory{disk} to give"
+                    advert = controller.hosts.hosts[host_id]
+                    disk = f", {advert.disk_mb / 1024:.0f} GiB disk" if advert.disk_mb is not None else ""
+                    progress.done(
+                        "agent",
+                        f"{host_id[:4]}…  {advert.memory_mb / 1024:.1f} GiB memory{disk} free for apps",
                     )
-                    voice.done("gateway", f"http://*.localhost:{gateway.port}")
+                    progress.done("gateway", f"http://*.localhost:{gateway.port}")
                     _write_up_file(state, ports["api"], password, gateway.port, socket)
                     undo.callback((state / "up.json").unlink, missing_ok=True)
-                    voice.note(
+                    progress.note(
                         f"Ready in {time.monotonic() - began:.1f} s. In another terminal: "
                         "garrison push examples/hello-flask      Ctrl-C stops everything."
                     )
@@ -144,16 +146,16 @@ async def _serve(options: Options, voice: Progress, log: Any, stopping: asyncio.
                 for task in tasks:
                     task.cancel()
             how = "nothing is left running" if clean else "the agent had to be killed: see agent.log"
-            voice.note(f"Stopped in {time.monotonic() - began_stop:.1f} s: {how}.")
+            progress.note(f"Stopped in {time.monotonic() - began_stop:.1f} s: {how}.")
         if agent.failure is not None:
             raise children.ChildFailed(agent.failure)
 
 
 class Agent:
-    """The agent's process: started again when it goes without being asked."""
+    """The agent's process. It is started again when it ends although `up` has not stopped it."""
 
-    def __init__(self, config: Path, log: Path, voice: Progress, stopping: asyncio.Event) -> None:
-        self._config, self._log, self._voice, self._stopping = config, log, voice, stopping
+    def __init__(self, config: Path, log: Path, progress: Progress, stopping: asyncio.Event) -> None:
+        self._config, self._log, self._progress, self._stopping = config, log, progress, stopping
         self._process: asyncio.subprocess.Process | None = None
         self.failure: str | None = None
 
@@ -173,7 +175,7 @@ class Agent:
                 self.failure = f"the agent ended with status {status}:\n{children.last_lines(self._log)}"
                 self._stopping.set()
                 return
-            self._voice.note(f"The agent ended with status {status}; starting it again (see agent.log).")
+            self._progress.note(f"The agent ended with status {status}; starting it again (see agent.log).")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RESTART_PAUSE_S):
                     await self._stopping.wait()
@@ -185,7 +187,7 @@ class Agent:
 
 
 async def _first_advert(controller: Controller, agent: Agent, stopping: asyncio.Event) -> str | None:
-    """The host that is ready; None: it was not in time, or we are to stop."""
+    """Waits for the agent's host to be ready. None: it was not ready in time, or `up` is being stopped."""
     advert = asyncio.create_task(controller.wait_host(AGENT_READY_S), name="first-advert")
     stop = asyncio.create_task(stopping.wait(), name="first-advert-stop")
     try:
@@ -206,7 +208,7 @@ async def _listen(gateway: Gateway) -> asyncio.Server:
     except OSError as error:
         raise UpFailed(
             f"the gateway cannot listen on port {gateway.port}: {error.strerror or error}; "
-            "another one: --gateway-port PORT (0: any free one)"
+            "choose another one with --gateway-port PORT (0: any free one)"
         ) from error
 
 
@@ -227,12 +229,12 @@ async def _http(api: Api) -> AsyncIterator[int]:
 
 
 def cgroup_parent(state_dir: Path) -> str:
-    """One for each state directory, so that it and another agent on this host leave each other's alone."""
+    """The cgroup for this state directory's containers, so that two agents on one host do not use the same one."""
     return f"garrison-{hashlib.sha256(bytes(state_dir)).hexdigest()[:8]}"
 
 
 def _write_config(options: Options, servers: tuple[str, ...]) -> Path:
-    """Short intervals, since a person waits; everything else is the agent's default."""
+    """Writes the agent's config: short intervals, since a user waits, and otherwise the defaults."""
     base_dir = options.state_dir / "agent"
     base_dir.mkdir(exist_ok=True, mode=0o700)
     settings: dict[str, Any] = {
@@ -272,17 +274,17 @@ def _write_private(path: Path, text: str) -> None:
     new.replace(path)
 
 
-async def _ensure_stack(stacks_dir: Path, voice: Progress) -> str:
+async def _ensure_stack(stacks_dir: Path, progress: Progress) -> str:
     import rootfs_builder
 
     stack = stacks_dir / "debian"
     if not is_built(stack):
-        voice.progress("stack", "building debian (about half a minute, once)")
+        progress.working("stack", "building debian (about half a minute, once)")
         await asyncio.to_thread(
             rootfs_builder.build,
             "debian",
             stacks_dir,
-            progress=lambda text: voice.progress("stack", str(text)),
+            progress=lambda text: progress.working("stack", str(text)),
         )
     manifest = json.loads((stack / MANIFEST).read_text())
     size = manifest.get("bytes") or manifest.get("size_bytes")
@@ -307,15 +309,15 @@ def _only_one(state: Path) -> Any:
 
 
 @contextlib.contextmanager
-def _signals(stopping: asyncio.Event, voice: Progress) -> Any:
+def _signals(stopping: asyncio.Event, progress: Progress) -> Any:
     loop = asyncio.get_running_loop()
 
-    def asked() -> None:
-        voice.note("Already stopping." if stopping.is_set() else "Stopping the apps…")
+    def stop() -> None:
+        progress.note("Already stopping." if stopping.is_set() else "Stopping the apps…")
         stopping.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, asked)
+        loop.add_signal_handler(number, stop)
     try:
         yield
     finally:
@@ -324,7 +326,7 @@ def _signals(stopping: asyncio.Event, voice: Progress) -> Any:
 
 
 def _open_log(path: Path) -> Any:
-    """The controller's and the gateway's own lines; the terminal stays for the person."""
+    """The log of the controller and the gateway, which are not printed on the terminal."""
     file = path.open("wb")
     return structlog.wrap_logger(
         structlog.BytesLogger(file),

@@ -1,8 +1,8 @@
 """A long poll: the query by which a request waits until what it asks for has changed.
 
-Each answer carries the number of changes so far in the header `X-Garrison-Changes`. A request with `after=N&wait_s=S` is
-answered as soon as the number is another than N, or after S seconds. A smaller number is a change too: the server was
-started again. Pure, and without asyncio, since the command line imports it as well.
+Each answer has the number of changes so far in the header `X-Garrison-Changes`. A request with `after=N&wait_s=S` is answered
+as soon as the number is not N any more, or after S seconds. A smaller number is a change too, since it means that the server
+was started again. Pure, and without asyncio, because the commands import it and must start fast.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 HEADER: Final = "X-Garrison-Changes"
-#: A longer wait is refused, so that a client which has gone is not waited for much longer.
+#: The limit of `wait_s`. It also bounds how long a request is held whose client has closed the connection.
 LONGEST_WAIT_S: Final = 30.0
 
 

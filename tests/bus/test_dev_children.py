@@ -20,6 +20,6 @@ async def test_a_taken_bus_port_is_named(tmp_path: Path) -> None:
         with pytest.raises(children.ChildFailed) as failed:
             await children.start_nats(tmp_path, port, PASSWORD)
     assert str(failed.value) == (
-        f"the bus cannot listen on port {port}: Address already in use; another one: --bus-port PORT (0: any free one)"
+        f"the bus cannot listen on port {port}: Address already in use; choose another one with --bus-port PORT (0: any free one)"
     )
     assert not (tmp_path / "nats.conf").exists()

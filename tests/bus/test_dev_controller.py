@@ -131,7 +131,7 @@ async def test_a_staging_without_its_droplet_is_none(world: World) -> None:
     before = world.everything()
     world.stages_badly({"error": None}, {"droplet_sha1": "abc", "detected_buildpack": "python"})
     last = (await world.events(await world.claimed("hello")))[-1]
-    assert (last["event"], last["error"]) == ("failed", "the host sent no droplet")
+    assert (last["event"], last["error"]) == ("failed", "the host did not upload a droplet")
 
     async def another(body: dict[str, Any]) -> list[dict[str, Any]]:
         await world.upload(body["upload_uri"], b"another")
@@ -144,7 +144,7 @@ async def test_a_staging_without_its_droplet_is_none(world: World) -> None:
     last = (await world.events(await world.claimed("hello")))[-1]
     assert (
         last["error"]
-        == f"the droplet that came has the checksum {hashlib.sha1(b'another').hexdigest()}, not abc"
+        == f"the uploaded droplet has the checksum {hashlib.sha1(b'another').hexdigest()}, expected abc"
     )
     assert world.everything() == before
 

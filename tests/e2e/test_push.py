@@ -145,7 +145,7 @@ def test_no_room_is_said_at_once(platform: Platform, tmp_path: Path) -> None:
     platform.ok("push", tmp_path, "--name", "large", "-m", "2G")
     done = platform.run("scale", "large", "50", "--timeout", "20")
     assert done.returncode == 1
-    assert "waits: no host has 2048 MiB of memory and 1024 MiB of disk to give" in done.stderr
+    assert "waits: no host has 2048 MiB of memory and 1024 MiB of disk left" in done.stderr
     assert "stop an app, or push it with a smaller --memory or --disk" in done.stderr
     platform.ok("delete", "large", "--yes")
 

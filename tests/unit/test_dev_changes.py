@@ -48,7 +48,7 @@ async def test_a_wait_without_a_change_ends_with_its_time() -> None:
 def test_what_time_alone_changes_is_a_change() -> None:
     """A host falls silent; a stopped instance is still there when its grace is over."""
     seen = Observed()
-    seen.hear(HostReport("dea", ()), 0)
+    seen.receive(HostReport("dea", ()), 0)
     seen.stopping["i"] = 0
     assert not seen.prune(1)
     assert seen.prune(HEARTBEAT_TTL_S + 1)

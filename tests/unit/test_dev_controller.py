@@ -35,7 +35,7 @@ def pool(*hosts: dict[str, Any]) -> HostPool:
     made = HostPool()
     for host in hosts:
         advert = {"stacks": ["debian"], "available_memory": 1000, "available_disk": 9999, **host}
-        made.hear(msgspec.convert(advert, AdvertMessage), 0)
+        made.receive(msgspec.convert(advert, AdvertMessage), 0)
     return made
 
 
@@ -81,7 +81,7 @@ def test_a_placement_counts_before_the_next_advert() -> None:
     made = pool({"id": "x"}, {"id": "y"})
     first = made.find_host("A", "debian", 64, 10, random.Random(3))
     assert first is not None
-    made.took(first, "A", 64)
+    made.note_placement(first, "A", 64)
     assert chosen(made) == {"x", "y"} - {first}
 
 
@@ -114,7 +114,7 @@ def entry(
 
 def seen(*entries: InstanceReport, now: float = 0) -> Observed:
     observed = Observed()
-    observed.hear(HostReport("dea", entries), now)
+    observed.receive(HostReport("dea", entries), now)
     return observed
 
 
@@ -134,7 +134,7 @@ def test_a_start_under_way_is_not_repeated_until_its_grace_is_over() -> None:
     observed.pending["G", "v1", 1] = 0
     assert decide([app()], observed, 1) == []
     observed.prune(START_GRACE_S + 1)
-    observed.hear(HostReport("dea", (entry(0, "a"),)), START_GRACE_S + 1)
+    observed.receive(HostReport("dea", (entry(0, "a"),)), START_GRACE_S + 1)
     assert decide([app()], observed, START_GRACE_S + 1) == [StartOrder("G", 1)]
 
 
@@ -250,11 +250,11 @@ def test_why_no_host_takes_it() -> None:
         {"id": "a", "available_memory": 300, "available_disk": 50}, {"id": "b", "available_memory": 200}
     )
     assert made.why_none("debian", 512, 1024) == (
-        "no host has 512 MiB of memory and 1024 MiB of disk to give; "
-        "what is left of the largest: 300 MiB of memory and 50 MiB of disk"
+        "no host has 512 MiB of memory and 1024 MiB of disk left; "
+        "the largest has 300 MiB of memory and 50 MiB of disk"
     )
     assert made.why_none("lucid64", 1, 1) == "no host has the stack 'lucid64'"
-    assert pool().why_none("debian", 1, 1) == "no host advertises itself"
+    assert pool().why_none("debian", 1, 1) == "no host has sent an advert"
 
 
 def test_crashes_rest_longer_and_longer() -> None:
