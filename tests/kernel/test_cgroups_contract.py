@@ -83,7 +83,7 @@ def test_an_odd_name_is_refused(backend: Cgroups, name: str) -> None:
         backend.create(name)
     with pytest.raises(ValueError, match="expected 1 to 128 of"):
         backend.find(name)
-    with pytest.raises(ValueError, match="cgroup parent: expected a word"):
+    with pytest.raises(ValueError, match="cgroup parent: expected 1 to 128 of"):
         open_backend(name)
 
 

