@@ -167,7 +167,7 @@ class Announcer:
     def __init__(
         self,
         settings: Settings,
-        voice: OwnMessages,
+        own_messages: OwnMessages,
         bus: Bus,
         admission: Admission,
         phases: Phases,
@@ -176,7 +176,7 @@ class Announcer:
         log: Log,
     ) -> None:
         self._settings = settings
-        self._voice = voice
+        self._own_messages = own_messages
         self._bus = bus
         self._admission = admission
         self._phases = phases
@@ -193,7 +193,9 @@ class Announcer:
         advert_period_s = self._settings.intervals.advertise
         supervisor.every("advertise", self._look_and_advertise, lambda: advert_period_s, self._advert_due)
         supervisor.every("heartbeat", self._beat, lambda: self._beat_period_s, self._beat_due)
-        supervisor.every("routes", self._register, lambda: self._voice.register_interval_s, self._routes_due)
+        supervisor.every(
+            "routes", self._register, lambda: self._own_messages.register_interval_s, self._routes_due
+        )
 
     def publish_anew(self) -> None:
         """After each connect: one fresh heartbeat, one advert and all routes, since none of these is stored. An error in one costs
@@ -220,7 +222,7 @@ class Announcer:
 
     def receive_router_start(self, start: m.RouterStart) -> None:
         """A router that has just started knows nothing: first what is gone, then what is there, at once."""
-        self._voice.receive_router_start(start)
+        self._own_messages.receive_router_start(start)
         self._bus.set_prune_threshold(start.prune_s)
         self._bus.repeat_unregisters()
         self._routes_due.set()
@@ -229,7 +231,7 @@ class Announcer:
         """The host has left the pool. Published once."""
         if not self._published_shutdown:
             self._published_shutdown = True
-            self._bus.publish_event(self._voice.shutdown())
+            self._bus.publish_event(self._own_messages.shutdown())
 
     def hurry(self) -> None:
         """A heartbeat now and more often, so that replacements of an evacuation start soon (docs/protocol.md, "Leaving the pool")."""
@@ -243,14 +245,14 @@ class Announcer:
     def _advertise(self) -> None:
         if not self._phases.permits.adverts or self._admission.takes_nothing():
             return
-        dea, staging = self._voice.adverts(self._admission.left(), self._stacks_there())
+        dea, staging = self._own_messages.adverts(self._admission.left(), self._stacks_there())
         self._bus.publish(dea)
         if self._settings.staging.enabled:
             self._bus.publish(staging)
 
     def _beat(self) -> None:
-        self._bus.publish(self._voice.heartbeat())
+        self._bus.publish(self._own_messages.heartbeat())
 
     def _register(self) -> None:
-        for route in self._voice.routes():
+        for route in self._own_messages.routes():
             self._bus.publish(route)

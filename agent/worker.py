@@ -175,14 +175,14 @@ class Worker:
         settings, log, base = self._settings, self._log, self._settings.base_dir
         clock, new_id = self._factories.clock, self._factories.new_id
         self._admission = Admission(settings, self._registry, self._probe, host_memory_mb=host_memory_mb())
-        self._voice = OwnMessages(settings, self._id, self._ip, self._registry, clock)
+        self._own_messages = OwnMessages(settings, self._id, self._ip, self._registry, clock)
         self._keeper = Keeper(
             settings,
             self._registry,
             self._admission,
             self._phases,
             self._bus,
-            self._voice,
+            self._own_messages,
             log=log,
             save=self._memory.save,
             clock=clock,
@@ -206,7 +206,7 @@ class Worker:
         )
         self._lives = Lives(life_parts, self._supervisor)
         self._announcer = Announcer(
-            settings, self._voice, self._bus, self._admission, self._phases, self._probe, log=log
+            settings, self._own_messages, self._bus, self._admission, self._phases, self._probe, log=log
         )
         parts = StagingParts(
             settings,

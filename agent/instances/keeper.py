@@ -49,7 +49,7 @@ class Keeper:
         admission: Admission,
         phases: Phases,
         bus: Bus,
-        voice: OwnMessages,
+        own_messages: OwnMessages,
         *,
         log: Log,
         save: Callable[[Instance], None],
@@ -61,7 +61,7 @@ class Keeper:
         self._admission = admission
         self._phases = phases
         self._bus = bus
-        self._voice = voice
+        self._own_messages = own_messages
         self._log = log
         self._save = save
         self._clock = clock
@@ -139,7 +139,7 @@ class Keeper:
                 changed = True
             all_changed &= changed
         if all_changed:
-            self._bus.publish(self._voice.heartbeat())
+            self._bus.publish(self._own_messages.heartbeat())
 
     def _update_routes(self, instance: Instance, message: m.UpdateMessage) -> bool:
         wanted = tuple(message.uris or ())
@@ -148,7 +148,7 @@ class Keeper:
         instance.uris = wanted
         if not (instance.is_healthy and instance.state in ROUTED):
             return bool(new or old)  # nothing of it is registered yet
-        if new and (registered := self._voice.register(instance, new)) is not None:
+        if new and (registered := self._own_messages.register(instance, new)) is not None:
             instance.routed = True
             self._bus.publish(registered)
         if old:
@@ -157,7 +157,7 @@ class Keeper:
 
     def find(self, message: m.FindMessage, reply_to: str) -> None:
         for instance in self._registry.select(message):
-            self._bus.answer(reply_to, self._voice.found(instance, message))
+            self._bus.answer(reply_to, self._own_messages.found(instance, message))
 
     # -- effects of the state table -----------------------------------------------------------------------------------
 
@@ -200,9 +200,9 @@ class Keeper:
     def _carry_out(self, effect: Effect, instance: Instance) -> None:
         match effect:
             case Effect.HEARTBEAT:
-                self._bus.publish(self._voice.heartbeat())
+                self._bus.publish(self._own_messages.heartbeat())
             case Effect.REGISTER:
-                if (registered := self._voice.register(instance, instance.uris)) is not None:
+                if (registered := self._own_messages.register(instance, instance.uris)) is not None:
                     instance.routed = bool(instance.uris)
                     self._bus.publish(registered)
             case Effect.UNREGISTER:
@@ -218,7 +218,7 @@ class Keeper:
 
     def _withdraw(self, instance: Instance) -> None:
         """Takes its routes back, where it ever had one."""
-        unregistered = self._voice.unregister(instance, instance.uris)
+        unregistered = self._own_messages.unregister(instance, instance.uris)
         if instance.routed and unregistered is not None:
             instance.routed = False
             instance.withdrawn = asyncio.Event()
@@ -233,7 +233,7 @@ class Keeper:
             self._drop_older_crashes(instance.app)  # this one may have been waiting to go
 
         instance.exit_pending = True
-        self._bus.publish_event(self._voice.exited(instance), on_kept=kept)
+        self._bus.publish_event(self._own_messages.exited(instance), on_kept=kept)
 
     # -- after a restart ---------------------------------------------------------------------------------------
 
@@ -241,7 +241,7 @@ class Keeper:
         """The exit of a crash that a former agent remembered and did not come to publish: the same bytes."""
         if not instance.exit_pending:
             return
-        if self._bus.is_kept(self._voice.exited(instance)):
+        if self._bus.is_kept(self._own_messages.exited(instance)):
             instance.exit_pending = False
             return
         self._withdraw(instance)
@@ -256,7 +256,7 @@ class Keeper:
 
     def _unregister(self, instance: Instance, uris: tuple[str, ...]) -> None:
         """Pending until the outbox has it, as an exit."""
-        unregistered = self._voice.unregister(instance, uris)
+        unregistered = self._own_messages.unregister(instance, uris)
         if unregistered is None:
             return
 

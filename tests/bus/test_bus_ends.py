@@ -41,7 +41,7 @@ async def test_after_each_connect_everything_is_published_in_its_order(
     await until(lambda: not host.bus.unsent, "the unregister is told")
     await server.kill()
     await until(lambda: not host.bus.connected, "the death is seen")
-    host.bus.publish(advert)  # a voice is never stored
+    host.bus.publish(advert)  # an advert is never stored
     host.bus.publish_event(staged(1), reply_to="box")
     host.bus.publish_event(m.DeaShutdown("host1", "10.0.0.1", "0.0.1", {}))
     await host.stop()

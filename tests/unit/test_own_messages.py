@@ -51,7 +51,7 @@ def test_every_fixture_with_a_nats_channel_is_replayed() -> None:
     assert ours == {name for name, _ in INBOUND} | OUTBOUND | REFUSED
 
 
-def said(message: Any) -> Any:
+def published(message: Any) -> Any:
     return json.loads(m.encode(message))
 
 
@@ -74,7 +74,7 @@ def instance(told: dict[str, Any] | None = None) -> Instance:
     )
 
 
-def voice(
+def own_messages(
     *instances: Instance, stacks: tuple[str, ...] = ("cflinuxfs2",), zone: str = "default"
 ) -> OwnMessages:
     registry = Registry()
@@ -101,9 +101,9 @@ def of_apps(counts: dict[str, int]) -> list[Instance]:
 def test_router_messages_are_as_the_router_reads_them(kind: str) -> None:
     """Same keys, same order, same values as the original's."""
     wanted = fixture(f"router.{kind}")
-    word = said(getattr(voice(), kind)(instance(), wanted["uris"]))
-    assert word == wanted
-    assert list(word) == list(wanted)
+    message = published(getattr(own_messages(), kind)(instance(), wanted["uris"]))
+    assert message == wanted
+    assert list(message) == list(wanted)
 
 
 def test_an_instance_that_never_had_a_port_is_not_unregistered() -> None:
@@ -111,7 +111,7 @@ def test_an_instance_that_never_had_a_port_is_not_unregistered() -> None:
     one = instance()
     one.port = None
     assert fixture("router.unregister.never_started")["port"] is None
-    assert voice().unregister(one, one.uris) is None
+    assert own_messages().unregister(one, one.uris) is None
 
 
 @pytest.mark.parametrize("name", sorted(name for name in OUTBOUND if name.startswith("droplet.exited")))
@@ -121,7 +121,7 @@ def test_an_exit_is_as_the_cloud_controller_reads_it(name: str) -> None:
     one = instance(wanted)
     one.exit = Exit(wanted["exit_status"], wanted["exit_description"])
     one.crashed_at_s = wanted["crash_timestamp"]
-    exited = said(voice().exited(one))
+    exited = published(own_messages().exited(one))
     assert exited == wanted
     assert list(exited) == list(wanted)
     assert type(exited["crash_timestamp"]) is int
@@ -131,7 +131,7 @@ def test_an_exit_is_as_the_cloud_controller_reads_it(name: str) -> None:
 def test_a_heartbeat_has_the_original_entries_also_when_empty(name: str) -> None:
     """Exactly these keys in this order, in these four states (docs/protocol.md, "Heartbeat")."""
     wanted = fixture(name)
-    heartbeat = said(voice(*map(instance, wanted["droplets"])).heartbeat())
+    heartbeat = published(own_messages(*map(instance, wanted["droplets"])).heartbeat())
     assert heartbeat == wanted
     assert [list(entry) for entry in heartbeat["droplets"]] == [list(entry) for entry in wanted["droplets"]]
 
@@ -141,14 +141,14 @@ def test_a_heartbeat_leaves_out_what_the_health_manager_does_not_know(state: Sta
     """One unknown state name would cost the whole heartbeat. What is born at this moment may be gone in the next."""
     one = instance()
     one.state, one.state_since_s = state, time.time()
-    assert voice(one).heartbeat().droplets == ()
+    assert own_messages(one).heartbeat().droplets == ()
 
 
 def test_what_is_born_and_waits_is_starting_in_the_heartbeat() -> None:
     """Longer than a second: the health manager knows no other name for it, and would start another in its place."""
     one = instance()
     one.state, one.state_since_s = State.BORN, time.time() - 5
-    assert [entry.state for entry in voice(one).heartbeat().droplets] == ["STARTING"]
+    assert [entry.state for entry in own_messages(one).heartbeat().droplets] == ["STARTING"]
 
 
 @pytest.mark.parametrize("name", ["dea.advertise", "dea.advertise.nossl"])
@@ -156,24 +156,24 @@ def test_adverts_have_what_a_pool_needs_and_no_url(name: str) -> None:
     """One without app_id_to_count poisons a whole pool; a url would mean HTTPS staging. Both have the same id."""
     wanted = fixture(name)
     del wanted["url"]  # docs/protocol.md, "Adverts": left out unless the HTTPS form is served
-    speaker = voice(
+    own = own_messages(
         *of_apps(wanted["app_id_to_count"]),
         zone=wanted["placement_properties"]["zone"],
     )
-    dea, staging = speaker.adverts(
+    dea, staging = own.adverts(
         Capacity(wanted["available_memory"], wanted["available_disk"]), tuple(wanted["stacks"])
     )
-    assert said(dea) == wanted
-    assert said(staging) == {
+    assert published(dea) == wanted
+    assert published(staging) == {
         key: wanted[key] for key in ("id", "stacks", "available_memory", "available_disk")
     }
-    assert set(said(staging)) == set(fixture("legacy.staging.advertise"))
+    assert set(published(staging)) == set(fixture("legacy.staging.advertise"))
 
 
 def test_a_shutdown_is_the_original_one() -> None:
     """Version "0.0.1" is what it always was."""
     wanted = fixture("dea.shutdown")
-    assert said(voice(*of_apps(wanted["app_id_to_count"])).shutdown()) == wanted
+    assert published(own_messages(*of_apps(wanted["app_id_to_count"])).shutdown()) == wanted
 
 
 @pytest.mark.parametrize("what", ["", ".stats", ".path"])
@@ -189,7 +189,7 @@ def test_answers_to_a_question(what: str) -> None:
         one.cpu_fraction, one.memory_bytes, one.disk_bytes = usage["cpu"], usage["mem"], usage["disk"]
     question = m.decode(m.FindMessage, raw(f"dea.find.droplet.request{what}"))
 
-    answer = said(voice().found(one, question))
+    answer = published(own_messages().found(one, question))
 
     if "stats" in wanted:
         told, form = answer["stats"]["usage"]["time"], "%Y-%m-%d %H:%M:%S %z"
@@ -204,14 +204,14 @@ def test_what_does_not_run_has_no_stats() -> None:
     one = instance()
     one.state = State.STARTING
     question = m.decode(m.FindMessage, raw("dea.find.droplet.request.stats"))
-    assert "stats" not in said(voice().found(one, question))
+    assert "stats" not in published(own_messages().found(one, question))
 
 
 @pytest.mark.parametrize("name", ["staging.start.reply1", "staging.start.reply1.setup_failed"])
 def test_the_first_reply_to_a_staging(name: str) -> None:
     """The address of a streaming log is null until there is one."""
     wanted = fixture(name) | {"task_streaming_log_url": None}
-    reply = said(m.StagingReply1(wanted["task_id"], error=wanted["error"]))
+    reply = published(m.StagingReply1(wanted["task_id"], error=wanted["error"]))
     assert reply == wanted
     assert list(reply) == list(wanted)
 
@@ -220,7 +220,7 @@ def test_the_first_reply_to_a_staging(name: str) -> None:
 def test_the_second_reply_to_a_staging(name: str) -> None:
     """The keys of docs/protocol.md, "Staging replies"; error and error_info only on failure."""
     wanted = fixture(name)
-    assert said(msgspec.convert(wanted, m.StagingReply2)) == wanted
+    assert published(msgspec.convert(wanted, m.StagingReply2)) == wanted
 
 
 @pytest.mark.parametrize(
@@ -229,21 +229,21 @@ def test_the_second_reply_to_a_staging(name: str) -> None:
 def test_the_only_reply_to_a_staging_that_is_not_done(name: str) -> None:
     """Two keys, no more."""
     wanted = fixture(name)
-    assert said(m.StagingRefused(wanted["task_id"], wanted["error"])) == wanted
+    assert published(m.StagingRefused(wanted["task_id"], wanted["error"])) == wanted
 
 
 def test_routes_follow_the_state() -> None:
     """Only what runs, is healthy and has uris is registered."""
     one = instance()
-    speaker = voice(one)
-    assert [route.private_instance_id for route in speaker.routes()] == [one.private_id]
+    own = own_messages(one)
+    assert [route.private_instance_id for route in own.routes()] == [one.private_id]
     one.move(InstanceEvent.EXITED, 1.0)
-    assert speaker.routes() == ()
+    assert own.routes() == ()
 
 
 @pytest.mark.parametrize(("heard", "interval_s"), [(5, 5.0), (0.1, 1.0), (300, 20.0), ("x", 20.0)])
 def test_the_register_interval_is_the_smaller_within_bounds(heard: Any, interval_s: float) -> None:
     """Never above 20 s nor below 1 s (docs/protocol.md, "Routes")."""
-    speaker = voice()
-    speaker.receive_router_start(m.RouterStart(heard))
-    assert speaker.register_interval_s == interval_s
+    own = own_messages()
+    own.receive_router_start(m.RouterStart(heard))
+    assert own.register_interval_s == interval_s
