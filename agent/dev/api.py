@@ -235,9 +235,7 @@ class Api:
     async def _job(self, request: web.Request) -> web.Response:
         job = request.match_info["job"]
         state = self._jobs.pop(job, None)
-        if (
-            state is None
-        ):  # answered once already, or unknown; for both the Cloud Controller too answers "finished"
+        if state is None:  # answered once already, or unknown: "finished", as in the Cloud Controller
             return web.json_response(self._job_document(request, "0", "finished"))
         return web.json_response(self._job_document(request, job, state))
 

@@ -130,9 +130,7 @@ class Controller:
                 await self.reconcile()
             except NotConnected:
                 self._log.debug("reconcile_waits_for_bus")
-            except (
-                Exception
-            ):  # outermost frame of the task: an error in one round must not end the controller
+            except Exception:  # outermost frame: an error in one round must not end the controller
                 self._log.exception("reconcile_failed")
             await self.changes.wait(known, RECONCILE_S)
             await asyncio.sleep(ROUND_GAP_S)
