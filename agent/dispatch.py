@@ -1,40 +1,44 @@
-"""Which part carries out a command of the bus."""
+"""Decides which part carries out a command of the bus.
+
+Each handler returns at once and begins tasks for what takes time, so the order of the commands is the order in which they
+came over the connection.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from agent.announce import Announcer
 from agent.bus import commands as c
-from agent.bus.messages import StartMessage
 from agent.instances.keeper import Keeper
+from agent.lives import Starter
 from agent.staging.keeper import StagingKeeper
 
 
-def carry_out(
-    command: c.Command,
-    start: Callable[[StartMessage], None],
-    keeper: Keeper,
-    stagings: StagingKeeper,
-    announcer: Announcer,
-) -> None:
-    """At once: the order of the commands is the order in which they came over the connection."""
-    match command:
-        case c.StartCommand(message):
-            start(message)
-        case c.StopCommand(stop):
-            if stop.only_app:
-                stagings.stop_app(stop.app)
-            keeper.stop(stop)
-        case c.UpdateCommand(update):
-            keeper.update(update)
-        case c.FindCommand(question, reply_to):
-            keeper.find(question, reply_to)
-        case c.RouterStartCommand(router):
-            announcer.receive_router_start(router)
-        case c.StageCommand(request, reply_to):
-            stagings.stage(request, reply_to)
-        case c.RefuseStagingCommand(task_id, error, reply_to):
-            stagings.refuse(task_id, error, reply_to)
-        case c.StopStagingCommand(stop_staging):
-            stagings.stop_app(stop_staging.app_id)
+class Dispatcher:
+    """The handlers of all commands."""
+
+    def __init__(self, start: Starter, keeper: Keeper, stagings: StagingKeeper, announcer: Announcer) -> None:
+        self._start = start
+        self._keeper = keeper
+        self._stagings = stagings
+        self._announcer = announcer
+
+    def carry_out(self, command: c.Command) -> None:
+        match command:
+            case c.StartCommand(message):
+                self._start(message)
+            case c.StopCommand(stop):
+                if stop.only_app:
+                    self._stagings.stop_app(stop.app)
+                self._keeper.stop(stop)
+            case c.UpdateCommand(update):
+                self._keeper.update(update)
+            case c.FindCommand(question, reply_to):
+                self._keeper.find(question, reply_to)
+            case c.RouterStartCommand(router):
+                self._announcer.receive_router_start(router)
+            case c.StageCommand(request, reply_to):
+                self._stagings.stage(request, reply_to)
+            case c.RefuseStagingCommand(task_id, error, reply_to):
+                self._stagings.refuse(task_id, error, reply_to)
+            case c.StopStagingCommand(stop_staging):
+                self._stagings.stop_app(stop_staging.app_id)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 
+from agent.bus.messages import StartMessage
 from agent.instances.instance import LIFE_BROKE, Exit, Instance, InstanceEvent
+from agent.instances.keeper import Keeper
 from agent.instances.launch import FAILED
 from agent.instances.life import live
 from agent.instances.parts import LifeParts
@@ -22,7 +24,7 @@ async def wait_for_tasks(tasks: set[asyncio.Task[None]], timeout_s: float) -> No
 
 
 class Lives:
-    """Built after the parts that a life needs."""
+    """Begins the task of each instance and each staging."""
 
     def __init__(self, parts: LifeParts, supervisor: Supervisor) -> None:
         self._parts = parts
@@ -63,5 +65,19 @@ class Lives:
         return set(self._stagings)
 
     def cancel(self) -> None:
+        """Cancels all of them, and does not wait."""
         for task in (*self._instances.values(), *self._stagings):
             task.cancel()
+
+
+class Starter:
+    """Starts an instance: for a command of the bus, and for an app whose staging has ended well."""
+
+    def __init__(self, keeper: Keeper, lives: Lives) -> None:
+        self._keeper = keeper
+        self._lives = lives
+
+    def __call__(self, message: StartMessage) -> None:
+        """Registers an instance and begins its life, unless the keeper refuses the message."""
+        if (instance := self._keeper.start(message)) is not None:
+            self._lives.begin(instance)

@@ -11,34 +11,33 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 import buildpacks
 from agent import recovery
 from agent.admission import Admission
 from agent.announce import Announcer, OwnMessages
-from agent.bus import commands as c
 from agent.bus.connection import Bus
-from agent.bus.messages import StartMessage
 from agent.config import Settings
-from agent.dispatch import carry_out
+from agent.dispatch import Dispatcher
 from agent.droplets.layers import Layers
 from agent.droplets.unpacker import Unpacker
+from agent.ending import Deadline, Ending
 from agent.factories import Factories, on_host
 from agent.host import local_address, told_as_unfit
 from agent.http.control import Control
-from agent.instances.instance import State
 from agent.instances.keeper import Keeper
 from agent.instances.parts import LifeParts
 from agent.instances.prober import Prober
 from agent.instances.registry import Registry
 from agent.lag import LoopLag
 from agent.leaving import Leaving
-from agent.lives import Lives, wait_for_tasks
+from agent.lives import Lives, Starter
 from agent.logs import Log, LogFile, reopen
 from agent.memory.agent import AgentMemory
+from agent.memory.instances import InstanceRecords
 from agent.phases import RESUMED, AgentPhase, Phases, Wish
 from agent.probe import WriteProbe
 from agent.resources import host_memory_mb
@@ -50,9 +49,6 @@ from agent.staging.registry import StagingRegistry
 from agent.staging.task import StagingParts
 from agent.supervisor import Supervisor
 from agent.upkeep import Upkeep
-
-FAREWELL_S = 3.0
-STAGINGS_END_S = 2.0
 
 
 class Worker:
@@ -76,7 +72,7 @@ class Worker:
         self._probe = WriteProbe(settings.base_dir, log)
         self._registry = Registry()
         self._phases = Phases()
-        self._deadline = float("inf")
+        self._deadline = Deadline()
 
     # -- life --------------------------------------------------------------------------------------------------
 
@@ -105,7 +101,8 @@ class Worker:
     async def _serve(self) -> None:
         async with self._supervisor as supervisor:
             await self._take_over()  # before the bus: who asks gets an answer that is true
-            supervisor.keep("bus", self._bus.run)
+            run_bus = partial(self._bus.run, self._dispatcher.carry_out, self._announcer.publish_anew)
+            supervisor.keep("bus", run_bus)
             self._announcer.begin(supervisor)
             supervisor.keep("memory", self._memory.written.run)
             self._upkeep.begin()
@@ -118,7 +115,7 @@ class Worker:
                 "agent_started", id=self._id, ip=self._ip, stacks=[s.name for s in self._settings.stacks]
             )
             await self._until_asked_to_end()
-            await (self._let_go() if self._phases.now is AgentPhase.DETACHING else self._shut_down())
+            await self._end()
             with supervisor.guard("memory"):
                 await self._memory.written.save()
             self._lives.cancel()
@@ -129,7 +126,6 @@ class Worker:
         self._ip = local_address(settings.local_ip)
         self._memory = AgentMemory(
             settings.base_dir,
-            self._registry,
             log,
             clock=self._factories.clock,
             new_id=self._factories.new_id,
@@ -141,15 +137,13 @@ class Worker:
             settings.nats,
             agent_id=self._id,
             outbox_dir=base / "outbox",
-            apply=self._apply,
-            on_connected=self._publish_anew,
             staging=settings.staging.enabled,
             log=log,
             port_rest_s=settings.port.rest_s,
             ahead=self._memory.written,
         )
         self._depot = await self._factories.open_depot(settings, log, self._bus.port_rests)
-        self._memory.depot = self._depot
+        self._records = InstanceRecords(self._memory.written, self._registry, self._depot, self._id)
         undo.push_async_callback(self._close_depot)
         self._recovered = await self._depot.recover()
         log.info(
@@ -184,7 +178,7 @@ class Worker:
             self._bus,
             self._own_messages,
             log=log,
-            save=self._memory.save,
+            save=self._records.save,
             clock=clock,
             new_id=new_id,
         )
@@ -193,7 +187,7 @@ class Worker:
             depot=self._depot,
             layers=self._layers,
             registry=self._registry,
-            records=self._memory,
+            records=self._records,
             prober=Prober(self._ip, settings.default_health_check_timeout, self._factories.clock, log),
             local_ip=self._ip,
             starts=asyncio.Semaphore(settings.starts.concurrent),
@@ -202,9 +196,10 @@ class Worker:
             happen=self._keeper.happen,
             wait_passed=self._bus.wait_passed,
             admitted=self._admission.admitted,
-            left_s=self._left_s,
+            left_s=self._deadline.left_s,
         )
         self._lives = Lives(life_parts, self._supervisor)
+        start = Starter(self._keeper, self._lives)
         self._announcer = Announcer(
             settings, self._own_messages, self._bus, self._admission, self._phases, self._probe, log=log
         )
@@ -229,8 +224,21 @@ class Worker:
             self._admission,
             self._phases,
             begin=self._lives.begin_staging,
-            start=self._start,
+            start=start,
             changed=self._memory.save_staging,
+        )
+        self._dispatcher = Dispatcher(start, self._keeper, self._staging_keeper, self._announcer)
+        self._ending = Ending(
+            self._deadline,
+            self._bus,
+            self._announcer,
+            self._keeper,
+            self._staging_keeper,
+            self._lives,
+            self._registry,
+            self._depot,
+            self._supervisor,
+            log,
         )
 
     def _build_surfaces(self) -> None:
@@ -307,19 +315,6 @@ class Worker:
             case Wish.EVACUATE:
                 self._evacuate()
 
-    def _publish_anew(self) -> None:
-        """The bus is connected (again)."""
-        self._announcer.publish_anew()
-
-    # -- commands ----------------------------------------------------------------------------------------------
-
-    def _apply(self, command: c.Command) -> None:
-        carry_out(command, self._start, self._keeper, self._staging_keeper, self._announcer)
-
-    def _start(self, message: StartMessage) -> None:
-        if (instance := self._keeper.start(message)) is not None:
-            self._lives.begin(instance)
-
     # -- the end -----------------------------------------------------------------------------------------------
 
     def _listen_to_signals(self) -> None:
@@ -346,42 +341,12 @@ class Worker:
         if self._leaving.begin_evacuation():
             self._supervisor.start("evacuation", self._leaving.end_when_empty())
 
-    def _left_s(self) -> float:
-        """Of the time until the deadline; endless while nothing ends."""
-        return max(0.0, self._deadline - time.monotonic())
-
-    async def _shut_down(self) -> None:
-        """Everything stops and goes, within the deadline: three quarters for the apps, the rest for the others."""
-        deadline_s = self._settings.shutdown.deadline_s
-        self._deadline = time.monotonic() + deadline_s
-        self._bus.ignore_commands()
-        self._announcer.publish_shutdown()
-        self._staging_keeper.stop_all()
-        for instance in self._registry:
-            if instance.state is not State.CRASHED:
-                self._keeper.stop_one(instance)
-        await wait_for_tasks(self._lives.of_instances() | self._lives.of_stagings(), deadline_s * 0.75)
-        if handles := self._depot.handles():  # past the grace: no more asking
-            self._log.warning("containers_killed_at_deadline", handles=handles)
-            killing = {
-                self._supervisor.start("destroy", self._depot.destroy(one), handle=one) for one in handles
-            }
-            await wait_for_tasks(killing | self._lives.of_instances(), self._left_s())
-            for task in killing:
-                task.cancel()
-        await self._bus.farewell(min(FAREWELL_S, max(0.5, self._left_s())))
-        self._memory.enter(AgentPhase.SERVING)  # what was drained is empty: the next agent begins anew
-
-    async def _let_go(self) -> None:
-        """The lives end, the containers do not."""
-        self._bus.ignore_commands()
-        self._staging_keeper.stop_all()
-        await wait_for_tasks(self._lives.of_stagings(), STAGINGS_END_S)
-        lives = self._lives.of_instances()
-        for life in lives:
-            life.cancel()
-        await asyncio.gather(*lives, return_exceptions=True)
-        await self._bus.farewell(FAREWELL_S)
+    async def _end(self) -> None:
+        if self._phases.now is AgentPhase.DETACHING:
+            await self._ending.let_go()
+            return
+        await self._ending.shut_down(self._settings.shutdown.deadline_s)
+        self._memory.enter(AgentPhase.SERVING)  # a drained host is empty now, so the next agent serves again
 
     def _status(self) -> dict[str, Any]:
         left = self._admission.left()

@@ -48,8 +48,7 @@ SLICE_S = 0.01
 
 
 class Bus:
-    """``apply`` carries out a command at once; ``on_connected`` publishes what is true now; ``ahead`` is written before anything is
-    published that follows from it."""
+    """``ahead``: the records that are written before a message leaves that follows from them."""
 
     def __init__(
         self,
@@ -57,8 +56,6 @@ class Bus:
         *,
         agent_id: str,
         outbox_dir: Path,
-        apply: Callable[[c.Command], None],
-        on_connected: Callable[[], None],
         staging: bool,
         log: Log,
         ahead: WriteAhead | None = None,
@@ -68,8 +65,6 @@ class Bus:
         self._settings = settings
         self._name = f"garrison-{agent_id}"
         self._inbound = {one.subject: one for one in inbound(agent_id) if staging or not one.staging}
-        self._apply = apply
-        self._on_connected = on_connected
         self._log = log
         self._outbox = Outbox(outbox_dir)
         for damaged in self._outbox.damaged:
@@ -242,16 +237,20 @@ class Bus:
 
     # -- the connection ----------------------------------------------------------------------------------------
 
-    async def run(self) -> None:
-        """For a TaskGroup: for ever."""
+    async def run(self, apply: Callable[[c.Command], None], on_connected: Callable[[], None]) -> None:
+        """Runs until it is cancelled.
+
+        ``apply`` carries out a command and does not wait. ``on_connected`` is called after each connect and publishes the present
+        state.
+        """
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._dispatch(), name="bus-dispatch")
-            group.create_task(self._connect_for_ever(), name="bus-connect")
+            group.create_task(self._dispatch(apply), name="bus-dispatch")
+            group.create_task(self._connect_for_ever(on_connected), name="bus-connect")
             group.create_task(self._sender.writer.run(), name="bus-write")
             group.create_task(self._sender.run(), name="bus-send")
             group.create_task(self._sender.writer.sync(), name="bus-sync")
 
-    async def _connect_for_ever(self) -> None:
+    async def _connect_for_ever(self, on_connected: Callable[[], None]) -> None:
         servers = random.sample(self._settings.servers, k=len(self._settings.servers))
         while not self._leaving:
             for server in servers:
@@ -264,19 +263,19 @@ class Bus:
                 except BusError as e:
                     self._note_unreachable(credentials.address(server).url, str(e))
                 else:
-                    await self._live(connection)
+                    await self._live(connection, on_connected)
             self._away.set()
             is_quick = time.monotonic() - self._lost_at_s < QUICK_RETRIES_S
             await asyncio.sleep(random.uniform(0.1, 0.4) if is_quick else random.uniform(0.5, 2.0))
 
-    async def _live(self, connection: Connection) -> None:
+    async def _live(self, connection: Connection, on_connected: Callable[[], None]) -> None:
         prefix = connection.new_inbox()
         self._greet_inbox = f"{prefix}.greet"
         try:
             for subject in (*self._inbound, f"{prefix}.>"):
                 await connection.subscribe(subject, self._not_handed_over)
             await connection.barrier()
-            self._begin(connection, prefix)
+            self._begin(connection, prefix, on_connected)
             await self._watch(connection)
         except BusError as e:
             self._log.warning("bus_broken", server=connection.server, error=str(e))
@@ -284,7 +283,7 @@ class Bus:
             self._end()
             await connection.close()
 
-    def _begin(self, connection: Connection, inbox_prefix: str) -> None:
+    def _begin(self, connection: Connection, inbox_prefix: str, on_connected: Callable[[], None]) -> None:
         """Publish kept events, unregisters, what is true now, and a greeting that routers answer."""
         self._connection = connection
         self._unreachable.clear()
@@ -293,7 +292,7 @@ class Bus:
         self._log.info("bus_connected", server=connection.server)
         self._sender.connected(connection, inbox_prefix)
         self.repeat_unregisters()
-        self._on_connected()
+        on_connected()
         self._sender.publish(UnstoredMessage(GREET, b"{}", self._greet_inbox))
 
     async def _watch(self, connection: Connection) -> None:
@@ -339,25 +338,25 @@ class Bus:
         """A future nats-py that makes its messages another way would end here; nothing may be lost silently."""
         self._log.error("bus_message_not_handed_over", subject=subject)
 
-    async def _dispatch(self) -> None:
+    async def _dispatch(self, apply: Callable[[c.Command], None]) -> None:
         """In wire order. A burst is taken in slices, so that timers and what it has begun have their turn between."""
         while True:
             slice_ends_s = time.monotonic() + SLICE_S
             while self._arrived:
-                self._take(self._arrived.popleft())
+                self._take(self._arrived.popleft(), apply)
                 if time.monotonic() > slice_ends_s:
                     await asyncio.sleep(0)
                     slice_ends_s = time.monotonic() + SLICE_S
             self._wake_dispatcher.clear()
             await self._wake_dispatcher.wait()
 
-    def _take(self, arrived: Arrived) -> None:
+    def _take(self, arrived: Arrived, apply: Callable[[c.Command], None]) -> None:
         what = self._inbound.get("router.start" if arrived.subject == self._greet_inbox else arrived.subject)
         if what is None or (self._ignoring and not what.staging):
             return
         try:
             command = what.make(arrived.payload, arrived.reply)
-            self._apply(c.when_leaving(command) if self._ignoring else command)
+            apply(c.when_leaving(command) if self._ignoring else command)
         except m.MessageError as e:
             self._log.warning("bus_message_refused", subject=what.subject, error=str(e))
         except Exception:  # the outermost frame of a message: it costs itself only

@@ -1,4 +1,4 @@
-"""What this agent remembers: its id and phase, its instances with a copy beside each container, its stagings."""
+"""What this agent remembers of itself (its id and phase) and of its stagings. Its instances: instances.py beside this file."""
 
 from __future__ import annotations
 
@@ -7,19 +7,14 @@ import secrets
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
-from agent.depot import AgentDepot
-from agent.instances.instance import Instance
-from agent.instances.registry import Registry
 from agent.logs import Log
 from agent.memory import records
 from agent.memory.ahead import RETRY_S, Memory
 from agent.memory.records import Head, SavedStaging
-from agent.memory.store import HEAD, INSTANCES, STAGINGS, RecordStore, staging_name
+from agent.memory.store import HEAD, STAGINGS, RecordStore, staging_name
 from agent.phases import AgentPhase
-from container import UnknownHandle, WrongState
 
 
 class AgentMemory:
@@ -28,14 +23,12 @@ class AgentMemory:
     def __init__(
         self,
         base_dir: Path,
-        registry: Registry,
         log: Log,
         *,
         clock: Callable[[], float] = time.time,
         new_id: Callable[[int], str] = secrets.token_hex,
     ) -> None:
         self._clock = clock
-        self._registry = registry
         self._log = log
         self._store = RecordStore(base_dir / "db", base_dir / "agent.id")
         self.written = Memory(self._store, log)
@@ -47,7 +40,6 @@ class AgentMemory:
             log.info("agent_new")
             self.found.head = Head(agent_id=str(uuid.UUID(hex=new_id(16), version=4)))
         self._head = self.found.head
-        self.depot: AgentDepot
 
     @property
     def agent_id(self) -> str:
@@ -87,27 +79,6 @@ class AgentMemory:
 
     def _keep_head(self) -> None:
         self.written.keep(HEAD, "agent", lambda: records.encode(self._head))
-
-    # -- instances ---------------------------------------------------------------------------------------------
-
-    def save(self, instance: Instance) -> None:
-        """It has changed."""
-
-        def compose() -> bytes | None:
-            return self.record(instance) if self._registry.find(instance.id) is instance else None
-
-        self.written.keep(INSTANCES, instance.record, compose, after=lambda data: self._copy(instance, data))
-
-    def record(self, instance: Instance) -> bytes:
-        return records.encode(records.save_instance(instance, self.agent_id))
-
-    def _copy(self, instance: Instance, data: bytes) -> None:
-        """Beside its container, from which the record can be made again."""
-        with suppress(UnknownHandle, WrongState):  # it is gone, or going
-            self.depot.find(instance.handle or "").keep_record(data)
-
-    async def wait_written(self) -> None:
-        await self.written.wait_written(self.written.generation)
 
     # -- stagings ----------------------------------------------------------------------------------------------
 

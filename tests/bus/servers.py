@@ -321,8 +321,6 @@ class Host:
             settings,
             agent_id="host1",
             outbox_dir=outbox_dir,
-            apply=lambda command: self.apply(command),
-            on_connected=self._on_connected,
             staging=True,
             log=structlog.wrap_logger(
                 None, processors=[self._note], wrapper_class=structlog.make_filtering_bound_logger(0)
@@ -343,7 +341,8 @@ class Host:
         return [line for line in self.lines if line["event"] == event]
 
     def run(self) -> None:
-        self._task = asyncio.create_task(self.bus.run(), name="bus")
+        running = self.bus.run(lambda command: self.apply(command), self._on_connected)
+        self._task = asyncio.create_task(running, name="bus")
 
     async def run_until_connected(self) -> None:
         self.run()

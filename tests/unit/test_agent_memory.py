@@ -18,6 +18,7 @@ from agent.instances.instance import Exit, Instance, State
 from agent.instances.registry import Registry
 from agent.memory import agent as agent_memory
 from agent.memory import records
+from agent.memory.instances import InstanceRecords
 from agent.memory.records import (
     FORMAT,
     Head,
@@ -283,12 +284,12 @@ async def test_the_one_file_stands_until_all_of_it_is_written_anew_and_no_longer
     (tmp_path / "db/agent.json").write_bytes((old_release.FIXTURES / "agent.json").read_bytes())
     (tmp_path / "db/instances").write_text("in the way")
     registry = Registry()
-    memory = agent_memory.AgentMemory(tmp_path, registry, LOG)
-    memory.depot = NO_DEPOT
+    memory = agent_memory.AgentMemory(tmp_path, LOG)
+    instance_records = InstanceRecords(memory.written, registry, NO_DEPOT, memory.agent_id)
     for one in memory.found.instances.values():
         instance = records.load_instance(one)
         registry.add(instance)
-        memory.save(instance)
+        instance_records.save(instance)
     assert not await memory.take_possession()
     assert isinstance(head_in(tmp_path), OneFile)
 
