@@ -12,7 +12,9 @@ The requests to an agent's control socket (HTTP over `base_dir/agent.sock`):
     GET  /v1/instances[?after=N&wait_s=S]
                                         a list of {instance, app (guid), name, index, state, handle or null}
     GET  /v1/apps/GUID/logs[?follow=1]  a line of JSON each: {at (epoch, s; null: unknown), index, stream, data, gap_bytes?}
-    GET  /v1/staging/TASK/log?follow=1  the same for a staging: {data}; 404 before it begins, and some time after its end
+    GET  /v1/staging/TASK/log[?wait_s=S]
+                                        the same for a staging: {stream, data, gap_bytes?}. One that has not begun is waited
+                                        for, S seconds (at most 30); then, and some time after its end, the answer is 404
     GET  /v1/instances/ID/listening     {port, listening: [{address, port}]}: its port inside the container, and the
                                         sockets on which the app listens
     GET  /v1/instances/ID/logs          the same lines, of one instance

@@ -12,6 +12,8 @@ from agent.cli import reach, ui
 
 INDENT = " " * 12
 LOG_APPEARS_S = 15.0
+#: One request waits so long for the staging to begin. A push that the agent has refused is reported at most so much later.
+WAIT_S = 0.5
 LAST_LINES = 10  # of the output, shown when a quiet push fails
 
 
@@ -74,19 +76,22 @@ class LiveOutput(threading.Thread):
         while True:
             last_try = self._over.is_set() or time.monotonic() > deadline
             try:
-                for event in self._agent.lines("GET", f"/v1/staging/{self._task_id}/log", follow="1"):
+                # The controller reports the task before the agent has received it.
+                wait_s = 0.0 if last_try else WAIT_S
+                for event in self._agent.lines("GET", f"/v1/staging/{self._task_id}/log", wait_s=f"{wait_s}"):
                     self._show(event)
                 return
             except reach.Refusal as refusal:
-                # The controller reports the task before the agent has received it, and nothing reports its arrival: poll.
                 if refusal.http_status != 404 or last_try:
                     return
-                self._over.wait(0.05)
             except (ui.Failure, OSError, ValueError, http.client.HTTPException) as lost:
                 ui.report(f"{INDENT}(no more output here: {lost}; the staging continues)")
                 return
 
     def _show(self, event: dict[str, Any]) -> None:
+        if event.get("gap_bytes"):
+            self._print_rest()
+            self._print(f"({ui.size(event['gap_bytes'])} are no longer kept)".encode())
         data = self._rest + reach.event_bytes(event)
         *lines, self._rest = data.split(b"\n")
         for line in lines:
@@ -102,6 +107,10 @@ class LiveOutput(threading.Thread):
     def finish(self) -> None:
         self._over.set()
         self.join(3)
+        self._print_rest()
+
+    def _print_rest(self) -> None:
+        """The beginning of a line whose end will not come."""
         if self._rest:
             self._print(self._rest)
             self._rest = b""

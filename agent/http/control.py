@@ -171,10 +171,13 @@ class Control:
         return await stream_output(request, source, first=failure, follow=follow)
 
     async def _get_staging_log(self, request: web.Request) -> web.StreamResponse:
-        task = self._stagings.find(request.match_info["task"])
+        try:
+            wait_s = long_poll.wait_s_from_query(request.query)
+        except ValueError as e:
+            return web.json_response({"error": str(e)}, status=400)
+        task = await self._stagings.wait_for(request.match_info["task"], wait_s)
         if task is None:
             return web.json_response({"error": "no such staging"}, status=404)
-
         return await stream_output(request, task.output, follow=True)
 
     async def _get_listening(self, request: web.Request) -> web.Response:

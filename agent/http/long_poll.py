@@ -33,8 +33,17 @@ def from_query(query: Mapping[str, str]) -> LongPoll | None:
         return None
     if after is None or not re.fullmatch(r"[0-9]{1,18}", after):
         raise ValueError(f"after: expected the number of an answer's {HEADER}, got {after!r}")
-    if wait_s is None or not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", wait_s):
-        raise ValueError(f"wait_s: expected seconds, got {wait_s!r}")
-    if float(wait_s) > LONGEST_WAIT_S:
-        raise ValueError(f"wait_s: expected at most {LONGEST_WAIT_S:.0f}, got {wait_s}")
-    return LongPoll(int(after), float(wait_s))
+    return LongPoll(int(after), _seconds(wait_s))
+
+
+def wait_s_from_query(query: Mapping[str, str]) -> float:
+    """For a request that waits until what it names is there. 0: the key is missing. ValueError: a value that cannot be."""
+    return _seconds(query["wait_s"]) if "wait_s" in query else 0.0
+
+
+def _seconds(text: str | None) -> float:
+    if text is None or not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text):
+        raise ValueError(f"wait_s: expected seconds, got {text!r}")
+    if float(text) > LONGEST_WAIT_S:
+        raise ValueError(f"wait_s: expected at most {LONGEST_WAIT_S:.0f}, got {text}")
+    return float(text)

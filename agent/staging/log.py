@@ -23,13 +23,16 @@ class StagingLog:
         self._grown = asyncio.Event()
         self.closed = False
 
-    def add(self, data: bytes, stream: str = "stdout") -> None:
-        """Output of a program. Past the limit it stays in the buildpack's spool only, and a line counts what is left out."""
+    def add(self, data: bytes, stream: str = "stdout", *, gap_bytes: int = 0) -> None:
+        """Output of a program. Past the limit it stays in the buildpack's spool only, and a line counts what is left out.
+
+        ``gap_bytes``: how much before it the spool has dropped.
+        """
         if self._left_out or self._bytes + len(data) > LIMIT_BYTES:
-            self._left_out += len(data)
+            self._left_out += gap_bytes + len(data)
             return
         self._bytes += len(data)
-        self._append(data, stream)
+        self._append(data, stream, gap_bytes)
 
     def say(self, line: str, stream: str = "stdout") -> None:
         """A line of the agent's own: it is kept also past the limit for programs."""
@@ -39,9 +42,10 @@ class StagingLog:
             self._left_out = 0
         self._append(f"{line}\n".encode(), stream)
 
-    def _append(self, data: bytes, stream: str) -> None:
-        self._chunks.append(OutputChunk(stream, data, self._clock(), self._ends[stream]))
-        self._ends[stream] += len(data)
+    def _append(self, data: bytes, stream: str, gap_bytes: int = 0) -> None:
+        begins = self._ends[stream] + gap_bytes
+        self._chunks.append(OutputChunk(stream, data, self._clock(), begins, gap_bytes))
+        self._ends[stream] = begins + len(data)
         self._wake()
 
     def close(self) -> None:

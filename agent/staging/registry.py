@@ -5,6 +5,7 @@ Data only. What happens to a staging is in keeper.py, what is published of it in
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable
 from typing import Final
@@ -25,6 +26,7 @@ class StagingRegistry:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._runs: list[StagingRun] = []
+        self._added = asyncio.Event()
         self._ended: deque[StagingTask] = deque(maxlen=ENDED_KEPT)
         self._failures: dict[str, OutputChunk] = {}
 
@@ -34,6 +36,8 @@ class StagingRegistry:
     def add(self, run: StagingRun) -> None:
         """It begins."""
         self._runs.append(run)
+        self._added.set()
+        self._added = asyncio.Event()
 
     def remove(self, run: StagingRun) -> None:
         """It has ended, with its container; its output can be read for a while."""
@@ -52,6 +56,16 @@ class StagingRegistry:
         """The newest one of that id, under way or ended."""
         tasks = (*self._ended, *(run.task for run in self._runs))
         return next((one for one in reversed(tasks) if one.message.task_id == task_id), None)
+
+    async def wait_for(self, task_id: str, timeout_s: float) -> StagingTask | None:
+        """As `find`, and waits for a staging that has not begun yet. None: it has not begun within ``timeout_s``."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while (task := self.find(task_id)) is None:
+                    await self._added.wait()
+                return task
+        except TimeoutError:
+            return None
 
     def note_failure(self, app_id: str, line: str) -> None:
         """``line`` replaces what an earlier staging of the app left."""

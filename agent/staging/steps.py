@@ -181,7 +181,7 @@ class Steps:
             raise StagingFailed(FAILED, "BuildpackCompileFailed", f"{program}: {e}") from e
         self._log.info("buildpack_begun", program=program)
         async for chunk in job.stream(None):
-            self._output.add(chunk.data, chunk.stream)
+            self._output.add(chunk.data, chunk.stream, gap_bytes=chunk.gap_bytes)
         status = await job.wait()
         self._log.info("buildpack_ended", program=program, status=status.number)
         if not status.ok:

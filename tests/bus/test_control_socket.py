@@ -28,6 +28,8 @@ ASKED: tuple[tuple[bytes, set[int]], ...] = (
     (b"GET /v1/instances/%00/logs HTTP/1.1\r\nHost: a\r\n\r\n", {404, 400}),
     (b"GET /v1/instances/%ff%fe/logs HTTP/1.1\r\nHost: a\r\n\r\n", {404, 400}),
     (b"GET /v1/staging/../log HTTP/1.1\r\nHost: a\r\n\r\n", {404}),
+    (b"GET /v1/staging/t/log?wait_s=1e9 HTTP/1.1\r\nHost: a\r\n\r\n", {400}),
+    (b"GET /v1/staging/t/log?wait_s=0.01 HTTP/1.1\r\nHost: a\r\n\r\n", {404}),
     (b"GET /v1/apps/%2e%2e%2f/logs HTTP/1.1\r\nHost: a\r\n\r\n", {200}),  # no such app: nothing to tell
     (b"POST /v1/instances/nobody/shell HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n", {404}),
     (b"GET /v1/instances?after=x&wait_s=1 HTTP/1.1\r\nHost: a\r\n\r\n", {400}),

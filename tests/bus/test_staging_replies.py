@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import json
 import signal
 import tarfile
+import uuid
 from typing import Any
 
 import pytest
@@ -142,6 +144,19 @@ async def test_the_output_of_a_staging_can_be_read_while_it_goes_on(desk: Desk, 
     said = await live_output(host, staging.task_id)
     assert said.index(b"-----> Downloaded app package") < said.index(b"early") < said.index(b"late")
     assert said.index(b"late") < said.index(b"-----> Uploading droplet")
+
+
+async def test_the_output_can_be_asked_for_before_the_staging_begins(desk: Desk, host: Host) -> None:
+    """A controller reports the task to its client before the host has received it."""
+    pack = desk.pack("waited", buildpack(compile="echo compiled"))
+    task_id = str(uuid.uuid4())
+    asked = asyncio.create_task(host.control_lines(f"/v1/staging/{task_id}/log?wait_s=30"))
+    await asyncio.sleep(0.3)
+    assert not asked.done()
+    staging = await desk.stage(pack, task_id=task_id)
+    lines = await asyncio.wait_for(asked, 60)
+    assert "compiled\n" in [line["data"] for line in lines]
+    await staging.reply(2)
 
 
 async def test_the_original_message_is_understood(desk: Desk, host: Host) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.http.long_poll import LongPoll, from_query
+from agent.http.long_poll import LongPoll, from_query, wait_s_from_query
 
 pytestmark = pytest.mark.unit
 
@@ -47,3 +47,12 @@ def test_what_cannot_be_is_refused(query: dict[str, str]) -> None:
     """The message names the key."""
     with pytest.raises(ValueError, match=r"^(after|wait_s): expected "):
         from_query(query)
+
+
+def test_a_wait_for_something_named_has_the_same_bounds() -> None:
+    """Without the key there is no wait."""
+    assert wait_s_from_query({"follow": "1"}) == 0
+    assert wait_s_from_query({"wait_s": "30"}) == 30
+    for text in ("30.1", "-1", "nan", ""):
+        with pytest.raises(ValueError, match=r"^wait_s: expected "):
+            wait_s_from_query({"wait_s": text})

@@ -34,3 +34,24 @@ async def test_our_own_lines_stand_behind_any_output() -> None:
     ]
     assert said[-1][0] == "sys"
     assert sum(len(data) for _, data in said) < LIMIT_BYTES + 200
+
+
+async def test_what_the_spool_dropped_is_reported_before_what_follows_it() -> None:
+    """A buildpack may write faster than its output is read; offsets count what is missing."""
+    log = StagingLog(lambda: 1.0)
+    log.add(b"abc")
+    log.add(b"xyz", gap_bytes=1000)
+    log.add(b"!")
+    log.close()
+
+    chunks: list[OutputChunk] = []
+
+    async def take(chunk: OutputChunk) -> None:
+        chunks.append(chunk)
+
+    await log.read(take, follow=True)
+    assert [(chunk.data, chunk.offset, chunk.gap_bytes) for chunk in chunks] == [
+        (b"abc", 0, 0),
+        (b"xyz", 1003, 1000),
+        (b"!", 1006, 0),
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,6 +46,21 @@ def test_a_staging_can_be_found_until_others_have_ended_after_it() -> None:
     assert len(registry) == 0
     assert registry.find("t0") is None, "the oldest has gone"
     assert registry.find("t1") is runs[1].task
+
+
+async def test_a_staging_that_has_not_begun_is_waited_for() -> None:
+    """Another one that begins meanwhile does not end the wait, and the time does."""
+    registry = StagingRegistry(lambda: 1.0)
+    assert await registry.wait_for("t", 0.0) is None
+    waiting = asyncio.create_task(registry.wait_for("t", 30.0))
+    await asyncio.sleep(0)
+    registry.add(run_of("other"))
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    run = run_of("t")
+    registry.add(run)
+    assert await asyncio.wait_for(waiting, 5) is run.task
+    assert await registry.wait_for("t", 0.0) is run.task
 
 
 def test_of_one_id_the_newest_is_found() -> None:
