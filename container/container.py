@@ -191,6 +191,7 @@ class Container:
         cgroup, disk = self._parts.cgroup, self._parts.disk
         assert cgroup is not None
         usage = disk.usage() if disk is not None else None
+        user_ns, system_ns = cgroup.cpu_user_system_ns()
         return Info(
             state=self.state,
             events=self.events.kinds,
@@ -200,6 +201,8 @@ class Container:
             memory_stat=cgroup.memory_stat(),
             oom_kills=cgroup.oom_kills(),
             cpu_ns=cgroup.cpu_ns(),
+            cpu_user_ns=user_ns,
+            cpu_system_ns=system_ns,
             pids=cgroup.pids(),
             disk_bytes=usage.bytes if usage is not None else 0,
             disk_inodes=usage.inodes if usage is not None else 0,

@@ -86,6 +86,8 @@ class Info:
     memory_stat: Mapping[str, int]
     oom_kills: int
     cpu_ns: int
+    cpu_user_ns: int
+    cpu_system_ns: int
     pids: int
     disk_bytes: int
     disk_inodes: int

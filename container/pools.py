@@ -152,6 +152,14 @@ def address_leases(pool_network: str) -> list[AddressLease]:
     return [AddressLease.of(subnet) for subnet in network.subnets(new_prefix=30)]
 
 
+def has_address(address: str | None) -> Callable[[AddressLease], bool]:
+    """A predicate for `LeasePool.take`: the lease of the /30 around ``address``; None: any lease. ValueError: it is no address."""
+    if address is None:
+        return lambda _: True
+    wanted = str(ipaddress.IPv4Network(f"{address}/30", strict=False))
+    return lambda lease: lease.network == wanted
+
+
 def id_leases(first: int, count: int) -> list[IdLease]:
     """``count`` ranges of 65,536 ids from ``first``. ValueError: beyond the kernel's ids."""
     last = first + count * IDS_PER_CONTAINER - 1

@@ -23,7 +23,7 @@ from container.errors import ContainerError
 from container.files import open_home
 from container.parts import Parts
 from container.plan import LaunchFacts, make_plan
-from container.pools import IdLease
+from container.pools import IdLease, has_address
 from container.shared import Shared
 from container.snapshot import Phase, Snapshot
 from container.wshd import RECOVERY_TIMEOUT_S, Wshd, WshdSilent
@@ -61,7 +61,7 @@ class Leases(Rung):
         shared, spec = build.shared, build.wanted
         ids = shared.ids.take()
         try:
-            lease = shared.addresses.take() if spec.network else None
+            lease = shared.addresses.take(has_address(spec.address)) if spec.network else None
         except BaseException:
             shared.ids.give_back(ids)
             raise

@@ -182,8 +182,8 @@ class ContainerSpec:
     """A container to be made.
 
     ``layers`` are the lowers of the root overlay, topmost first; ``home_layers`` those of the second overlay
-    at /home/vcap (the stack's own home directory is added below them). ``properties`` are opaque and are
-    kept.
+    at /home/vcap (the stack's own home directory is added below them). ``address``: any address of the /30 that it gets;
+    None: the one that has rested longest. ``properties`` are opaque and are kept.
     """
 
     layers: tuple[Path, ...]
@@ -195,6 +195,7 @@ class ContainerSpec:
     ports: tuple[PortMapping, ...] = ()
     egress: tuple[EgressRule, ...] = ()
     network: bool = True
+    address: str | None = None
     shm_bytes: int = 64 * MIB
     properties: Mapping[str, str] = field(default_factory=dict)
 
@@ -210,8 +211,10 @@ class ContainerSpec:
             raise SpecError("handle", f"expected 1 to 63 of [A-Za-z0-9_.-], got {self.handle!r}")
         if self.hostname is not None and not _HOSTNAME.match(self.hostname):
             raise SpecError("hostname", f"expected a host name, got {self.hostname!r}")
-        if not self.network and (self.ports or self.egress):
-            raise SpecError("network", "ports and egress rules need a network")
+        if not self.network and (self.ports or self.egress or self.address):
+            raise SpecError("network", "ports, egress rules and an address need a network")
+        if self.address is not None:
+            parse_network(f"{self.address}/30")
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +231,7 @@ class JobSpec:
 
     ``env``: ``NAME=VALUE`` words; the job has these and no others, but for a `DEFAULT_PATH` where there is no PATH.
     ``user``: the number inside of its user and group, 0 to `MAX_USER` - 1. ``rlimits``: name in small letters
-    (``nofile``, ``nproc``, ...) to value, soft and hard. ``job_id`` None: a number is given.
+    (``nofile``, ``nproc``, ...) to value, soft and hard; `resource.RLIM_INFINITY`: no limit. ``job_id`` None: a number is given.
     """
 
     argv: tuple[str, ...]

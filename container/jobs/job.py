@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from resource import RLIM_INFINITY
 
 from container.aio import FileWatcher
 from container.jobs.records import LOST, ExitStatus, JobRecord, parse_record
@@ -26,7 +27,9 @@ def spawn_keys(spec: JobSpec, io: str, fds: tuple[str, ...]) -> list[tuple[str, 
     keys = [("arg", word) for word in spec.argv]
     keys += [("env", word) for word in spec.environment]
     keys += [("uid", uid), ("gid", uid), ("cwd", spec.cwd), ("umask", f"{spec.umask:o}")]
-    keys += [("rlimit", f"{name}:{value}:{value}") for name, value in spec.rlimits.items()]
+    for name, value in spec.rlimits.items():
+        word = "infinity" if value == RLIM_INFINITY else str(value)
+        keys.append(("rlimit", f"{name}:{word}:{word}"))
     keys.append(("io", io))
     keys += [("fd", name) for name in fds]
     if io == "spool" and spec.output.limit_bytes is not None:
