@@ -31,6 +31,7 @@ COMMANDS = {
     "config": ("agent.cli.config", "Check or show a configuration file"),
     "run": ("agent.cli.run", "The host agent, for a platform that has its own controller"),
     "detach": ("agent.cli.detach", "Stop the agent and leave the apps running"),
+    "warden": ("agent.cli.warden", "The container manager alone, with Warden's protocol"),
     "completion": ("agent.cli.completion", "Completion for bash, zsh or fish"),
 }
 NEWCOMER = ("up", "push", "apps", "logs", "shell")
