@@ -1,7 +1,10 @@
-"""config.yml as one frozen value. A setting is one row: key, type, default, check; its meaning stands in config.yml.
+"""Reads the configuration file into one frozen value. Each setting is one line here: key, type, default, range.
 
-Keys follow the DEA's and Warden's where those have one (config.yml), as nested sections. Whatever is wrong is
-told with its key path and line, all of it at once; a misspelt key gets the nearest right one.
+config.yml documents every setting. Keys and sections are named as in the DEA and Warden, where those have the setting. All
+errors of a file are reported at once, each with its key path and line, so that an operator needs one round to fix them.
+
+The modules beside this one: config_file.py parses and converts, config_rules.py checks values against each other,
+config_host.py checks what the file names on this host, config_original.py knows settings that only the DEA has.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from agent.config_file import ConfigError
 from container.defaults import CGROUP_PARENT, POOL_NETWORK
 
 Positive = Annotated[int, Meta(gt=0, le=1 << 40)]
-Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]  # a year; not `.inf`
+Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]  # at most a year; the bound also excludes `.inf`
 Wait = Annotated[float, Meta(ge=0, le=31_536_000)]
 Share = Annotated[float, Meta(gt=0, le=1)]
 Port = Annotated[int, Meta(ge=1, le=65535)]
@@ -26,7 +29,7 @@ Text = Annotated[str, Meta(min_length=1)]
 
 
 class ConfigErrors(Exception):
-    """Everything that is wrong with a file."""
+    """All errors of a file, one a line: file, line, key path, message."""
 
     def __init__(self, path: Path, errors: tuple[ConfigError, ...]) -> None:
         super().__init__("\n".join(f"{path}:{one.line}  {one.key_path}: {one.message}" for one in errors))
@@ -35,7 +38,7 @@ class ConfigErrors(Exception):
 
 
 class _Section(Struct, frozen=True):
-    """Unknown keys are left to `config_file.unknown_keys`, which has the nearest name for each."""
+    """It ignores unknown keys; `config_file.unknown_keys` reports them, with a suggestion for each."""
 
 
 class TlsSettings(_Section, frozen=True):
@@ -150,7 +153,7 @@ class DownloadSettings(_Section, frozen=True):
 
 
 class Settings(_Section, frozen=True):
-    """The whole file. Section names are the keys."""
+    """The whole file. A field that is a section has the section's key as its name."""
 
     base_dir: Path
     index: Annotated[int, Meta(ge=0)] = 0
@@ -184,10 +187,11 @@ class Settings(_Section, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class ReadConfig:
-    """What a file leads to.
+    """The result of reading a file.
 
-    ``errors``: it is refused. ``doubts``: values that contradict each other, and what this host has not; the check refuses
-    them, an agent begins all the same: one that was updated must not leave its apps alone. ``notes``: what has no effect.
+    ``errors``: the file is refused. ``doubts``: values that contradict each other, or name something that this host lacks.
+    `garrison config check` refuses them. The agent starts in spite of them: an updated agent that checks more than the former
+    one must not leave its apps without an agent. ``notes``: settings without effect.
     """
 
     settings: Settings | None
@@ -197,7 +201,7 @@ class ReadConfig:
 
 
 def load(path: Path) -> Settings:
-    """The settings of a file. ConfigErrors: what is wrong, all of it. OSError: it cannot be read."""
+    """The settings of a file. ConfigErrors: the file has errors; it holds all of them. OSError: the file cannot be read."""
     found = read(path)
     if found.errors or found.settings is None:
         raise ConfigErrors(path, found.errors)
@@ -205,17 +209,17 @@ def load(path: Path) -> Settings:
 
 
 def check(path: Path) -> tuple[ConfigError, ...]:
-    """What is wrong with a file, by itself; empty: nothing."""
+    """The errors and doubts of a file, without a look at this host. OSError: the file cannot be read."""
     found = read(path)
     return found.errors + found.doubts
 
 
 def read(path: Path, *, on_this_host: bool = False) -> ReadConfig:
-    """``on_this_host``: what it names and this host has not is doubtful. OSError: it cannot be read."""
+    """Read and check a file. ``on_this_host``: also look for what it names on this host. OSError: the file cannot be read."""
     try:
         text = config_file.parse(path.read_text())
     except UnicodeDecodeError:
-        return ReadConfig(None, (ConfigError("", "no YAML: not in UTF-8"),))
+        return ReadConfig(None, (ConfigError("", "expected YAML in UTF-8, got other bytes"),))
     except config_file.UnreadableConfig as e:
         return ReadConfig(None, (ConfigError("", str(e), e.line),))
     settings, wrong = config_file.convert(text.values, Settings)

@@ -1,6 +1,7 @@
-"""A configuration file as text: where each key stands, keys that stand there twice, and what has a wrong type.
+"""Parses a configuration file: its values, the line of each key, duplicate keys, unknown keys, values of a wrong type.
 
-Nothing here prints a secret: a value is shown only where it is a plain one of a key that holds none.
+No message contains a secret. A value is shown only if it is a scalar and its key is not named like a secret (`SECRETS`). A
+parser's message is cut before any text of the file.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from msgspec import Struct
 T = TypeVar("T", bound=Struct)
 SECRETS = ("password", "token", "secret", "nkey", "seed")
 _SHOWN_CHARACTERS = 80
-_WORDS = {"object": "mapping", "array": "list"}  # msgspec's, and YAML's
+_WORDS = {"object": "mapping", "array": "list"}  # msgspec's names of types, and YAML's
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigError:
-    """``line`` is 0 where there is none (a missing key)."""
+    """``line`` counts from 1; 0: the error belongs to no line, such as a missing key."""
 
     key_path: str
     message: str
@@ -33,7 +34,7 @@ class ConfigError:
 
 
 class UnreadableConfig(Exception):
-    """No YAML, or none that can be read."""
+    """The text is not YAML, or YAML that is not supported."""
 
     def __init__(self, message: str, line: int = 0) -> None:
         super().__init__(message)
@@ -42,14 +43,14 @@ class UnreadableConfig(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A file's values, the line of each key path, and what stands there twice."""
+    """The values of a file, the line of each key path, and an error for each duplicate key."""
 
     values: dict[Any, Any]
     lines: Mapping[str, int]
     doubled: tuple[ConfigError, ...]
 
     def place(self, error: ConfigError) -> ConfigError:
-        """The error with its line: that of its key, or of the nearest above."""
+        """The error with the line of its key, or of the nearest enclosing key that the file has."""
         if error.line:
             return error
         path = error.key_path
@@ -59,7 +60,8 @@ class Text:
 
 
 def parse(text: str) -> Text:
-    """Unreadable: why. The text of a value is in no message: YAML takes `*secret` for an alias, `!secret` for a tag."""
+    """UnreadableConfig: the reason, without any text of the file. YAML reads a password that begins with `*` or `!` as an
+    alias or a tag, and the parser's own message would repeat it."""
     try:
         node = yaml.compose(text, Loader=yaml.CSafeLoader)
         values = yaml.load(text, Loader=yaml.CSafeLoader)
@@ -67,15 +69,17 @@ def parse(text: str) -> Text:
         doubled = tuple(_walk(node, "", lines))
     except yaml.constructor.ConstructorError as e:
         raise UnreadableConfig(
-            "a value that YAML cannot make (a tag, or a key that is none)", _line(e)
+            "expected plain values, got a tag, or a key that is a list or a mapping", _line(e)
         ) from None
     except yaml.YAMLError as e:
         problem = re.sub(r"(alias|anchor|tag) .*", r"\1", str(getattr(e, "problem", None) or "unreadable"))
-        raise UnreadableConfig(f"no YAML: {problem}", _line(e)) from None
+        raise UnreadableConfig(f"invalid YAML: {problem}", _line(e)) from None
     except RecursionError:
-        raise UnreadableConfig("nested too deep, or into itself") from None
+        raise UnreadableConfig("nested too deeply, or an alias contains itself") from None
     except (ValueError, OverflowError):
-        raise UnreadableConfig("a value that YAML takes for a date or a number, and that is none") from None
+        raise UnreadableConfig(
+            "a value looks like a date or a number and is not a valid one; put a text into quotes"
+        ) from None
     if not isinstance(values, dict):
         raise UnreadableConfig("expected a mapping of sections")
     return Text(values, lines, doubled)
@@ -93,7 +97,7 @@ def _walk(node: Any, path: str, lines: dict[str, int]) -> Iterator[ConfigError]:
             name, line = str(key.value), key.start_mark.line + 1
             below = f"{path}.{name}" if path else name
             if name in seen:
-                yield ConfigError(below, f"stands there twice, first in line {seen[name]}", line)
+                yield ConfigError(below, f"duplicate key, first in line {seen[name]}", line)
             seen.setdefault(name, line)
             lines[below] = line
             yield from _walk(value, below, lines)
@@ -107,7 +111,7 @@ def _walk(node: Any, path: str, lines: dict[str, int]) -> Iterator[ConfigError]:
 
 
 def section_of(kind: Any) -> type[Struct] | None:
-    """The section that a field's type holds, also within a tuple or an optional."""
+    """The section class of a field's type, also inside a tuple or an optional. None: the field is not a section."""
     for one in (kind, *get_args(kind)):
         if isinstance(one, type) and issubclass(one, Struct):
             return one
@@ -117,7 +121,7 @@ def section_of(kind: Any) -> type[Struct] | None:
 def unknown_keys(
     section: type[Struct], values: dict[Any, Any], reasons: Mapping[str, str], path: str = ""
 ) -> Iterator[ConfigError]:
-    """Keys that no section has, but for those of ``reasons``; each with the nearest right name."""
+    """An error for each key that no section has, with the most similar known name. Key paths in ``reasons`` are skipped."""
     known = {one.name: one for one in msgspec.structs.fields(section)}
     for key, value in values.items():
         at = f"{path}.{key}" if path else str(key)
@@ -140,7 +144,11 @@ def unknown_keys(
 
 
 def convert(values: dict[Any, Any], kind: type[T]) -> tuple[T | None, list[ConfigError]]:
-    """msgspec names one wrong value; the others show once that one is taken out."""
+    """The settings, or None and all errors.
+
+    msgspec reports only the first wrong value. So that value is removed, which leaves its default, and the rest is converted
+    again until nothing is wrong.
+    """
     errors: list[ConfigError] = []
     left = copy.deepcopy(values)
     while True:
@@ -156,7 +164,7 @@ def convert(values: dict[Any, Any], kind: type[T]) -> tuple[T | None, list[Confi
 
 
 def _first_wrong(text: str, values: Any, kind: Any) -> tuple[ConfigError, tuple[str | int, ...]]:
-    """What msgspec says, in our words: `intervals.heartbeat: expected float, got '10s'`."""
+    """msgspec's error with the value added, `intervals.heartbeat: expected float, got '10s'`, and its path in ``values``."""
     message, _, where = text.partition(" - at `$")
     key_path = where.rstrip("`").lstrip(".")
     parts = tuple(int(word) if word.isdigit() else word for word in re.findall(r"[^.\[\]]+", key_path))
@@ -178,7 +186,7 @@ def _first_wrong(text: str, values: Any, kind: Any) -> tuple[ConfigError, tuple[
 
 
 def _choices(kind: Any, parts: tuple[str | int, ...]) -> tuple[str, ...]:
-    """The words that the type at a path allows."""
+    """The values that the type at a path allows, if it is a `Literal`."""
     for part in parts:
         if isinstance(part, str):
             section = section_of(kind)
@@ -193,8 +201,8 @@ def _choices(kind: Any, parts: tuple[str | int, ...]) -> tuple[str, ...]:
 
 
 def _shown(value: Any, parts: tuple[str | int, ...], wanted: str) -> str:
-    """A value as a message may have it: not where a secret may be in it."""
-    kinds: dict[type, str] = {bool: "a truth value", int: "a number", float: "a number", str: "a text"}
+    """The value for a message; only its kind if it could be or contain a secret."""
+    kinds: dict[type, str] = {bool: "a boolean", int: "a number", float: "a number", str: "a text"}
     kind = next((word for one, word in kinds.items() if isinstance(value, one)), f"a {_kind_of(value)}")
     key = next((part for part in reversed(parts) if isinstance(part, str)), "")
     is_plain = value is None or isinstance(value, bool | int | float | str)
@@ -210,7 +218,7 @@ def _kind_of(value: Any) -> str:
 
 
 def masked(text: str) -> str:
-    """Quoted, a URL without its user part, and not all of what is long."""
+    """``text`` in quotes, without the user part of a URL, cut to `_SHOWN_CHARACTERS`."""
     scheme, mark, rest = text.partition("://")
     if mark and "@" in rest:
         text = f"{scheme}://***@{rest.rpartition('@')[2]}"
@@ -220,7 +228,7 @@ def masked(text: str) -> str:
 
 
 def _take_out(values: Any, parts: tuple[str | int, ...]) -> bool:
-    """False: it was needed, or its place in a list matters."""
+    """Remove a value, so that its default applies. False: it has no default, or others of its list would move."""
     *above, last = parts
     for part in above:
         values = values[part]

@@ -1,4 +1,4 @@
-"""What a configuration names and this host has not: directories, files, interfaces. Looks, changes nothing."""
+"""Finds what a configuration names and this host lacks: directories, files, network interfaces. Changes nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def lacking(settings: Settings) -> Iterator[ConfigError]:
-    """Each is a mistake of the file on this host, though none keeps the agent from starting."""
+    """An error for each missing thing. None of them keeps the agent from starting (`ReadConfig.doubts`)."""
     for number, stack in enumerate(settings.stacks):
         if (why := no_stack(stack.package_path)) is not None:
             yield ConfigError(f"stacks[{number}].package_path", why)
@@ -38,10 +38,10 @@ def lacking(settings: Settings) -> Iterator[ConfigError]:
 
 
 def _base(base_dir: Path) -> Iterator[ConfigError]:
-    """It is made at the first start; what stands there already must be a directory."""
+    """The agent creates base_dir at its first start, so only what exists of its path must be a directory."""
     there = next(path for path in (base_dir, *base_dir.parents) if path.exists() or path.is_symlink())
     if not there.is_dir():
-        yield ConfigError("base_dir", f"{there} is no directory")
+        yield ConfigError("base_dir", f"{there} is not a directory")
 
 
 def _bus_files(settings: Settings) -> Iterator[ConfigError]:
@@ -65,10 +65,10 @@ def _bus_files(settings: Settings) -> Iterator[ConfigError]:
             look(path)
         except FileNotFoundError:
             yield ConfigError(
-                key, f"there is no {path}" if not path.exists() else "a file that belongs to it is not there"
+                key, f"there is no {path}" if not path.exists() else "a file that belongs to it is missing"
             )
         except ssl.SSLError as e:
-            yield ConfigError(key, f"{path}: {e.reason or 'no certificate or key in it'}")
+            yield ConfigError(key, f"{path}: {e.reason or 'it contains no certificate or key'}")
         except OSError as e:
             yield ConfigError(key, f"{path}: {e.strerror or e}")
         except ValueError as e:

@@ -1,6 +1,7 @@
-"""Settings of the DEA that mean nothing here, and what takes their place: known, so that a file of its is not a riddle.
+"""Settings of the original DEA that this agent lacks or names otherwise, so that a DEA's file gets useful messages.
 
-Those in `NO_EFFECT` are ignored, with a note. Those in `ELSEWHERE` would be missed, so the file is refused with their new name.
+A setting in `NO_EFFECT` is ignored, with a note that gives the reason. A setting in `ELSEWHERE` makes the file refused, with
+the new name: without it the agent would run with a default, for instance on the wrong bus.
 """
 
 from __future__ import annotations
@@ -11,28 +12,28 @@ from typing import Any, Final
 from agent.config_file import ConfigError
 
 _RATIO: Final = (
-    "kept output of crashes is bounded by instance.output_limit_bytes and crash_lifetime_secs, and below "
-    "resources.low_water_mb this host takes no new starts"
+    "the kept output of crashes is limited by instance.output_limit_bytes and crash_lifetime_secs, and below "
+    "resources.low_water_mb this host accepts no new starts"
 )
 NO_EFFECT: Final[dict[str, str]] = {
-    "cc_url": "nothing is asked of the Cloud Controller by HTTP: admin buildpacks come with each staging message, "
-    "and every result leaves on the bus",
+    "cc_url": "the agent sends no HTTP requests to the Cloud Controller: each staging message lists the admin buildpacks, "
+    "and every result is published on the bus",
     "hooks": "files of the host are not run inside containers; post_setup_hook is shell text that runs before each app starts",
     "crash_block_usage_ratio_threshold": _RATIO,
     "crash_inode_usage_ratio_threshold": _RATIO,
-    "pid_filename": "the supervisor that starts the agent knows its process; base_dir is locked against a second one",
-    "warden_socket": "containers are made by the agent itself",
+    "pid_filename": "the process that starts the agent knows its pid; a lock on base_dir prevents a second agent",
+    "warden_socket": "the agent creates containers itself",
     "directory_server": "files of instances are not served by HTTP; `garrison logs` and `garrison shell` reach them on the host",
-    "hm9000": "heartbeats leave on the bus (dea.heartbeat)",
-    "ssl": "there is no HTTPS server: stagings come on the bus",
-    "service_name": "there is no HTTPS server: stagings come on the bus",
-    "dea_ruby": "no Ruby is needed inside of containers",
-    "loggregator": "output of apps is kept by the host: `garrison logs`",
-    "status": "the DEA itself dropped varz and healthz; `base_dir/agent.sock` tells the agent's state",
+    "hm9000": "heartbeats are published on the bus (dea.heartbeat)",
+    "ssl": "there is no HTTPS server: staging requests are received on the bus",
+    "service_name": "there is no HTTPS server: staging requests are received on the bus",
+    "dea_ruby": "no Ruby is needed inside containers",
+    "loggregator": "the host keeps the output of apps; `garrison logs` shows it",
+    "status": "the DEA itself dropped varz and healthz; `base_dir/agent.sock` reports the agent's state",
     "logging.syslog": "the log goes to stderr or to logging.file",
     "instance.bandwidth_limit": "bandwidth is not limited",
     "staging.bandwidth_limit": "bandwidth is not limited",
-    "staging.environment": "the DEA itself left it unused",
+    "staging.environment": "the DEA itself did not use it",
 }
 ELSEWHERE: Final[dict[str, str]] = {
     "nats_servers": "nats.servers",
@@ -55,7 +56,7 @@ def _has(values: dict[Any, Any], key_path: str) -> bool:
 def moved(values: dict[Any, Any]) -> Iterator[ConfigError]:
     for key, now in ELSEWHERE.items():
         if _has(values, key):
-            yield ConfigError(key, f"is {now} here")
+            yield ConfigError(key, f"a setting of the DEA; use {now}")
 
 
 def without_effect(values: dict[Any, Any]) -> Iterator[ConfigError]:

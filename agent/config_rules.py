@@ -1,4 +1,8 @@
-"""Rules that the types of a configuration cannot express: values that make no sense, or contradict each other. Pure."""
+"""Checks that the types of the settings cannot express: invalid values, and values that contradict each other. Pure.
+
+`sensible` finds errors: the agent cannot run with them. `doubtful` finds settings with which it runs, but not as they say;
+former releases accepted those, so only `garrison config check` refuses them.
+"""
 
 from __future__ import annotations
 
@@ -21,19 +25,23 @@ LAST_ID = 0xFFFF_FFFE
 _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _DOMAIN = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*\Z", re.IGNORECASE)
 _SCHEMES = ("nats", "tls", "ws", "wss")
-#: Networks that no pool of containers can lie in.
+#: Reserved networks; addresses in them cannot be given to containers.
 _NO_POOL = tuple(map(ipaddress.IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")))
 
 
 def sensible(settings: Settings) -> Iterator[ConfigError]:
-    """What cannot hold."""
+    """Settings that make the file refused."""
     yield from _places(settings)
     yield from _names(settings)
     yield from _bus(settings.nats)
     yield from _network(settings.network)
     yield from _pools(settings)
-    if settings.instance.min_cpu_share_limit > settings.instance.max_cpu_share_limit:
-        yield ConfigError("instance.min_cpu_share_limit", "is above instance.max_cpu_share_limit")
+    least, most = settings.instance.min_cpu_share_limit, settings.instance.max_cpu_share_limit
+    if least > most:
+        yield ConfigError(
+            "instance.min_cpu_share_limit",
+            f"expected at most instance.max_cpu_share_limit ({most}), got {least}",
+        )
     for number, bind in enumerate(settings.bind_mounts):
         yield from _bind(f"bind_mounts[{number}]", bind)
 
@@ -41,7 +49,7 @@ def sensible(settings: Settings) -> Iterator[ConfigError]:
 def _twice(key: str, words: Iterable[str]) -> Iterator[ConfigError]:
     for word, count in Counter(words).items():
         if count > 1:
-            yield ConfigError(key, f"{word!r} stands there twice")
+            yield ConfigError(key, f"{word!r} is listed twice")
 
 
 def _places(settings: Settings) -> Iterator[ConfigError]:
@@ -57,11 +65,11 @@ def _names(settings: Settings) -> Iterator[ConfigError]:
     if settings.local_ip is not None and not _is_host_address(settings.local_ip):
         yield ConfigError("local_ip", f"expected an IPv4 address of a host, got {settings.local_ip!r}")
     if settings.post_setup_hook is not None and "\0" in settings.post_setup_hook:
-        yield ConfigError("post_setup_hook", "holds a NUL byte, which no shell takes")
+        yield ConfigError("post_setup_hook", "expected shell text, got a NUL byte in it")
 
 
 def is_domain(text: str) -> bool:
-    """Names below it must be names of hosts (RFC 1123), so an address is none."""
+    """True for a domain whose subdomains are valid host names (RFC 1123); False for an address."""
     return _DOMAIN.match(text) is not None and not re.fullmatch(r"[0-9.]+", text)
 
 
@@ -87,14 +95,15 @@ def _doubtful_bus(nats: NatsSettings) -> Iterator[ConfigError]:
         yield ConfigError("nats.password", "has no effect without nats.user")
     if nats.credentials_file is not None and nats.nkey_seed_file is not None:
         yield ConfigError(
-            "nats.nkey_seed_file", "stands beside nats.credentials_file, which has a seed of its own"
+            "nats.nkey_seed_file",
+            "expected only one of this and nats.credentials_file, which contains a seed too",
         )
     if nats.tls is not None and (nats.tls.key_file is not None) and nats.tls.cert_file is None:
         yield ConfigError("nats.tls.key_file", "has no effect without nats.tls.cert_file")
 
 
 def _no_server(text: str) -> str | None:
-    """Why this is the address of no bus; None: it may be one."""
+    """Why this cannot be the address of a NATS server; None: it can."""
     scheme, mark, rest = text.partition("://")
     if not mark:
         scheme, rest = "nats", text
@@ -131,7 +140,7 @@ def _network(network: NetworkSettings) -> Iterator[ConfigError]:
         pool is not None
         and (taken := next((one for one in _NO_POOL if one.overlaps(pool)), None)) is not None
     ):
-        yield ConfigError("network.pool_network", f"overlaps {taken}, which no host has for others")
+        yield ConfigError("network.pool_network", f"{pool} overlaps {taken}, which is reserved")
     for number, word in enumerate(network.allow_networks):
         try:
             ipaddress.IPv4Network(word)
@@ -157,12 +166,12 @@ def _network(network: NetworkSettings) -> Iterator[ConfigError]:
 
 
 def _doubtful_name_servers(network: NetworkSettings) -> Iterator[ConfigError]:
-    """Of those that are addresses."""
+    """Name servers that containers cannot use."""
     try:
         pool = ipaddress.IPv4Network(network.pool_network)
         servers = [(word, ipaddress.IPv4Address(word)) for word in network.dns_servers]
     except ValueError:
-        return  # an error already
+        return  # `_network` reports it as an error
     for number, (word, address) in enumerate(servers):
         if address.is_loopback or not _is_host_address(word):
             yield ConfigError(f"network.dns_servers[{number}]", f"{word} cannot be reached from a container")
@@ -178,21 +187,23 @@ def _pools(settings: Settings) -> Iterator[ConfigError]:
     if first is not None and first + (count or 1) - 1 > LAST_PORT:
         yield ConfigError(
             "port.pool_size",
-            f"{count} ports from {first} end at {first + (count or 1) - 1}, and ports at {LAST_PORT}",
+            f"{count} ports from {first} end at {first + (count or 1) - 1}, above the last port, {LAST_PORT}",
         )
     elif first is not None and count is None and first > 65000:
-        yield ConfigError("port.pool_start_port", "is above 65000, where a pool without pool_size ends")
+        yield ConfigError(
+            "port.pool_start_port", f"without pool_size the pool ends at 65000; {first} is above 65000"
+        )
     elif first is None and count is not None and count > LAST_PORT:
         yield ConfigError("port.pool_size", f"expected at most {LAST_PORT}, got {count}")
     uid, size = settings.user.pool_start_uid, settings.user.pool_size
     if (last := uid + size * IDS_PER_CONTAINER - 1) > LAST_ID:
-        yield ConfigError("user.pool_size", f"{size} ranges from {uid} end at {last}, and ids at {LAST_ID}")
+        yield ConfigError(
+            "user.pool_size", f"{size} ranges from {uid} end at {last}, above the last id, {LAST_ID}"
+        )
 
 
 def doubtful(settings: Settings) -> Iterator[ConfigError]:
-    """Values that contradict each other, or that no one can use: an agent can live with them, and former ones did, but not do what
-    they say.
-    """
+    """Settings that contradict each other or have no use. The agent runs with them, but cannot do what they say."""
     if not is_domain(settings.domain):
         yield ConfigError(
             "domain", f"expected a domain such as apps.example.org, got {masked(settings.domain)}"
@@ -204,12 +215,14 @@ def doubtful(settings: Settings) -> Iterator[ConfigError]:
     if stop_s >= settings.shutdown.deadline_s:
         yield ConfigError(
             "instance.stop_grace_s",
-            f"unregister_wait_s, drain_s and this ({stop_s:g} s) leave nothing of shutdown.deadline_s "
-            f"({settings.shutdown.deadline_s:g})",
+            "expected unregister_wait_s + drain_s + stop_grace_s below shutdown.deadline_s "
+            f"({settings.shutdown.deadline_s:g} s), got {stop_s:g} s",
         )
     if resources.disk_mb is not None and resources.low_water_mb >= resources.disk_mb:
         yield ConfigError(
-            "resources.low_water_mb", "is not below resources.disk_mb: nothing would ever start"
+            "resources.low_water_mb",
+            f"expected less than resources.disk_mb ({resources.disk_mb}), got {resources.low_water_mb}: "
+            "no app would ever start",
         )
     for key, need, has, factor in (
         ("memory_limit_mb", staging.memory_limit_mb, resources.memory_mb, resources.memory_overcommit_factor),
@@ -217,7 +230,8 @@ def doubtful(settings: Settings) -> Iterator[ConfigError]:
     ):
         if staging.enabled and has is not None and need > has * factor:
             yield ConfigError(
-                f"staging.{key}", f"{need} is more than this host gives: nothing could be staged"
+                f"staging.{key}",
+                f"{need} is more than this host has ({has * factor:g}): no app could be staged",
             )
 
 

@@ -1,4 +1,8 @@
-"""Output as lines of JSON to one client. What a line has stands in agent/cli/__init__.py."""
+"""Streams output to an HTTP client, one JSON object a line. agent/cli/__init__.py describes the fields.
+
+Each write waits until the client has read enough of the lines before. So a slow client delays only its own reading, and
+does not make the agent's memory grow.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +19,10 @@ from agent.output import OutputChunk, OutputSource
 async def stream_output(
     request: web.Request, *sources: OutputSource, first: OutputChunk | None = None, follow: bool
 ) -> web.StreamResponse:
-    """The response, once the sources have ended or the client has gone. ``first`` goes before them."""
+    """Send ``first``, then each source until it ends. Returns when all have ended or the client has disconnected."""
     lines = _OutputLines(request)
     await lines.begin()
-    with contextlib.suppress(ConnectionResetError):  # a client that has gone is not followed for
+    with contextlib.suppress(ConnectionResetError):  # the client has disconnected
         if first is not None:
             await lines.write(first)
         for source in sources:
@@ -28,7 +32,7 @@ async def stream_output(
 
 
 class _OutputLines:
-    """ConnectionResetError: the client has gone."""
+    """Writes chunks as lines. ConnectionResetError: the client has disconnected."""
 
     def __init__(self, request: web.Request) -> None:
         self._request = request

@@ -1,4 +1,4 @@
-"""What a container gets inside, whether an app runs in it or is staged: environment, limits, egress rules, the start script.
+"""Turns the values of a start or staging message into those of the container manager. Pure.
 
-Pure: values of a message become values of the container manager.
+It makes the environment, the limits, the egress rules and the start script, for the containers of apps and of stagings.
 """

@@ -1,7 +1,7 @@
-"""What an app finds in its environment. Pure. docs/apps.md, "Variables", describes it for users.
+"""Builds the environment of apps and stagings. Pure. docs/apps.md, "Variables", describes it for users.
 
-The environment is data: no shell looks at it. The original put user variables into double quotes of a script, so that
-`$HOME/logs` worked and passwords with a `$` were damaged; here a few names are expanded and nothing else is (`expand`).
+No shell evaluates the variables. The original DEA put user variables into a script in double quotes: `$HOME/logs` worked, but
+a password with a `$` was damaged. Here only the names in `EXPANDED` and the user's earlier variables are expanded.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from agent.bus.messages import Service, StartMessage
 from agent.inside.start import HOME as HOME
 from container.spec import SpecError
 
-#: execve(2): one variable may have 32 pages, its end included.
+#: The longest variable `NAME=VALUE` with its NUL, in bytes (execve(2), MAX_ARG_STRLEN).
 VARIABLE_BYTES = 32 * os.sysconf("SC_PAGE_SIZE")
 BASE_ENVIRONMENT = (("USER", "vcap"), ("PATH", "/usr/local/bin:/usr/bin:/bin"), ("LANG", "C.UTF-8"))
 _RELATIONAL = {
@@ -31,10 +31,11 @@ _RELATIONAL = {
     "informix": "ibmdb",
 }
 
-#: What a user's variable may name of ours, besides the user's earlier ones.
+#: The variables of the agent's own that a user's variable may refer to.
 EXPANDED = frozenset({"HOME", "TMPDIR", "PORT", "VCAP_APP_PORT"})
 _NAME = re.compile(r"\$(?:\{([A-Za-z_][A-Za-z0-9_]*)\}|([A-Za-z_][A-Za-z0-9_]*))")
-#: Those bend the shell that begins; the original could not set them either (they are read-only there, or no identifiers).
+#: Left out, since they would change how the start script's bash works. The original could not set them either: bash refuses
+#: to assign them.
 _SHELL_ONLY = re.compile(r"SHELLOPTS\Z|BASHOPTS\Z|BASH_FUNC_")
 
 
@@ -56,7 +57,7 @@ def vcap_services(services: Sequence[Service]) -> dict[str, list[dict[str, Any]]
 
 
 def database_url(services: Sequence[Service]) -> str | None:
-    """The first relational service's uri; empty when there are services but none is relational; None: no services."""
+    """The URI of the first relational service. Empty: there are services, but none is relational. None: no services."""
     for service in services:
         credentials = service.credentials
         uri = credentials.get("uri") if isinstance(credentials, Mapping) else None
@@ -87,7 +88,10 @@ def vcap_application(
 
 
 def user_variables(env: Iterable[str]) -> Iterable[tuple[str, str]]:
-    """Split at the first `=`; without one the value is empty. A word without a name is left out."""
+    """Name and value of each `NAME=VALUE` word; without a `=` the value is empty.
+
+    Words without a name or with a NUL byte are left out, and so are the variables of `_SHELL_ONLY`.
+    """
     for word in env:
         name, _, value = word.partition("=")
         if name and "\0" not in word and not _SHELL_ONLY.match(name):
@@ -95,9 +99,10 @@ def user_variables(env: Iterable[str]) -> Iterable[tuple[str, str]]:
 
 
 def expand(pairs: Iterable[tuple[str, str]], known: Mapping[str, str]) -> Iterable[tuple[str, str]]:
-    """`$NAME` and `${NAME}` of what is ``known`` and of earlier pairs get their values; every other `$` stays as it is.
+    """Replace `$NAME` and `${NAME}` where NAME is in ``known`` or is an earlier pair; every other `$` stays as it is.
 
-    SpecError: a value grows past what a program can be given (each may hold the one before twice).
+    SpecError: a value is longer than the kernel passes to a program. It is checked after each replacement, since variables
+    that each contain the one before twice grow exponentially.
     """
     values = dict(known)
     for name, text in pairs:
@@ -107,7 +112,9 @@ def expand(pairs: Iterable[tuple[str, str]], known: Mapping[str, str]) -> Iterab
             value = values.get(found[1] or found[2], found[0])
             size += found.start() - at + len(value)
             if size > VARIABLE_BYTES:
-                raise SpecError(f"env.{name}", f"its value grows past {VARIABLE_BYTES} bytes")
+                raise SpecError(
+                    f"env.{name}", f"expected at most {VARIABLE_BYTES} bytes after its variables are expanded"
+                )
             parts += (text[at : found.start()], value)
             at = found.end()
         values[name] = "".join((*parts, text[at:]))
@@ -115,21 +122,23 @@ def expand(pairs: Iterable[tuple[str, str]], known: Mapping[str, str]) -> Iterab
 
 
 def with_user_variables(pairs: Sequence[tuple[str, str]], env: Iterable[str]) -> tuple[str, ...]:
-    """Ours, then the user's, which may name some of ours. SpecError: see `expand`."""
+    """The agent's variables, then the user's, expanded. SpecError: see `expand`."""
     known = {name: value for name, value in pairs if name in EXPANDED}
     return merge([*pairs, *expand(user_variables(env), known)])
 
 
 def merge(pairs: Iterable[tuple[str, str]]) -> tuple[str, ...]:
-    """`K=V` words; of two with one name the later wins, in the place of the first."""
+    """`NAME=VALUE` words. If a name occurs twice, the later value takes the place of the first."""
     return tuple(f"{name}={value}" for name, value in dict(pairs).items())
 
 
 def too_long(words: Iterable[str], limit_bytes: int) -> str | None:
-    """Which variable the kernel would not take, in words without its value; None: all are taken (execve(2), E2BIG)."""
+    """Names the first variable that is too long for the kernel (execve(2), E2BIG), without its value. None: there is none."""
     for word in words:
         if (size := len(word.encode(errors="surrogateescape"))) >= limit_bytes:
-            return f"environment: {word.partition('=')[0]} has {size} bytes, one variable has less than {limit_bytes}"
+            return (
+                f"environment: {word.partition('=')[0]} has {size} bytes, expected fewer than {limit_bytes}"
+            )
     return None
 
 
@@ -143,7 +152,10 @@ def app_environment(
     host_port: int | None,
     container_port: int | None,
 ) -> tuple[str, ...]:
-    """Of an instance, in the order of the original; the user's own come last (docs/apps.md, "Variables")."""
+    """The environment of an instance, in the order of the original DEA; the user's variables come last (docs/apps.md, "Variables").
+
+    SpecError: see `expand`.
+    """
     application = vcap_application(
         message, instance_id=instance_id, version=version, started_at_s=started_at_s, port=container_port
     )
@@ -179,7 +191,7 @@ def staging_environment(
     timeout_s: float,
     tmpdir: str,
 ) -> tuple[str, ...]:
-    """Of a staging; the timeout is a float's text."""
+    """The environment of a staging. STAGING_TIMEOUT is in seconds, with a decimal point. SpecError: see `expand`."""
     application = (message.vcap_application or {}) if message is not None else {}
     pairs: list[tuple[str, str]] = [
         *BASE_ENVIRONMENT,

@@ -1,4 +1,8 @@
-"""From the bus's limits and rules to the container's. Pure (docs/protocol.md, "Limits")."""
+"""Converts the limits and egress rules of a message to those of a container. Pure (docs/protocol.md, "Limits").
+
+Containers have no IPv6. A security group may name both families, so the IPv6 part of a rule is left out and does not make
+the start fail. `ipv6_left_out` lists the parts that were left out, for the log.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,10 @@ def _ports(text: str) -> tuple[PortRange, ...]:
         try:
             found.append(PortRange(int(first), int(last) if dash else int(first)))
         except ValueError as e:
-            raise SpecError("egress_network_rules.ports", f"expected 80 or 1000-2000, got {part!r}") from e
+            raise SpecError(
+                "egress_network_rules.ports",
+                f"expected a port such as 80 or a range such as 1000-2000, got {part!r}",
+            ) from e
     return tuple(found)
 
 
@@ -68,7 +75,7 @@ def _words(destination: str) -> tuple[str, ...]:
 
 
 def _is_ipv6(word: str) -> bool:
-    """Of an address, a network or a range. What is neither family is `EgressRule`'s to refuse."""
+    """True for an IPv6 address, network or range. An invalid word is not IPv6: `_rule` raises the error for it."""
     first, dash, last = word.partition("-")
     try:
         ends = [
@@ -80,7 +87,10 @@ def _is_ipv6(word: str) -> bool:
 
 
 def _without_ipv6(message: EgressMessage) -> EgressMessage | None:
-    """None: nothing of it is left. A rule that names no destination at all is for everywhere, and stays so."""
+    """The rule without its IPv6 destinations. None: it has no others.
+
+    A rule without any destination means all of them and is kept; it must not become one by losing its IPv6 destinations.
+    """
     if message.protocol in ICMP_OF_IPV6:
         return None
     words = _words(message.destination)
@@ -91,16 +101,13 @@ def _without_ipv6(message: EgressMessage) -> EgressMessage | None:
 
 
 def egress_rules(messages: Iterable[EgressMessage]) -> tuple[EgressRule, ...]:
-    """In order, those with `log` after all others. SpecError: a rule makes no sense (the start fails).
-
-    IPv6 is off in containers, so what a rule says of it is left out: see `ipv6_left_out`.
-    """
+    """The container's rules, in order, but those with `log` after all others. SpecError: a rule is invalid."""
     rules = [_rule(left) for message in messages if (left := _without_ipv6(message)) is not None]
     return tuple(sorted(rules, key=lambda rule: rule.log))
 
 
 def ipv6_left_out(messages: Iterable[EgressMessage]) -> tuple[str, ...]:
-    """What of the rules has no effect, for the log: `tcp 2001:db8::/32`."""
+    """The parts of the rules that have no effect, each as text for the log: `tcp 2001:db8::/32`."""
     return tuple(
         f"{message.protocol} {word}".strip()
         for message in messages

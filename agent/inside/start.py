@@ -1,14 +1,15 @@
-"""How an app's start command is run, and what else is run with the app's environment. Pure.
+"""The argument vectors that run an app's start command, and other commands in the app's environment. Pure.
 docs/apps.md, "The start", describes it for users.
 
-Scripts of the droplet (.profile.d) are sourced by the shell that becomes the app, so they may change everything of it: its
-words, functions, options, directory. What follows them must come through all the same:
+The shell that becomes the app first sources the droplet's scripts (.profile.d). A script may change anything in that shell:
+positional parameters, functions, options, aliases, the directory. The start command must run correctly in spite of that:
 
-- Our shell begins with -p, so that no variable of the user's (BASH_ENV, CDPATH, GLOBIGNORE) bends it.
-- All that is left to do when the first script begins is one group of commands, read and expanded by then: no alias, no
-  `set --`, no loop's `break` and no variable reaches it. It ends with an `exec` of a fresh shell.
-- That `exec` is found before a function of its name, since the assignment in front of it makes the shell a POSIX one.
-- The fresh shell (-p again) goes to the app's directory and runs the command in an ordinary shell.
+- The shell is started with -p, so it ignores variables of the user's such as BASH_ENV, CDPATH and GLOBIGNORE.
+- The sourcing and the `exec` after it are one group of commands, `{ ...; }`. bash has parsed all of it before the first
+  script runs, and it has no loop and only quoted words. So no alias, `break`, `set --` or variable of a script changes it.
+- The `exec` at its end cannot be replaced by a function named `exec`: the assignment to POSIXLY_CORRECT before it puts bash
+  into POSIX mode, where special builtins are found before functions.
+- That `exec` starts a fresh shell, with -p too. It changes to the app's directory and runs the command in an ordinary shell.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from wsh.vcap import VCAP_HOME
 HOME: Final = VCAP_HOME
 APP: Final = f"{HOME}/app"
 BASH: Final = "/bin/bash"
-#: Droplets from before 2013 hold a script beside `app/`.
+#: The command for a droplet from before 2013, which has a start script beside `app/`.
 OLD_STARTUP: Final = f"cd {HOME} && exec ./startup"
 
-#: $1: the operator's hook; then what to exec when all is sourced. `exec` from end to end lets signals reach the app.
+#: $1 is the operator's hook; the other arguments are the command to exec at the end. Every stage uses `exec`, so the app has
+#: the job's pid and receives its signals.
 _SOURCE: Final = f"""\
 set +p
 umask 077
@@ -55,7 +57,7 @@ _APP: Final = f"""\
 echo $$ >> {HOME}/run.pid
 exec {BASH} -c "$1"
 """
-#: A shell is wanted most where something is missing.
+#: Unlike `_APP`, it runs without the app's directory too: a shell is needed most when a part of the droplet is missing.
 _SHELL: Final = f"""\
 {_FRESH}cd {APP} || cd {HOME} || exit 1
 exec "$@"
@@ -63,10 +65,10 @@ exec "$@"
 
 
 def start_argv(command: str, hook: str | None) -> tuple[str, ...]:
-    """The words of the app's job; the command is one of them, so nothing has to be quoted."""
+    """The argument vector of the app's job. The command is one argument, so it needs no quoting."""
     return (BASH, "-p", "-c", _SOURCE, "start", hook or "", BASH, "-p", "-c", _APP, "start", command)
 
 
 def shell_argv(hook: str | None) -> tuple[str, ...]:
-    """What stands before the words of a command that is to run as the app does, in its directory."""
+    """The arguments to put before those of a command that is to run in the app's environment and directory."""
     return (BASH, "-p", "-c", _SOURCE, "shell", hook or "", BASH, "-p", "-c", _SHELL, "shell")

@@ -1,6 +1,8 @@
-"""The admin buildpacks of this host. They come as zips by key and URL; each is kept by its key.
+"""Downloads, stores and removes the admin buildpacks of this host.
 
-As in the original, what the newest message does not list and no staging uses goes. A message without a list changes nothing.
+A staging message lists them, each with a key and the URL of a zip. A buildpack is unpacked once and stored under the hash of
+its key, so a new version must have a new key. As in the original DEA, a buildpack is removed when the newest list lacks it
+and no staging uses it. A message without a list removes nothing.
 """
 
 from __future__ import annotations
@@ -27,22 +29,21 @@ BUILDPACK_BYTES = 2 << 30
 
 
 class AdminBuildpacks:
-    """One download a key, however many stagings ask for it; what is here is never waited for."""
+    """Stagings that need the same key share one download. A stored buildpack is used without waiting for other downloads."""
 
     def __init__(self, directory: Path, transfers: Transfers, layers: Layers, log: Log) -> None:
         self._dir = directory
         self._transfers = transfers
         self._layers = layers
         self._log = log
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = (
-            WeakValueDictionary()
-        )  # by name, of fetches under way
+        # by directory name; a lock exists only while its download runs
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._used: Counter[str] = Counter()
         self._listed: frozenset[str] | None = None
 
     @contextlib.contextmanager
     def use(self, wanted: Sequence[AdminBuildpack] | None) -> Iterator[None]:
-        """Within the block those of a message stay. None: it has no list."""
+        """Keep the buildpacks of a message while the block runs. None: the message has no list."""
         names = [_name(one.key) for one in wanted or ()]
         if wanted is not None:
             self._listed = frozenset(names)
@@ -55,7 +56,8 @@ class AdminBuildpacks:
             self._sweep()
 
     def _sweep(self) -> None:
-        """Half a download of a former agent goes too. A disk that cannot be changed costs no staging."""
+        """Remove unlisted, unused buildpacks and partial downloads of a former agent. A disk error is logged, and fails no
+        staging."""
         if self._listed is None:
             return
         try:
@@ -68,15 +70,15 @@ class AdminBuildpacks:
             self._log.warning("admin_buildpacks_not_removed", error=str(e))
 
     async def fetch(self, wanted: Sequence[AdminBuildpack]) -> tuple[Buildpack, ...]:
-        """Those of the message, in its order. StagingFailed: one cannot be had."""
+        """The buildpacks of the message, in its order. StagingFailed: one cannot be downloaded, unpacked or stored."""
         found = []
         for one in wanted:
             if not is_url(one.url):
-                continue  # the original drops them
+                continue  # as in the original DEA
             path = self._dir / _name(one.key)
             if not path.exists():
                 lock = self._locks.setdefault(path.name, asyncio.Lock())
-                async with lock:  # of this one alone: another may trickle
+                async with lock:  # one lock a buildpack, so that a slow download delays no other
                     if not path.exists():
                         await self._fetch_one(one, path)
             found.append(Buildpack(one.key, one.key, path, mapped=True))
@@ -85,7 +87,7 @@ class AdminBuildpacks:
     async def _fetch_one(self, one: AdminBuildpack, path: Path) -> None:
         archive, new = path.with_suffix(".zip"), path.with_suffix(".new")
         archive.unlink(missing_ok=True)
-        self._layers.throw_away(new)  # an agent that was killed may have left it
+        self._layers.throw_away(new)  # a killed agent may have left one
         try:
             await self._download(one, archive)
             await self._layers.import_zip(archive, new, Bounds(total_bytes=BUILDPACK_BYTES))
@@ -95,7 +97,9 @@ class AdminBuildpacks:
                 "Error staging: buildpack cannot be fetched", "StagingError", f"{one.key}: {e}"
             ) from e
         except ArchiveError as e:
-            raise StagingFailed("Error staging: buildpack refused", "StagingError", f"{one.key}: {e}") from e
+            raise StagingFailed(
+                "Error staging: buildpack archive refused", "StagingError", f"{one.key}: {e}"
+            ) from e
         except (JailError, OSError) as e:
             raise StagingFailed(
                 "Error staging: buildpack cannot be stored", "StagingError", f"{one.key}: {e}"
@@ -104,7 +108,7 @@ class AdminBuildpacks:
             archive.unlink(missing_ok=True)
 
     async def _download(self, one: AdminBuildpack, archive: Path) -> None:
-        """Tried again at once: a Cloud Controller behind a load balancer answers from another one."""
+        """Retries at once: behind a load balancer, another Cloud Controller may answer. TransferError: every attempt failed."""
         for _ in range(ATTEMPTS - 1):
             with contextlib.suppress(TransferError):
                 await self._transfers.download_file(one.url, archive, limit_bytes=BUILDPACK_BYTES)
@@ -113,7 +117,7 @@ class AdminBuildpacks:
 
 
 def _name(key: str) -> str:
-    """Its directory's: a key may hold anything."""
+    """The name of a buildpack's directory. It is a hash, since a key may contain any character."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 

@@ -37,8 +37,8 @@ LOGGED_CHARACTERS: Final = 2048  # of a failed staging's output, in the agent's 
 
 
 class StagingKeeper:
-    """``begin`` owns background tasks. ``start`` starts the staged app. ``changed`` marks what is remembered of a staging,
-    named by its task and its inbox, as changed."""
+    """``begin`` starts a background task for a task id. ``start`` starts the staged app. ``changed`` marks the record of a
+    staging, named by its task id and inbox, as changed; the memory then calls the function it was given for the new record."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class StagingKeeper:
     # -- requests ----------------------------------------------------------------------------------------------
 
     def stage(self, message: m.StagingStart, reply_to: str) -> None:
-        """Called in wire order, and does not wait: the staging is refused at once, or begun."""
+        """Refuse the staging, or begin it. Called in the order of the messages, so it does not wait."""
         try:
             start = m.convert(m.StartMessage, message.start_message) if message.start_message else None
             task = StagingTask(message, reply_to, start, self._parts)
@@ -72,8 +72,8 @@ class StagingKeeper:
         except m.MessageError as e:
             self.refuse(message.task_id, f"Error staging: start_message: {e}", reply_to)
             return
-        except Exception as e:  # the outermost frame of a request: its sender must not wait in vain
-            self._parts.log.exception("staging_broke", task=message.task_id, error=repr(e))
+        except Exception as e:  # the outermost frame of a request: its sender must get a reply
+            self._parts.log.exception("staging_internal_error", task=message.task_id, error=repr(e))
             self.refuse(message.task_id, "Error staging: internal error", reply_to)
             return
         if short is not None:
@@ -87,17 +87,17 @@ class StagingKeeper:
         self._begin(message.task_id, self._live(run))
 
     def refuse(self, task_id: str, error: str, reply_to: str) -> None:
-        """Publishes the only reply of a staging that is not begun."""
+        """Publish the only reply to a request that is not accepted."""
         self._parts.log.warning("staging_refused", task=task_id, error=error)
         self._bus.publish_event(m.StagingRefused(task_id, error), reply_to=reply_to)
 
     def stop_app(self, app_id: str) -> None:
-        """Stops the app's stagings."""
+        """Stop the app's stagings."""
         for run in self._registry.of_app(app_id):
             self._stop(run)
 
     def stop_all(self) -> None:
-        """Stops every staging of the host."""
+        """Stop every staging of the host."""
         for run in self._registry.under_way():
             self._stop(run)
 
@@ -110,7 +110,7 @@ class StagingKeeper:
     # -- the life of a staging ---------------------------------------------------------------------------------
 
     async def _live(self, run: StagingRun) -> None:
-        """Never cancelled: a stop cancels the work below it."""
+        """Run the work and release the claim. Never cancelled itself: a stop cancels only ``run.work``."""
         task = run.task
         try:
             if run.over:
@@ -118,7 +118,7 @@ class StagingKeeper:
             run.work = asyncio.create_task(self._work(run), name=f"staging-{task.message.task_id[:8]}")
             await asyncio.wait({run.work})
             if not run.work.cancelled() and (error := run.work.exception()) is not None:
-                task.log.error("staging_broke", error=repr(error), exc_info=error)
+                task.log.error("staging_internal_error", error=repr(error), exc_info=error)
                 self._fail(
                     run, StagingFailed("Error staging: internal error", "StagingError", type(error).__name__)
                 )
@@ -149,7 +149,7 @@ class StagingKeeper:
         self._bus.publish_event(m.StagingReply1(task.message.task_id, None, error), reply_to=task.reply_to)
 
     def _end(self, run: StagingRun, reply: m.StagingReply) -> None:
-        """Publishes the last reply, unless one was published before."""
+        """Publish the last reply, unless one was published before."""
         if run.over:
             return
         run.over = True
@@ -163,9 +163,9 @@ class StagingKeeper:
         self._bus.publish_event(reply, reply_to=run.task.reply_to, on_kept=kept)
 
     def _fail(self, run: StagingRun, failed: StagingFailed) -> None:
-        """The failure goes to the controller and into two logs: the staging's, and the one of the app's instances."""
+        """Report the failure to the controller, in the staging's output, and in the app's log."""
         task = run.task
-        task.log.warning("staging_failed", error=str(failed), said=task.output.tail(LOGGED_CHARACTERS))
+        task.log.warning("staging_failed", error=str(failed), output=task.output.tail(LOGGED_CHARACTERS))
         failed = self._public(failed)
         if not run.over:
             line = f"Staging failed: {failed}"
@@ -174,17 +174,18 @@ class StagingKeeper:
         self._end(run, failure_reply(task.message, failed))
 
     def _finish(self, run: StagingRun, staged: Staged) -> None:
-        """The container is gone by now, so its memory and disk are free for index 0.
+        """Publish the success, and start index 0 here. The container was removed before, so its memory and disk are free.
 
-        A host that has left the pool starts nothing, so its reply carries no checksum.
+        A host that has left the pool does not start it. Its reply then lacks the checksum, see `success_reply`.
         """
         task, message = run.task, run.task.message
         starts_here = self._phases.permits.adverts
-        # the reply waits for this mark, and so for the mark of the start, which is made in the same turn
+        # the bus holds the reply until this mark is on disk; `_start` below marks in the same turn of the loop, so a
+        # killed agent can never have published a success without a record of the start
         self._save(run)
         reply = success_reply(message, staged, with_checksum=starts_here)
         self._registry.note_success(message.app_id)
-        if staged.upload_error is not None:  # the reply has the checksum all the same
+        if staged.upload_error is not None:  # the reply still has the checksum
             task.log.warning("droplet_not_uploaded", sha1=staged.sha1, error=staged.upload_error)
             task.output.say(f"Staging failed: {staged.upload_error}", "sys")
             self._end(run, reply)

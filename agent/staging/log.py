@@ -1,4 +1,8 @@
-"""The output of a staging as a source: kept while the task is registered, bounded, for any number of readers."""
+"""The output of one staging, in memory, for any number of readers.
+
+It exists as long as the staging is registered. Programs may add `LIMIT_BYTES`; the agent's own lines are always added, so
+that a reader sees how the staging ended, however much the buildpack printed.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +22,15 @@ class StagingLog:
         self._clock = clock
         self._chunks: list[OutputChunk] = []
         self._ends: Counter[str] = Counter()  # where each stream ends, in bytes
-        self._bytes = 0  # of the programs' output
-        self._left_out = 0  # of it, since the last line of ours
+        self._bytes = 0  # of the programs' output that was added
+        self._left_out = 0  # bytes of output left out since the agent's last line
         self._grown = asyncio.Event()
         self.closed = False
 
     def add(self, data: bytes, stream: str = "stdout", *, gap_bytes: int = 0) -> None:
-        """Output of a program. Past the limit it stays in the buildpack's spool only, and a line counts what is left out.
+        """Add output of a program. Past the limit it is left out, and the agent's next line is preceded by a count of it.
 
-        ``gap_bytes``: how much before it the spool has dropped.
+        ``gap_bytes``: how many bytes the spool has dropped just before ``data``.
         """
         if self._left_out or self._bytes + len(data) > LIMIT_BYTES:
             self._left_out += gap_bytes + len(data)
@@ -35,7 +39,7 @@ class StagingLog:
         self._append(data, stream, gap_bytes)
 
     def say(self, line: str, stream: str = "stdout") -> None:
-        """A line of the agent's own: it is kept also past the limit for programs."""
+        """Add a line of the agent's own, which no limit leaves out."""
         if self._left_out:
             lead = "" if self._chunks and self._chunks[-1].data.endswith(b"\n") else "\n"
             self._append(f"{lead}       ({self._left_out} bytes of output are not shown)\n".encode(), stream)
@@ -61,7 +65,7 @@ class StagingLog:
         return data[-size_bytes:].decode(errors="replace")
 
     async def read(self, take: Take, *, follow: bool) -> None:
-        """With ``follow`` until the staging has ended."""
+        """Pass on what is there, and with ``follow`` what is added until the staging has ended."""
         at = 0
         while True:
             grown = self._grown

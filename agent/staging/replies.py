@@ -1,4 +1,4 @@
-"""The replies to a staging request, built from its end. Pure (docs/protocol.md, "Staging replies")."""
+"""Builds the last reply to a staging request from its result. Pure (docs/protocol.md, "Staging replies")."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from agent.staging.task import Staged
 
 
 def public_failure(failed: StagingFailed, paths: Iterable[str]) -> StagingFailed:
-    """Without secrets, and without ``paths`` of the host: developers read it."""
+    """The failure without secrets and without ``paths`` of the host, since developers read it."""
     named = tuple(paths)
     return StagingFailed(public(failed.error, named), failed.kind, public(failed.message, named))
 
 
 def failure_reply(message: m.StagingStart, failed: StagingFailed) -> m.StagingReply2:
-    """``error_info`` is given only for a kind of failure that a Cloud Controller knows."""
+    """``error_info`` is set only for a kind of failure that the Cloud Controller knows."""
     reply = m.StagingReply2(message.task_id, message.app_id, error=failed.error)
     if failed.kind is None:
         return reply
@@ -28,8 +28,8 @@ def failure_reply(message: m.StagingStart, failed: StagingFailed) -> m.StagingRe
 
 
 def success_reply(message: m.StagingStart, staged: Staged, *, with_checksum: bool) -> m.StagingReply2:
-    """A controller that reads a checksum takes index 0 for started on this host, and starts the others itself.
-    Without one it starts all of them elsewhere."""
+    """Given a checksum, the controller assumes that this host has started index 0, and starts the other instances itself.
+    Without one it starts all instances on other hosts."""
     outcome = staged.outcome
     reply = m.StagingReply2(
         message.task_id,

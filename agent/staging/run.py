@@ -1,4 +1,4 @@
-"""One staging on its way through this host, as the keeper and the registry see it."""
+"""The state of one staging, as the keeper and the registry use it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from agent.staging.task import StagingTask
 
 @dataclass(eq=False)
 class StagingRun:
-    """``over``: its last reply was published, so nothing more is published of it and its claim is released.
-    ``kept``: that reply is in the outbox, so the memory may forget the staging."""
+    """``over``: the last reply was published. Nothing more is published, and the claim is released.
+    ``kept``: the outbox has that reply, or it was sent. So the memory may drop the record."""
 
     task: StagingTask
     work: asyncio.Task[None] | None = None
@@ -20,6 +20,6 @@ class StagingRun:
     kept: bool = False
 
     def saved(self) -> SavedStaging | None:
-        """What the next agent must know of it; None: nothing."""
+        """The record for the next agent, which must still send the last reply; None: no longer needed."""
         message = self.task.message
         return None if self.kept else SavedStaging(message.task_id, message.app_id, self.task.reply_to)

@@ -1,13 +1,13 @@
-"""One staging: package in, droplet out. The steps in order, each a method.
+"""One staging, from the app's package to the uploaded droplet: each step in order, as a method.
 
-The app's package becomes a tree on disk, the tree a lower of a container of the stack (workshop.py), and the buildpack runs
-in it as vcap (steps.py). The droplet is /home/vcap as it is afterwards. Nothing is copied on the way.
+The package is unpacked to a tree on disk. The tree becomes a lower of a container with the stack (workshop.py), where the
+buildpack runs as vcap (steps.py). The droplet is the content of /home/vcap afterwards. No step copies the app's files.
 
-There is one deadline, from the first byte of the package to the last byte of the cache. With one for
-each step, the steps together could take longer than the controller waits. The cache has a share of the time, and
-an error of the cache costs the cache only. Once the droplet is uploaded nothing can fail the staging any more.
+One deadline covers everything from the download of the package to the upload of the cache. With a deadline for each step,
+the steps together could take longer than the controller waits. The buildpack cache is optional: its download gets a share
+of the time, and its errors are only logged. So nothing can fail the staging once the droplet is uploaded.
 
-How a staging is accepted, stopped and answered is in keeper.py.
+keeper.py accepts and stops stagings, and publishes the replies.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ from container import FilesError, SpecError, WshdError, WshdGone
 from wsh.units import MIB
 
 TIMED_OUT: Final = "Staging in container timed out"
-#: Of the time of a staging, for the download of the buildpack cache.
+#: The part of the staging's time that the download of the buildpack cache may take.
 CACHE_SHARE: Final = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class StagingParts:
-    """What all stagings of the host share."""
+    """The objects that all stagings of the host share."""
 
     settings: Settings
     depot: AgentDepot
@@ -66,7 +66,7 @@ class StagingParts:
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """``upload_error``: the droplet was made, but could not be handed over."""
+    """A droplet that was made. ``upload_error``: why it could not be uploaded; None: it was."""
 
     outcome: Outcome
     sha1: str
@@ -112,10 +112,12 @@ class StagingTask:
             )
         stack = next((one for one in parts.settings.stacks if one.name == self.message.stack), None)
         if stack is None or (why := no_stack(stack.package_path)) is not None:
-            self.log.warning("stack_not_there", error="it is not configured" if stack is None else why)
+            self.log.warning(
+                "stack_missing", stack=self.message.stack, error="not configured" if stack is None else why
+            )
             raise StagingFailed(f"Error staging: Stack {self.message.stack} does not exist")
         for rule in ipv6_left_out(self.message.egress_network_rules or ()):
-            self.output.say(f"       No effect, since IPv6 is off in containers: egress rule {rule}")
+            self.output.say(f"       Egress rule ignored, since IPv6 is off in containers: {rule}")
             self.log.warning("egress_rule_left_out", rule=rule, because="IPv6 is off in containers")
         async with self._in_time():
             self._dir.mkdir(mode=0o755)
@@ -135,7 +137,7 @@ class StagingTask:
             return await workshop.open(parts.depot, parts.settings.staging, held, self.log)
 
     async def _fetch_package(self) -> Path:
-        """A tree that holds nothing but the app, at its place in the container's root."""
+        """Download and unpack the package. Returns a tree with nothing but the app, at its path inside the container."""
         archive, tree = self._dir / "app.zip", self._dir / "root"
         home = tree / HOME.removeprefix("/")
         try:
@@ -151,7 +153,7 @@ class StagingTask:
             await self._parts.layers.import_zip(archive, home / "app", Bounds(total_bytes=self._disk_bytes))
         except TransferError as e:
             self.output.say(
-                f"The app package cannot be had from {public_address(self.message.download_uri)}: {e}"
+                f"The app package cannot be downloaded from {public_address(self.message.download_uri)}: {e}"
             )
             raise StagingFailed(f"Error staging: {e}") from e
         except (ArchiveError, JailError, OSError) as e:
@@ -162,7 +164,8 @@ class StagingTask:
     # -- in the container --------------------------------------------------------------------------------------
 
     async def stage(self, container: AgentContainer) -> Staged:
-        """Detect, compile, release, pack, upload, and the cache. StagingFailed: also past the deadline."""
+        """Detect, compile, release, pack and upload the droplet, then store the cache. StagingFailed: a step failed, or the
+        deadline has passed. A failed upload of the droplet is returned as ``upload_error``."""
         environment = self._environment()
         if (why := too_long(environment, VARIABLE_BYTES)) is not None:
             raise StagingFailed("Error staging: the environment is too large", "StagingError", why)
@@ -186,7 +189,7 @@ class StagingTask:
 
     @asynccontextmanager
     async def _in_time(self) -> AsyncIterator[None]:
-        """Until the deadline of the whole staging; what a container or the host does wrong is a failure of the staging."""
+        """Limit the block to the staging's deadline, and raise errors of the container or the host as StagingFailed."""
         try:
             async with asyncio.timeout_at(self._deadline) as limit:
                 yield
@@ -220,7 +223,9 @@ class StagingTask:
         directory = chosen.inside(number)
         await steps.compile(directory)
         release = await steps.release(chosen, directory)
-        await steps.end_all()  # from here on nothing of the buildpack's runs
+        await (
+            steps.end_all()
+        )  # a process that the buildpack left running must not change the tree while it is packed
         command = properties.meta.command if properties.meta is not None else None
         outcome = bp.decide(chosen, name, command, await steps.procfile(), release)
         self.output.say(outcome.announced())
@@ -237,10 +242,10 @@ class StagingTask:
             await self._parts.layers.adopt(tree, packed.sha1, packed.layer.bytes, packed.layer.files)
         return packed
 
-    # -- the buildpack cache: best effort in every step (in the original a corrupt cache made every staging fail) ---
+    # -- the buildpack cache: its errors are only logged (with the original DEA a corrupt cache failed every staging) --
 
     async def _fetch_cache(self, steps: Steps) -> None:
-        """It may take a share of the time only: a server that trickles must not cost the staging."""
+        """Download and unpack the cache within `CACHE_SHARE` of the time, so that a slow server cannot fail the staging."""
         url = self.message.buildpack_cache_download_uri
         if not url:
             return
@@ -261,7 +266,7 @@ class StagingTask:
         archive.unlink()
 
     async def _store_cache(self, steps: Steps) -> None:
-        """The droplet is there: whatever goes wrong now, the deadline included, costs the cache only."""
+        """Pack and upload the cache. The droplet is uploaded by now, so an error or a passed deadline is only logged."""
         url = self.message.buildpack_cache_upload_uri
         if not url:
             return

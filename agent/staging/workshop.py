@@ -1,8 +1,8 @@
-"""The container of one staging: what it is made of, and its making and removal. What runs in it is in steps.py.
+"""Creates and removes the container of one staging. steps.py runs programs in it.
 
-The app's tree is a lower of the container's root, above the stack, and there is no second overlay for the home as an app's
-container has one. So app, cache and TMPDIR lie on one mount, and buildpacks may rename and hard-link between them; two
-mounts gave EXDEV, also two of one file system.
+The app's tree is a lower of the container's root, above the stack. An app's container has a second overlay for the home;
+this one has not, so that app, cache and TMPDIR lie on one mount. Buildpacks rename and hard-link between them, which fails
+with EXDEV across two mounts, even of the same file system.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from wsh.units import MIB
 
 @dataclass(frozen=True, slots=True)
 class Workshop:
-    """``tree`` holds the app at its place in the root; ``candidates`` are mounted read-only, each at its number;
-    ``claim`` is what admission holds for it, and its limit."""
+    """``tree`` holds the app at its path inside the container. Each of ``candidates`` is mounted read-only at its number.
+    ``claim`` gives the container's memory and disk limits."""
 
     task_id: str
     rootfs: Path
@@ -43,7 +43,7 @@ class Workshop:
     egress: tuple[EgressMessage, ...]
 
     def spec(self, settings: StagingSettings) -> ContainerSpec:
-        """Pure. SpecError: an egress rule makes no sense."""
+        """Pure. SpecError: an egress rule is invalid."""
         return ContainerSpec(
             layers=(self.tree, self.rootfs),
             binds=tuple(_binds(self.candidates)),
@@ -61,11 +61,13 @@ class Workshop:
     async def open(
         self, depot: AgentDepot, settings: StagingSettings, held: AsyncExitStack, log: Log
     ) -> AgentContainer:
-        """Made now, removed with ``held``. StagingFailed: it cannot be made."""
+        """Create the container; ``held`` removes it when it is closed. StagingFailed: it cannot be created."""
         try:
             container = await depot.create(self.spec(settings))
         except (SpecError, CreateError, NoLease) as e:
-            raise StagingFailed("Error staging: no container", "StagingError", str(e)) from e
+            raise StagingFailed(
+                "Error staging: the container cannot be created", "StagingError", str(e)
+            ) from e
         held.push_async_callback(_destroy, depot, container, log)
         return container
 
@@ -76,8 +78,8 @@ def _binds(candidates: Iterable[Buildpack]) -> Iterable[BindMount]:
 
 
 async def _destroy(depot: AgentDepot, container: AgentContainer, log: Log) -> None:
-    """The depot tries again what could not be removed; the staging ends all the same."""
+    """An error is only logged: the depot tries the removal again, and the droplet may be uploaded by now."""
     try:
         await depot.destroy(container.handle)
-    except Exception as e:  # whatever it was: the droplet may be with the controller by now
-        log.exception("staging_not_removed_whole", error=repr(e))
+    except Exception as e:  # no error of a removal may fail the staging
+        log.exception("staging_container_not_removed", handle=container.handle, error=repr(e))

@@ -73,7 +73,7 @@ async def test_a_staging_that_fails(host: Host) -> None:
     live = (await live_output(host, staging.task_id)).decode()
     assert told == "Staging failed: Error staging: Error downloading: HTTP status: 404\n"
     assert told in live
-    assert f"cannot be had from http://127.0.0.1:{host.files.port}/packages/gone: " in live
+    assert f"cannot be downloaded from http://127.0.0.1:{host.files.port}/packages/gone: " in live
     for one in (told, live, *map(str, staging.replies())):
         assert not [secret for secret in ("s3cret", "signed", str(host.base_dir)) if secret in one]
 

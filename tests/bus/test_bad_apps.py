@@ -204,7 +204,7 @@ async def test_variables_that_double_each_other_fail_the_start(host: Host) -> No
 
     assert told(await exit_of(host, app)) == ("failed to start", -1)
     failed = await host.running.wait_log("instance_start_failed", app=app.id)
-    assert "its value grows past " in failed["error"]
+    assert " bytes after its variables are expanded" in failed["error"]
 
 
 async def test_the_script_of_an_old_droplet_is_beside_the_app(host: Host) -> None:

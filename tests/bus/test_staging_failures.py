@@ -54,7 +54,7 @@ async def test_each_step_of_a_buildpack_fails_with_its_own_type(desk: Desk) -> N
     for staging, kind, words in (
         (nonsense, "BuildpackReleaseFailed", "Release info failed: "),
         (endless, "BuildpackReleaseFailed", "Release info failed: more than 65536 bytes"),
-        (procfile, "StagingError", "Procfile is no map: "),
+        (procfile, "StagingError", "Procfile: "),
     ):
         second = await staging.reply(2)
         assert second["error_info"]["type"] == kind
@@ -120,7 +120,7 @@ async def test_a_package_that_cannot_be_taken_fails_in_both_replies(desk: Desk) 
         assert first["error"].startswith("Error staging: "), name
         assert second == failed(staging, first["error"]), name
     assert stagings["missing"].replies()[0]["error"].endswith("HTTP status: 404")
-    assert not desk.host.running.log("staging_broke")
+    assert not desk.host.running.log("staging_internal_error")
     assert list((desk.host.base_dir / "staging").iterdir()) == []
 
 

@@ -76,7 +76,7 @@ def test_a_variable_that_is_too_long_is_named() -> None:
     fits, over = "FITS=" + "x" * 94, "OVER=" + "s3cret" * 16
     assert too_long((fits,), 100) is None
     told = too_long((fits, over), 100)
-    assert told == "environment: OVER has 101 bytes, one variable has less than 100"
+    assert told == "environment: OVER has 101 bytes, expected fewer than 100"
 
 
 def test_a_cause_is_at_most_four_kib() -> None:

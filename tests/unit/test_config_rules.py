@@ -43,11 +43,11 @@ WRONG: dict[str, tuple[str, str, str]] = {
     "a password without a user": ("nats: {password: x}", "nats.password", "nats.user"),
     "two seeds": ("nats: {credentials_file: /a, nkey_seed_file: /b}", "nats.nkey_seed_file", "credentials_file"),
     "a key without its certificate": ("nats: {tls: {key_file: /k}}", "nats.tls.key_file", "cert_file"),
-    "a grace longer than the deadline": ("instance: {stop_grace_s: 40}", "instance.stop_grace_s", "shutdown.deadline_s (30)"),
-    "a grace as long as the deadline": ("shutdown: {deadline_s: 10}", "instance.stop_grace_s", "(10)"),
-    "a drain longer than the deadline": ("instance: {drain_s: 25}", "instance.stop_grace_s", "(36 s)"),
+    "a grace longer than the deadline": ("instance: {stop_grace_s: 40}", "instance.stop_grace_s", "shutdown.deadline_s (30 s)"),
+    "a grace as long as the deadline": ("shutdown: {deadline_s: 10}", "instance.stop_grace_s", "(10 s)"),
+    "a drain longer than the deadline": ("instance: {drain_s: 25}", "instance.stop_grace_s", "got 36 s"),
     "shares": ("instance: {min_cpu_share_limit: 300}", "instance.min_cpu_share_limit", "max_cpu_share_limit"),
-    "a mark above the disk": ("resources: {disk_mb: 4096, low_water_mb: 4096}", "resources.low_water_mb", "nothing would ever"),
+    "a mark above the disk": ("resources: {disk_mb: 4096, low_water_mb: 4096}", "resources.low_water_mb", "no app would ever"),
     "stagings without memory": ("resources: {memory_mb: 512}", "staging.memory_limit_mb", "1024 is more"),
     "stagings without disk": ("resources: {disk_mb: 2000}", "staging.disk_limit_mb", "2048 is more"),
     "a domain with a scheme": ("domain: http://example.org", "domain", "expected a domain"),
@@ -79,14 +79,14 @@ WRONG: dict[str, tuple[str, str, str]] = {
     "for ever": ("intervals: {heartbeat: .inf}", "intervals.heartbeat", "<= 31536000"),
     "no number": ("intervals: {heartbeat: .nan}", "intervals.heartbeat", "> 0"),
     "more than there is": ("resources: {memory_mb: 99999999999999999}", "resources.memory_mb", "<="),
-    "a key twice": ("index: 1\nindex: 2", "index", "twice, first in line 2"),
-    "a section twice": ("staging: {enabled: true}\nstaging: {nproc_limit: 9}", "staging", "twice, first in line 2"),
-    "a key of a section twice": ("staging:\n  enabled: true\n  enabled: false", "staging.enabled", "twice, first in line 3"),
-    "a key of a list's section twice": ("stacks:\n- {name: a, name: b, package_path: /a}", "stacks[0].name", "twice"),
+    "a key twice": ("index: 1\nindex: 2", "index", "duplicate key, first in line 2"),
+    "a section twice": ("staging: {enabled: true}\nstaging: {nproc_limit: 9}", "staging", "duplicate key, first in line 2"),
+    "a key of a section twice": ("staging:\n  enabled: true\n  enabled: false", "staging.enabled", "duplicate key, first in line 3"),
+    "a key of a list's section twice": ("stacks:\n- {name: a, name: b, package_path: /a}", "stacks[0].name", "duplicate"),
     "a date that is none": ("domain: 2001-99-99", "", "date"),
-    "itself": ("stacks: &x [*x]", "", "into itself"),
+    "itself": ("stacks: &x [*x]", "", "contains itself"),
     "depth": ("stacks: " + "[" * 3000 + "]" * 3000, "", "depth"),
-    "a key that is none": ("? [a]\n: b", "", "key that is none"),
+    "a key that is none": ("? [a]\n: b", "", "a key that is a list"),
     "no servers": ("nats: {servers: []}", "nats.servers", "length >= 1"),
 }  # fmt: skip
 
@@ -281,8 +281,8 @@ def test_other_places_that_are_not_there_are_told(tmp_path: Path) -> None:
     assert lacks(tmp_path, f"logging: {{file: {tmp_path}}}")[0][0] == "logging.file"
     assert lacks(tmp_path, f"logging: {{file: {tmp_path}/log}}") == []
     assert lacks(tmp_path, "network: {uplinks: [nosuchlink0]}")[0][0] == "network.uplinks[0]"
-    assert lacks(tmp_path, f"base_dir: {file}/base\n") == [("base_dir", f"{file} is no directory")]
-    assert lacks(tmp_path, f"base_dir: {file}\n") == [("base_dir", f"{file} is no directory")]
+    assert lacks(tmp_path, f"base_dir: {file}/base\n") == [("base_dir", f"{file} is not a directory")]
+    assert lacks(tmp_path, f"base_dir: {file}\n") == [("base_dir", f"{file} is not a directory")]
     assert lacks(tmp_path, f"base_dir: {tmp_path}/not/yet\n") == []
 
 
@@ -309,7 +309,7 @@ def test_a_setting_of_the_dea_without_effect_is_told_and_is_no_mistake(tmp_path:
 @pytest.mark.parametrize("key", ELSEWHERE)
 def test_a_setting_of_the_dea_with_another_name_here_is_refused_with_that(tmp_path: Path, key: str) -> None:
     """It would be missed: the agent would look for its bus on this host."""
-    assert told(tmp_path, f"{key}: x") == [(key, f"is {ELSEWHERE[key]} here")]
+    assert told(tmp_path, f"{key}: x") == [(key, f"a setting of the DEA; use {ELSEWHERE[key]}")]
 
 
 def test_no_setting_is_both_known_and_without_effect() -> None:

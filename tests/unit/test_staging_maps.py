@@ -86,7 +86,7 @@ def test_what_is_no_procfile(text: bytes, why: str) -> None:
     """An error of the app's, that says where."""
     with pytest.raises(StagingFailed) as failed:
         parse_procfile(text)
-    assert failed.value.message.startswith("Procfile is no map: ")
+    assert failed.value.message.startswith("Procfile: ")
     assert why in failed.value.message
 
 
