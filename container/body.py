@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 from container import snapshot
 from container.aio import FileWatcher
@@ -46,6 +46,8 @@ class Body:
         )
         self.jobs = Jobs(self._jobs_host, parts.ids, lambda: self.check(Action.SPAWN))
         self._unwatch: list[Callable[[], object]] = []
+        #: Keys of the caller for the snapshot file.
+        self.annotations: Callable[[], Mapping[str, Any]] = dict
 
     def __repr__(self) -> str:
         return (
@@ -79,7 +81,7 @@ class Body:
     def save(self) -> None:
         """Write the snapshot. OSError."""
         self.parts.events = self.events.kinds
-        snapshot.write(self.parts.directory, self.parts.snapshot(Phase.MADE))
+        snapshot.write(self.parts.directory, self.parts.snapshot(Phase.MADE), self.annotations())
 
     # pid 1.
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from container import files, snapshot
 from container.body import Body
@@ -77,6 +77,30 @@ class Container:
     def directory(self) -> Path:
         """Its directory in the depot."""
         return self._parts.directory
+
+    @property
+    def v1_cgroups(self) -> Mapping[str, Path]:
+        """Its cgroup directory by controller on cgroup v1, where each limit is; empty on v2."""
+        return self._body.cgroup.v1_directories
+
+    @property
+    def ids_first(self) -> int:
+        """The host's id of root inside; a user inside has this id plus its own."""
+        return self._parts.ids.first
+
+    @property
+    def egress(self) -> tuple[EgressRule, ...]:
+        """The egress rules that are in force now."""
+        return self._parts.egress
+
+    def annotate_snapshot(self, keys: Callable[[], Mapping[str, Any]]) -> None:
+        """Add keys to the snapshot file for other readers. ``keys`` is called at each write; the depot never reads them back.
+
+        A key of the depot's own is not replaced. OSError: the file could not be written. WrongState.
+        """
+        self._check(Action.LOOK)
+        self._body.annotations = keys
+        self._body.save()
 
     @property
     def socket_path(self) -> Path:

@@ -115,6 +115,11 @@ class CgroupSet(ABC):
     #: What the container sees below /sys/fs/cgroup: on v1 the controllers of each hierarchy, on v2 ``cgroup2``.
     shown: tuple[str, ...]
 
+    @property
+    def v1_directories(self) -> Mapping[str, Path]:
+        """On cgroup v1 the directory of each controller that has the container's limits and counts; on v2 nothing."""
+        return {}
+
     @abstractmethod
     def make(self) -> None:
         """Makes the directories, and denies all devices but ``DEVICES`` in both leaves."""

@@ -61,6 +61,7 @@ class CgroupSetV1(CgroupSet):
         tops = {controller: mount / parent / name for controller, mount in mounts.items()}
         # co-mounted controllers share a directory
         self._tops = tuple(dict.fromkeys(tops.values()))
+        self._of = tops
         self.init_files = tuple(top / "init" / "tasks" for top in self._tops)
         self.job_files = tuple(top / "job" / "tasks" for top in self._tops)
         self._pids = tops["pids"] / "job"
@@ -73,6 +74,11 @@ class CgroupSetV1(CgroupSet):
         self._devices: tuple[Any, ...] = tuple(
             DevicesController(_node(tops["devices"] / leaf)) for leaf in LEAVES
         )
+
+    @property
+    def v1_directories(self) -> Mapping[str, Path]:
+        leaves = {name: top / "job" for name, top in self._of.items()}
+        return {**leaves, "cpu": self._of["cpu"]}  # shares are those of the whole set
 
     def make(self) -> None:
         for top in self._tops:

@@ -7,7 +7,8 @@ containers.py  one container: references and grace time, states, info
 jobs.py        one job: linked by any number of clients, then forgotten
 copies.py      CopyIn and CopyOut
 netout.py, limits.py   numbers and texts of requests; pure
+layout.py      files where scripts look for Warden's
 records.py     what the next server must know
 config.py      Warden's configuration file
-messages.py, kinds.py, codec.py, frames.py, errors.py   the wire
+messages.py, stats.py, kinds.py, codec.py, frames.py, errors.py   the wire
 """

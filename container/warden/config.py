@@ -14,6 +14,7 @@ import yaml
 
 from container.errors import ContainerError
 from container.settings import DepotSettings
+from container.warden.layout import CGROUP_LINKS
 from container.warden.limits import DEFAULT_RLIMITS
 from container.warden.service import WardenServiceSettings
 from container.warden.syslog import DEFAULT_SOCKET
@@ -45,7 +46,10 @@ class Quota(msgspec.Struct, frozen=True):
 
 
 class ServerKeys(msgspec.Struct, frozen=True):
-    """``container_grace_time``: seconds; null: never. ``job_output_limit``: bytes."""
+    """``container_grace_time``: seconds; null: never. ``job_output_limit``: bytes.
+
+    ``cgroup_links_path`` is not Warden's: where links to the cgroups of containers are made (v1 only); null: nowhere.
+    """
 
     container_rootfs_path: str
     container_depot_path: str
@@ -59,6 +63,7 @@ class ServerKeys(msgspec.Struct, frozen=True):
     allow_nested_warden: bool = False
     pidfile: str | None = None
     syslog_socket: str | None = None
+    cgroup_links_path: str | None = str(CGROUP_LINKS)
 
 
 class HealthKeys(msgspec.Struct, frozen=True):
@@ -215,5 +220,6 @@ def service_settings(config: Config) -> WardenServiceSettings:
         job_output_limit_bytes=server.job_output_limit,
         disk_limits=server.quota.disk_quota_enabled,
         lang=os.environ.get("LANG") or "en_US.UTF-8",
+        cgroup_links=Path(server.cgroup_links_path) if server.cgroup_links_path else None,
         syslog_socket=Path(server.syslog_socket) if server.syslog_socket else DEFAULT_SOCKET,
     )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from container.aio import Log
 from container.container import Container
@@ -20,6 +20,7 @@ from container.warden import messages as m
 from container.warden import records, syslog
 from container.warden.errors import WardenError, bytes_of
 from container.warden.jobs import WardenJob
+from container.warden.layout import snapshot_keys
 from container.warden.limits import NO_BANDWIDTH, memory_stat
 from container.warden.records import SavedContainer, SavedJob
 
@@ -56,7 +57,7 @@ class WardenContainer:
         self.destroying: asyncio.Task[None] | None = None
         self._saved = saved
         self._syslog = syslog_socket
-        self._forwarding: set[asyncio.Task[None]] = set()
+        self._following: set[asyncio.Task[None]] = set()
         self._starting: dict[int, SavedJob] = {}
         self._log = log
         self._destroy = destroy
@@ -100,7 +101,7 @@ class WardenContainer:
     def close(self) -> None:
         """Ends what runs in the background for it. The container itself runs on."""
         self._stop_timer()
-        for task in (self._watching, *self._forwarding):
+        for task in (self._watching, *self._following):
             task.cancel()
 
     # -- state -------------------------------------------------------------------------------------------------
@@ -178,14 +179,28 @@ class WardenContainer:
         self.jobs[job_id] = made = WardenJob(job_id, job, saved, self.info, self._drop_job)
         if saved.tag is not None and (is_new or made.is_running):
             for stream in STREAMS:
-                self._forward(job, stream, saved.tag, 0 if is_new else job.size_bytes(stream))
+                offset = 0 if is_new else job.size_bytes(stream)
+                self._begin(syslog.forward(job, stream, saved.tag, self._syslog, offset), "syslog", job)
+        self._begin(self._note_job(job), "snapshot", job)
         return made
 
-    def _forward(self, job: Job, stream: str, tag: bytes, offset: int) -> None:
-        work = syslog.forward(job, stream, tag, self._syslog, offset)
-        task = asyncio.create_task(work, name=f"warden-syslog-{job.id}-{stream}")
-        self._forwarding.add(task)
-        task.add_done_callback(self._forwarding.discard)
+    def _begin(self, work: Coroutine[Any, Any, None], what: str, job: Job) -> None:
+        task = asyncio.create_task(work, name=f"warden-{what}-{job.id}")
+        self._following.add(task)
+        task.add_done_callback(self._following.discard)
+
+    async def _note_job(self, job: Job) -> None:
+        """Writes the job's beginning and its end into the snapshot, for those that look there."""
+        with suppress(WrongState):
+            self._annotate()
+            await job.wait()
+            self._annotate()
+
+    def _annotate(self) -> None:
+        try:
+            self.container.annotate_snapshot(self._snapshot_keys)
+        except OSError as e:
+            self._log.warning("warden_snapshot_not_written", handle=self.container.handle, error=str(e))
 
     def _drop_job(self, job_id: int) -> None:
         if self.jobs.pop(job_id, None) is not None:
@@ -198,3 +213,8 @@ class WardenContainer:
         jobs |= {str(job_id): saved for job_id, saved in self._starting.items()}
         self._saved = SavedContainer(self._saved.handle, self._saved.grace_s, jobs)
         self.container.keep_record(records.encode(self._saved))
+        self._annotate()
+
+    def _snapshot_keys(self) -> dict[str, Any]:
+        jobs = {str(one.id): one.snapshot_keys() for one in self.jobs.values()}
+        return snapshot_keys(self.container, self.handle, self.state, self._saved.grace_s, jobs)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from container.aio import finish
 from container.jobs import Chunk, ExitStatus, Job
@@ -90,6 +90,15 @@ class WardenJob:
     @property
     def is_running(self) -> bool:
         return self._job.status is None
+
+    def snapshot_keys(self) -> dict[str, Any]:
+        """What Warden's snapshot has of a job."""
+        keys: dict[str, Any] = {"discard_output": self.saved.discards_output}
+        if self.saved.tag is not None:
+            keys["log_tag"] = self.saved.tag.decode(errors="replace")
+        if (status := self._job.status) is not None:
+            keys["status"] = [exit_status(status), "", ""]
+        return keys
 
     async def link(self) -> m.LinkResponse:
         """The result, once the job has ended. The job is forgotten then."""

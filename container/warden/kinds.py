@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Annotated
 
 
 class NumberKind(IntEnum):
@@ -14,3 +15,6 @@ class NumberKind(IntEnum):
 
 
 INT32, UINT32, UINT64 = NumberKind.INT32, NumberKind.UINT32, NumberKind.UINT64
+
+#: A number that may be absent.
+Number = Annotated[int | None, UINT64]

@@ -27,6 +27,7 @@ from container.warden import messages as m
 from container.warden.containers import ACTIVE, STOP_GRACE_S, STOPPED, WardenContainer
 from container.warden.errors import WardenError, text_of
 from container.warden.jobs import WardenJob, account, job_spec
+from container.warden.layout import CgroupLinks, write_files
 from container.warden.limits import (
     DEFAULT_CPU_SHARES,
     LEAST_CPU_SHARES,
@@ -56,6 +57,7 @@ class WardenServiceSettings:
     disk_limits: bool = True
     lang: str = "en_US.UTF-8"
     syslog_socket: Path = DEFAULT_SOCKET
+    cgroup_links: Path | None = None
 
 
 class WardenService:
@@ -67,6 +69,7 @@ class WardenService:
         self._log = log
         self._containers: dict[bytes, WardenContainer] = {}
         self._creating: set[bytes] = set()
+        self._links = CgroupLinks(settings.cgroup_links, log)
         self._next_job = 1
         self._background: set[asyncio.Task[None]] = set()
         self._handlers: dict[type, Callable[[Any, object], Awaitable[object]]] = {
@@ -97,6 +100,7 @@ class WardenService:
         for handle in self._depot.handles():
             with suppress(UnknownHandle):
                 self._take_up(self._depot.find(handle))
+        self._links.begin(one.container.link_id for one in self._containers.values())
 
     def _take_up(self, container: Container) -> None:
         try:
@@ -107,6 +111,7 @@ class WardenService:
         made = WardenContainer(container, saved, self._log, self._expired, self._settings.syslog_socket)
         self._next_job = max([self._next_job, *(number + 1 for number in made.jobs)])
         self._containers[made.handle] = made
+        self._links.add(container)
         made.begin_grace()
 
     def connected(self, connection: object) -> None:
@@ -180,7 +185,17 @@ class WardenService:
         made = WardenContainer(container, saved, self._log, self._expired, self._settings.syslog_socket)
         self._containers[made.handle] = made
         made.refer(connection)
+        self._show(made, spec.layers[0])
         return m.CreateResponse(made.handle)
+
+    def _show(self, made: WardenContainer, rootfs: Path) -> None:
+        """Writes what scripts look for. The container works without it."""
+        try:
+            write_files(made.container, rootfs)
+            made.save()
+        except OSError as e:
+            self._log.warning("warden_files_not_written", handle=made.container.handle, error=str(e))
+        self._links.add(made.container)
 
     def _spec(self, request: m.CreateRequest) -> ContainerSpec:
         rootfs = Path(text_of(request.rootfs)) if request.rootfs else self._settings.rootfs
@@ -240,6 +255,7 @@ class WardenService:
             box.destroying = None
             raise
         box.close()
+        self._links.remove(container.link_id)
         del self._containers[box.handle]
 
     def _start(self, work: Any, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import stat
 import subprocess
@@ -15,12 +16,16 @@ from warden_client import (
     DESTROY,
     ECHO,
     INFO,
+    LIMIT_CPU,
+    LIMIT_MEMORY,
     LINK,
     LIST,
     NET_IN,
+    NET_OUT,
     PING,
     RUN,
     SPAWN,
+    STOP,
     STREAM,
     Client,
     ServerError,
@@ -224,3 +229,81 @@ async def test_output_with_a_tag_goes_to_syslog(tmp_path: Path, rootfs: Path) ->
         (b"<14>", b"warden.a_b_<0>: one"),
         (b"<14>", b"warden.a_b_<0>: two"),
     ]
+
+
+async def test_scripts_find_the_files_of_the_original(client: Client, warden: Warden) -> None:
+    """Snapshot, pid, config, and on cgroup v1 the limits."""
+    handle = await client.create(handle=b"\xff seen", grace_time=7)
+    port = (await client.call(NET_IN, {1: handle, 2: 8080}))[1]
+    await client.call(NET_OUT, {1: handle, 2: b"192.0.2.1", 4: b"80:90", 8: 1})
+    await client.call(LIMIT_MEMORY, {1: handle, 2: 64 << 20})
+    await client.call(LIMIT_CPU, {1: handle, 2: 77})
+    job = (await client.call(SPAWN, {1: handle, 2: b"sleep 100", 5: 1, 6: b"tag"}))[1]
+    info = await client.call(INFO, {1: handle})
+    directory = Path(info[32].decode())
+    (depot_handle,) = warden.depot.handles()
+    box = warden.depot.find(depot_handle)
+
+    seen = json.loads((directory / "snapshot.json").read_bytes())
+    network = f"{info[30].decode().rsplit('.', 1)[0]}.{int(info[30].decode().rsplit('.', 1)[1]) - 1}"
+    assert (seen["state"], seen["grace_time"]) == ("active", 7)
+    assert seen["jobs"] == {str(job): {"discard_output": True, "log_tag": "tag"}}
+    assert seen["resources"] == {
+        "handle": "\ufffd seen",
+        "container_id": box.link_id,
+        "network": network,
+        "uid": box.ids_first,
+        "ports": [port],
+        "net_in": [[port, 8080]],
+        "net_out": [["192.0.2.1", "80:90", 0, -1, -1, True]],
+    }
+    assert (directory / "run/wshd.pid").read_text() == f"{box.pid}\n"
+    config = (directory / "etc/config").read_text().splitlines()
+    assert {f"id={box.link_id}", f"network_container_ip={info[31].decode()}"} < set(config)
+    links = warden.settings.cgroup_links
+    assert links is not None
+    if box.v1_cgroups:
+        assert (links / f"cpu/instance-{box.link_id}/cpu.shares").read_text() == "77\n"
+        limit = (links / f"memory/instance-{box.link_id}/memory.limit_in_bytes").read_text()
+        assert int(limit) == 64 << 20
+        assert (links / f"devices/instance-{box.link_id}/devices.list").exists()
+    await client.call(STOP, {1: handle, 20: 1})
+    assert json.loads((directory / "snapshot.json").read_bytes())["state"] == "stopped"
+    await client.call(DESTROY, {1: handle})
+    assert not list(links.glob("*/instance-*"))
+
+
+async def test_links_are_not_made_where_others_may_write(tmp_path: Path, rootfs: Path) -> None:
+    """/tmp/warden may be there before the server, and anybody's. The container works all the same."""
+    (tmp_path / "open").mkdir(mode=0o777)
+    (tmp_path / "open").chmod(0o777)
+    (tmp_path / "link").symlink_to(tmp_path / "depot")
+    for name in ("open", "link"):
+        warden = await open_warden(tmp_path, rootfs, cgroup_links=tmp_path / name / "cgroup")
+        client = await warden.client()
+        handle = await client.create()
+        assert (await client.run(handle, "echo works"))[1] == b"works\n"
+        await client.close()
+        await warden.close()
+        await close_empty(warden.depot)
+        assert not list(tmp_path.rglob("instance-*"))
+
+
+async def test_a_container_without_its_snapshot_is_destroyed_at_the_next_start(
+    tmp_path: Path, rootfs: Path
+) -> None:
+    """As in the original. Its links go too."""
+    warden = await open_warden(tmp_path, rootfs)
+    client = await warden.client()
+    info = await client.call(INFO, {1: await client.create()})
+    await warden.close()
+    await warden.depot.close()
+    (Path(info[32].decode()) / "snapshot.json").unlink()
+
+    warden = await open_warden(tmp_path, rootfs)
+    client = await warden.client()
+    assert (await client.call(LIST)).fields == {}
+    assert not list((tmp_path / "cgroup").glob("*/instance-*"))
+    await client.close()
+    await warden.close()
+    await close_empty(warden.depot)

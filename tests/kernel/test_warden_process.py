@@ -30,7 +30,7 @@ class Process:
         self.config.write_text(
             f"server: {{container_rootfs_path: {rootfs}, container_depot_path: {self.depot},\n"
             f"  unix_domain_path: {self.socket}, unix_domain_permissions: 0777, pidfile: {self.pidfile},\n"
-            f"  quota: {{disk_quota_enabled: false}}, unheard_of: 1}}\n"
+            f"  quota: {{disk_quota_enabled: false}}, cgroup_links_path: null, unheard_of: 1}}\n"
             f"health_check_server: {{port: 2345}}\nlogging: {{level: debug2, file: {self.log}}}\n"
             "network: {pool_network: 10.254.7.0/24, release_delay: 0}\n"
         )

@@ -60,7 +60,7 @@ async def open_warden(base: Path, rootfs: Path, **changes: Any) -> Warden:
     """On a new depot below ``base``, or on the one that a former server has left there."""
     depot = await Depot.open(settings_for(base))
     await depot.recover()
-    settings = replace(WardenServiceSettings(rootfs=rootfs), **changes)
+    settings = replace(WardenServiceSettings(rootfs=rootfs, cgroup_links=base / "cgroup"), **changes)
     service = WardenService(depot, settings, SilentLog())
     service.take_up()
     server = Server(service, base / "warden.sock", 0o700, SilentLog())
