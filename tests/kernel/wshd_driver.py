@@ -139,10 +139,21 @@ class Client:
         self.socket.settimeout(30)
         folder = os.open(path.parent, os.O_PATH)
         try:
-            self.socket.connect(f"/proc/self/fd/{folder}/{path.name}")
+            self._connect(f"/proc/self/fd/{folder}/{path.name}")
         finally:
             os.close(folder)
         self.greeting = self.receive().words if greeted else []
+
+    def _connect(self, address: str) -> None:
+        """A full backlog is EAGAIN at once for a socket with a timeout, so try again (connect(2) on Unix sockets)."""
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                return self.socket.connect(address)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.002)
 
     def __enter__(self) -> Client:
         return self
