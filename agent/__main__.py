@@ -1,11 +1,11 @@
-"""`garrison`, also as `python -m agent`. Imports only the command line's frame: commands come lazily."""
+"""Entry point of `garrison`, also as `python -m agent`. Each command's module is imported only when that command runs."""
 
 from __future__ import annotations
 
 import sys
 
 if next((word for word in sys.argv[1:] if not word.startswith("-")), "") == "run":
-    # before the imports, which take a good part of a second: a signal in it must neither kill the agent nor be lost
+    # The imports below take several 100 ms. A signal that arrives meanwhile must neither kill the agent nor be lost.
     from agent.signals import hold
 
     hold()

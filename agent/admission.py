@@ -1,12 +1,12 @@
-"""Admission: may something new begin on this host, now or later?
+"""Admission decides whether a new instance or staging may begin on this host.
 
-One part decides it for starts and stagings, and the adverts publish the same figures. It adds up what the host has
-(`Capacity`), what instances hold (`Registry.held`), what stagings hold (`hold`), and looks at the disk: at its
-low-water mark, or while it cannot be written, nothing new is taken and what runs goes on.
+It decides for starts and stagings, and adverts publish its figures, so a host never advertises what it would refuse. What is
+left is the host's `Capacity` minus the claims of instances (`Registry.held`) and of stagings (`hold`). While free disk is
+below the low-water mark, or base_dir cannot be written, nothing new is admitted; running apps continue.
 
-A start that will fit once the stopping instances of its own app have ended is not refused. It waits, and is admitted
-when they are gone, in the order in which the starts came (`wait`, `admit_waiting`): a controller that replaces an app
-on a full host would otherwise lose it.
+A start that will fit once the stopping instances of its own app have ended is not refused. It waits, and is admitted when
+they have ended, in the order of arrival (`wait`, `admit_waiting`). Otherwise a controller that replaces an app on a full
+host would lose it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from agent.resources import Capacity, Claim, Short, claim_of, free_disk_mb, make
 
 
 class Admission:
-    """``host_memory_mb``: of the whole host; ``probe`` knows whether the agent's directory can be written."""
+    """``host_memory_mb``: the whole memory of the host. ``probe``: whether base_dir can be written."""
 
     def __init__(
         self, settings: Settings, registry: Registry, probe: WriteProbe, *, host_memory_mb: int
@@ -38,7 +38,7 @@ class Admission:
     # What the host has.
 
     def capacity(self) -> Capacity:
-        """Measured once: the disk that instances use later is what they were promised."""
+        """What the host has in all. Measured once, since disk that instances use later is covered by their claims."""
         if self._capacity is None:
             self._capacity = make_capacity(
                 self._settings.resources, self._host_memory_mb, free_disk_mb(self._settings.base_dir)
@@ -46,25 +46,25 @@ class Admission:
         return self._capacity
 
     def left(self) -> Capacity:
-        """What is not promised to anybody."""
+        """The capacity without all claims. Negative where the host is overcommitted."""
         return self.capacity().left((self._registry.held, *self._held.values()))
 
     def is_low(self) -> bool:
-        """True at the low-water mark of the host's disk."""
+        """True while the free disk is below the low-water mark."""
         return free_disk_mb(self._settings.base_dir) < self._settings.resources.low_water_mb
 
     def takes_nothing(self) -> bool:
-        """True while nothing new may begin: the disk is low, or cannot be written."""
+        """True while nothing new may begin: the disk is low, or base_dir cannot be written."""
         return not self._probe.is_writable or self.is_low()
 
     def lacks(self, claim: Claim) -> Short | None:
         """What is missing for ``claim`` now; None: it fits."""
         return Short.DISK if self.takes_nothing() else self.left().lacks(claim)
 
-    # What is held by others than instances.
+    # Claims of stagings; those of instances are in the registry.
 
     def hold(self, owner: object, claim: Claim) -> None:
-        """A staging begins."""
+        """Count ``claim`` until ``owner`` releases it."""
         self._held[owner] = claim
 
     def release(self, owner: object) -> None:
@@ -81,11 +81,11 @@ class Admission:
         return self._left_without(stopping).lacks(_claim(instance)) is None
 
     def wait(self, instance: Instance) -> None:
-        """`admitted` of this instance is set by `admit_waiting`."""
+        """Let the start wait until `admit_waiting` sets its `admitted`."""
         self._waiting[instance] = asyncio.Event()
 
     def admitted(self, instance: Instance) -> asyncio.Event:
-        """Set: the start may go on."""
+        """An event that is set once the start may continue; set already if the start does not wait."""
         event = self._waiting.get(instance)
         if event is None:
             event = asyncio.Event()
@@ -93,11 +93,14 @@ class Admission:
         return event
 
     def stop_waiting(self, instance: Instance) -> None:
-        """It is being stopped, or is gone. Idempotent."""
+        """Forget a waiting start whose instance is stopped or has ended. Idempotent."""
         self._waiting.pop(instance, None)
 
     def admit_waiting(self) -> None:
-        """An instance has ended: those that fit now are admitted, in the order in which they came."""
+        """Admit the waiting starts that fit now, in the order of arrival. Called when an instance has ended.
+
+        The registry holds the claims of waiting instances too, which must not count against themselves.
+        """
         waiting = tuple(self._waiting)
         left = self._left_without(waiting)
         for instance in waiting:
@@ -107,7 +110,7 @@ class Admission:
                 left = left.left((claim,))
 
     def _left_without(self, instances: Iterable[Instance]) -> Capacity:
-        """What would be left if these held nothing."""
+        """What would be left without the claims of ``instances``."""
         left = self.left()
         for claim in map(claim_of, instances):
             left = left.left((Claim(-claim.memory_mb, -claim.disk_mb),))

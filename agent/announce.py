@@ -1,6 +1,7 @@
-"""What the agent publishes by itself, and its replies to a find.
+"""Publishes the agent's own messages: adverts, heartbeats, routes, the shutdown of the host; and builds replies to a find.
 
-`OwnMessages` builds messages and nothing else. `Announcer` publishes the periodic ones, each at its period or sooner when due.
+`OwnMessages` only builds messages. `Announcer` publishes the periodic ones, each at its period, or sooner when something
+made it due. Periodic messages are not stored: the next one replaces a lost one, so all are published after each connect.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from agent.stacks import no_stack
 from agent.supervisor import Supervisor
 from wsh.units import MIB
 
-AGENT_VERSION = "0.0.1"  # what the original always published in dea.shutdown
+AGENT_VERSION = "0.0.1"  # the original DEA always published this in dea.shutdown
 REGISTER_FLOOR_S, REGISTER_CEILING_S = 1.0, 20.0
 EVACUATION_PERIOD_S = 5.0
 BORN_S = 1.0
 
 
 class OwnMessages:
-    """Messages about the registry as it is now. Pure but for the clock."""
+    """Builds messages from the present content of the registry. Publishes nothing."""
 
     def __init__(
         self, settings: Settings, agent_id: str, local_ip: str, registry: Registry, clock: Callable[[], float]
@@ -46,7 +47,8 @@ class OwnMessages:
         self.register_interval_s = settings.intervals.router_register_in_seconds
 
     def receive_router_start(self, start: m.RouterStart) -> None:
-        """The smaller of the configured and the last received interval, within bounds (docs/protocol.md, "Routes")."""
+        """Set the interval of routes: the smaller of the configured and the received one, within bounds
+        (docs/protocol.md, "Routes")."""
         heard = start.interval_s
         if heard is not None:
             wanted = min(heard, self._settings.intervals.router_register_in_seconds, REGISTER_CEILING_S)
@@ -61,8 +63,8 @@ class OwnMessages:
         )
 
     def heartbeat(self) -> m.Heartbeat:
-        """What waits for its predecessor for longer than a moment is on its way too: a health manager that does not see it
-        asks for another."""
+        """The instances of this host. A start that has waited for admission longer than `BORN_S` is listed as STARTING, since a
+        health manager that does not see it would ask for another instance."""
         late_s = self._clock() - BORN_S
         return m.Heartbeat(
             tuple(
@@ -74,7 +76,7 @@ class OwnMessages:
         )
 
     def routes(self) -> tuple[m.RouterRegister, ...]:
-        """Of everything that has routes now."""
+        """A register message for each healthy instance that has routes."""
         return tuple(
             one
             for instance in self._registry.in_states(ROUTED)
@@ -86,7 +88,7 @@ class OwnMessages:
         return m.RouterRegister(*fields) if fields is not None and instance.is_healthy else None
 
     def unregister(self, instance: Instance, uris: Iterable[str]) -> m.RouterUnregister | None:
-        """None: it never had a port, so there is nothing to take back (docs/protocol.md, "Routes")."""
+        """None: the instance never had a port, so it was never registered (docs/protocol.md, "Routes")."""
         fields = self._route(instance, uris)
         return m.RouterUnregister(*fields) if fields is not None else None
 
@@ -162,7 +164,7 @@ def _entry(instance: Instance) -> m.HeartbeatEntry:
 
 
 class Announcer:
-    """Adverts, heartbeats, routes: each at its period, and sooner when it is due for another reason."""
+    """Publishes adverts, heartbeats and routes, each at its period, and sooner when its event ``..._due`` is set."""
 
     def __init__(
         self,
@@ -184,7 +186,7 @@ class Announcer:
         self._log = log
         self._published_shutdown = False
         self._absent: dict[str, str] = {}
-        """Stacks that are not there, and why."""
+        """The configured stacks that were missing at the last advert, and why. Kept so that only changes are logged."""
         self._beat_period_s = settings.intervals.heartbeat
         self._advert_due, self._beat_due, self._routes_due = (asyncio.Event() for _ in range(3))
 
@@ -198,15 +200,17 @@ class Announcer:
         )
 
     def publish_anew(self) -> None:
-        """After each connect: one fresh heartbeat, one advert and all routes, since none of these is stored. An error in one costs
-        neither the others nor the connection, which would otherwise be made again and meet the same error."""
+        """Publish a heartbeat, an advert and all routes. Called after each connect, since the bus stores none of these.
+
+        Each is guarded: an error would otherwise close the connection, and occur again with the next one.
+        """
         first = {"heartbeat": self._beat, "advertise": self._advertise, "routes": self._register}
-        for name, say in first.items():
+        for name, publish in first.items():
             with self._supervisor.guard(name):
-                say()
+                publish()
 
     def _stacks_there(self) -> tuple[str, ...]:
-        """One whose tree is not there (any more, or yet) would draw starts that must fail."""
+        """The stacks to advertise. One whose files are missing is left out, since starts on it would fail."""
         absent = {
             stack.name: why
             for stack in self._settings.stacks
@@ -221,20 +225,24 @@ class Announcer:
         return tuple(stack.name for stack in self._settings.stacks if stack.name not in absent)
 
     def receive_router_start(self, start: m.RouterStart) -> None:
-        """A router that has just started knows nothing: first what is gone, then what is there, at once."""
+        """A router has started and knows no routes: repeat the recent unregisters, then publish all routes without delay.
+
+        In this order, a route that was unregistered and later registered again ends up registered.
+        """
         self._own_messages.receive_router_start(start)
         self._bus.set_prune_threshold(start.prune_s)
         self._bus.repeat_unregisters()
         self._routes_due.set()
 
     def publish_shutdown(self) -> None:
-        """The host has left the pool. Published once."""
+        """Publish that the host has left the pool, the first time this is called."""
         if not self._published_shutdown:
             self._published_shutdown = True
             self._bus.publish_event(self._own_messages.shutdown())
 
     def hurry(self) -> None:
-        """A heartbeat now and more often, so that replacements of an evacuation start soon (docs/protocol.md, "Leaving the pool")."""
+        """Publish a heartbeat now and then at least every `EVACUATION_PERIOD_S`, so that replacements of the evacuated instances
+        start soon (docs/protocol.md, "Leaving the pool")."""
         self._beat_period_s = min(self._beat_period_s, EVACUATION_PERIOD_S)
         self._beat_due.set()
 

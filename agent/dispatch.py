@@ -1,7 +1,6 @@
-"""Decides which part carries out a command of the bus.
+"""Calls the handler of each command that is received from the bus.
 
-Each handler returns at once and begins tasks for what takes time, so the order of the commands is the order in which they
-came over the connection.
+Handlers do not wait: they begin tasks for what takes time. So commands take effect in the order in which they were received.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from agent.staging.keeper import StagingKeeper
 
 
 class Dispatcher:
-    """The handlers of all commands."""
+    """Holds the objects whose methods are the handlers."""
 
     def __init__(self, start: Starter, keeper: Keeper, stagings: StagingKeeper, announcer: Announcer) -> None:
         self._start = start

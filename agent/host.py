@@ -1,4 +1,4 @@
-"""From the settings to the host: where things lie, by which address it is reached, how its containers are made."""
+"""Turns the settings into what the agent needs on this host: its directories, its address, the settings of the depot."""
 
 from __future__ import annotations
 
@@ -34,8 +34,10 @@ def make_directories(base_dir: Path) -> None:
 
 @contextlib.contextmanager
 def told_as_unfit(base_dir: Path) -> Iterator[None]:
-    """Around the agent's set-up, with its directories made. HostUnfit: what the system objected to, and where; first of all
-    whether ``base_dir`` can be written."""
+    """Make the agent's directories, then run the block, which is the agent's set-up.
+
+    HostUnfit: base_dir cannot be written, or the block raised an OSError; it names the path and the reason.
+    """
     try:
         base_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         probe.write(base_dir)
@@ -49,7 +51,10 @@ def told_as_unfit(base_dir: Path) -> Iterator[None]:
 
 
 def local_address(configured: str | None) -> str:
-    """The address peers reach this host by: configured, or the source of the default route (no packet is sent)."""
+    """The address at which peers reach this host: the configured one, else the source address of the default route.
+
+    Without a default route it is 127.0.0.1. Connecting a UDP socket only makes the kernel choose a route; it sends no packet.
+    """
     if configured is not None:
         return configured
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

@@ -1,8 +1,8 @@
-"""How long the event loop stood still: no heartbeat, no command, no answer leaves meanwhile.
+"""Measures how long the event loop was blocked. Meanwhile the agent sends and handles nothing.
 
-A task sleeps for a moment, again and again, and looks how much later it was woken. Times are CLOCK_MONOTONIC, which all
-processes of a host share, so that a gap can be compared with what another process saw at the same time. How much of a gap
-the thread waited for a processor that others had, and how much it worked, are the kernel's figures (/proc/PID/schedstat).
+A task sleeps for `PAUSE_S` again and again, and measures how much too late it wakes: the gap. Times are CLOCK_MONOTONIC,
+which all processes of a host share, so a gap can be compared with the measurements of another process. The kernel's
+/proc/thread-self/schedstat tells a busy thread from a busy host: how long the thread ran, and how long it waited for a processor.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Final
 from agent.logs import Log
 
 PAUSE_S: Final = 0.02
-#: What is kept, and what is worth a line in the log.
+#: Gaps from NOTED_S on are kept for the status, the newest KEPT of them. Those from LOGGED_S on are also logged.
 NOTED_S: Final = 0.05
 LOGGED_S: Final = 1.0
 KEPT: Final = 1024
@@ -25,8 +25,9 @@ KEPT: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """``ended_s``: CLOCK_MONOTONIC. ``worked_s``: the part in which the thread ran; ``waited_s``: in which it could have,
-    and others had the processor. The rest it slept, in the kernel or until a thread of ours let it go on."""
+    """A time in which the loop was blocked. ``ended_s``: CLOCK_MONOTONIC. ``worked_s``: how long of it the thread ran.
+    ``waited_s``: how long it was ready to run, but had no processor. For the rest it was blocked in a system call or by
+    another thread of the agent, such as one that held Python's lock."""
 
     ended_s: float
     length_s: float
@@ -35,7 +36,7 @@ class Gap:
 
 
 class LoopLag:
-    """``run`` measures; ``gaps`` are the newest ones."""
+    """``gaps``: the newest `KEPT` gaps. ``longest_s``: the longest gap since the agent began."""
 
     def __init__(self, log: Log) -> None:
         self._log = log
@@ -49,7 +50,7 @@ class LoopLag:
         }
 
     async def run(self) -> None:
-        """For `Supervisor.keep`: for ever."""
+        """Measure without end; for `Supervisor.keep`."""
         while True:
             asked_s, (worked_s, waited_s) = time.monotonic(), _scheduled_s()
             await asyncio.sleep(PAUSE_S)
@@ -63,7 +64,7 @@ class LoopLag:
         self.longest_s = max(self.longest_s, gap.length_s)
         if gap.length_s >= LOGGED_S:
             self._log.warning(
-                "event_loop_stood_still",
+                "event_loop_blocked",
                 for_s=round(gap.length_s, 3),
                 worked_s=round(gap.worked_s, 3),
                 without_processor_s=round(gap.waited_s, 3),
@@ -71,7 +72,7 @@ class LoopLag:
 
 
 def _scheduled_s() -> tuple[float, float]:
-    """Of this thread so far: time on a processor, and time that it waited for one; 0 on a kernel without these statistics."""
+    """Seconds that this thread has run, and that it was ready but had no processor; 0 on a kernel without these statistics."""
     try:
         worked, waited, _ = Path("/proc/thread-self/schedstat").read_bytes().split()
         return int(worked) / 1e9, int(waited) / 1e9

@@ -1,6 +1,7 @@
-"""How the agent leaves its pool: no new work (USR1), or none and an end when the apps are gone (USR2).
+"""Takes the host out of the pool (USR1), or evacuates it (USR2).
 
-An agent that takes over from one that was leaving goes on with it.
+Out of the pool, the host advertises nothing and its apps run on. An evacuation also has the apps replaced on other hosts, and
+ends the agent when all have ended or the time is over. The memory records both, so the next agent continues them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ EMPTY_LOOK_S = 0.2
 
 
 class Leaving:
-    """``end`` is called when the host is empty or the time of an evacuation is over."""
+    """``bail_out_s``: the longest time of an evacuation. ``end`` is called when the host is empty or that time is over."""
 
     def __init__(
         self,
@@ -46,13 +47,14 @@ class Leaving:
         self._log = log
 
     def leave_pool(self) -> None:
-        """Idempotent."""
+        """Stop advertising, and publish that the host has left the pool. Idempotent."""
         if self._phases.take(Wish.LEAVE_POOL):
             self._memory.enter(self._phases.now)
             self._announcer.publish_shutdown()
 
     def begin_evacuation(self) -> bool:
-        """False: it has been begun before, or the agent ends. Else `end_when_empty` is due."""
+        """True: the evacuation has begun, and the caller must run `end_when_empty`. False: it was begun before, or the agent
+        is ending."""
         if not self._phases.take(Wish.EVACUATE):
             return False
         self._log.info("evacuation_begun")
@@ -63,8 +65,9 @@ class Leaving:
         return True
 
     async def end_when_empty(self) -> None:
-        """When everything has been stopped by its controller, or the time is over (docs/protocol.md, "Leaving the pool")."""
-        begun_s = max(0.0, self._clock() - self._memory.head.since_s)  # perhaps by a former agent
+        """Call ``end`` once the controllers have stopped every instance and no staging is left, or the time is over
+        (docs/protocol.md, "Leaving the pool")."""
+        begun_s = max(0.0, self._clock() - self._memory.head.since_s)  # a former agent may have begun it
         bail_out = time.monotonic() + max(0.0, self._bail_out_s - begun_s)
         while (self._keeper.busy() or len(self._stagings)) and time.monotonic() < bail_out:
             with contextlib.suppress(TimeoutError):

@@ -1,6 +1,6 @@
-"""The tasks of instances and stagings: begun here, waited for and cancelled at the agent's end.
+"""Begins the tasks of instances and stagings, and cancels them when the agent ends.
 
-An error that ends the task of an instance costs that instance only: its container is destroyed, and its exit is published.
+An error that ends the task of an instance affects only that instance: its container is destroyed, and its exit is published.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from agent.supervisor import Supervisor
 
 
 async def wait_for_tasks(tasks: set[asyncio.Task[None]], timeout_s: float) -> None:
-    """Until they have ended, or the time is over."""
+    """Wait until all ``tasks`` have ended, at most ``timeout_s`` seconds."""
     if tasks:
         await asyncio.wait(tasks, timeout=timeout_s)
 
@@ -33,7 +33,7 @@ class Lives:
         self._stagings: set[asyncio.Task[None]] = set()
 
     def begin(self, instance: Instance) -> None:
-        """It was added to the registry just now."""
+        """Begin the task of an instance that was just added to the registry."""
         task = self._supervisor.start(
             "life",
             live(instance, self._parts),
@@ -65,19 +65,19 @@ class Lives:
         return set(self._stagings)
 
     def cancel(self) -> None:
-        """Cancels all of them, and does not wait."""
+        """Cancel all tasks, without waiting for their ends."""
         for task in (*self._instances.values(), *self._stagings):
             task.cancel()
 
 
 class Starter:
-    """Starts an instance: for a command of the bus, and for an app whose staging has ended well."""
+    """Starts an instance, for a command of the bus or after a staging that succeeded."""
 
     def __init__(self, keeper: Keeper, lives: Lives) -> None:
         self._keeper = keeper
         self._lives = lives
 
     def __call__(self, message: StartMessage) -> None:
-        """Registers an instance and begins its life, unless the keeper refuses the message."""
+        """Register an instance and begin its task, unless the keeper refuses the message."""
         if (instance := self._keeper.start(message)) is not None:
             self._lives.begin(instance)

@@ -1,6 +1,7 @@
-"""The agent's log: one event a line with fields, JSON for machines, readable for a terminal; secrets never.
+"""The agent's log: one event a line, with fields; as JSON, or as text for a terminal.
 
-structlog's native path (no stdlib in between). A value is masked by its key, and a URL loses its user information.
+No secret is logged: a value is masked if its key is named like a secret (`_SECRET_KEYS`), and in every text the user part of
+URLs is. structlog writes to the file itself, without Python's `logging`; HUP replaces the file under all loggers (`LogFile`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import structlog
 from agent.config import LoggingSettings
 
 _SECRET_KEYS = re.compile(r"pass(word)?$|secret|token|credential|nkey|authorization|\bseed\b", re.IGNORECASE)
-#: Up to the last @: a password may hold one, or a slash that nobody has encoded.
+#: The user part is taken to end at the last @, since a password may contain an unencoded @ or slash.
 _URL_USER = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s\"'<>]*@", re.IGNORECASE)
 MASK = "***"
 
@@ -29,7 +30,7 @@ Log = structlog.typing.FilteringBoundLogger
 
 
 def mask(value: Any) -> Any:
-    """A value without secrets; what is no text, mapping or list stays."""
+    """``value`` without secrets, also inside mappings and lists. Values of other types are returned as they are."""
     if isinstance(value, str):
         return _URL_USER.sub(rf"\1{MASK}@", value)
     if isinstance(value, dict):
@@ -46,7 +47,8 @@ def _mask_event(_: Any, __: str, event: structlog.typing.EventDict) -> structlog
 
 
 def _one_line(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """For a terminal: an app's name must not draw there, nor make a line of its own. JSON escapes by itself."""
+    """Escape control characters for a terminal: an app's name must neither move the cursor nor begin a line. JSON needs no
+    such step, since it escapes them itself."""
     for key, value in event.items():
         if isinstance(value, str) and key != "exception" and not value.isprintable():
             event[key] = value.encode("unicode_escape").decode()
@@ -58,25 +60,28 @@ def _json(_: Any, __: str, event: structlog.typing.EventDict) -> bytes:
 
 
 def _open(path: Path) -> int:
-    """0600 when it is made here; of one that is there, others than its owner and group lose their access: names of apps,
-    addresses and errors are nobody else's. OSError."""
+    """Open the file for appending, and create it with mode 0600 if it is missing.
+
+    An existing file loses all access of others than its owner and group, since the log has names of apps, addresses and
+    errors. OSError: it cannot be opened.
+    """
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     seen = os.fstat(fd).st_mode
     if stat.S_ISREG(seen) and seen & stat.S_IRWXO:
-        with contextlib.suppress(PermissionError):  # another owner's file that we may only append to
+        with contextlib.suppress(PermissionError):  # another user's file, to which the agent may only append
             os.fchmod(fd, stat.S_IMODE(seen) & ~stat.S_IRWXO)
     return fd
 
 
 class LogFile:
-    """The log's file, which may be opened anew under its name: every logger keeps its descriptor's number."""
+    """The log file. `reopen` puts a new file under the same descriptor number, so every logger keeps its stream."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.stream = os.fdopen(_open(path), "ab", buffering=0)
 
     def reopen(self) -> None:
-        """After a rotation. OSError: the old file stays in use."""
+        """Open the file's path again, after a rotation has renamed the file. OSError: the old file stays in use."""
         new = _open(self.path)
         try:
             os.dup2(new, self.stream.fileno(), inheritable=False)
@@ -85,7 +90,8 @@ class LogFile:
 
 
 def configure(settings: LoggingSettings, file: LogFile | None = None) -> Log:
-    """Set up the process's logger and return it. ``file``: that of the settings, opened already. OSError: it cannot be opened."""
+    """Set up the process's logger and return it. ``file``: the settings' file, if it is open already. OSError: the file
+    cannot be opened."""
     if file is None and settings.file is not None:
         file = LogFile(settings.file)
     stream = file.stream if file is not None else sys.stderr.buffer
@@ -94,7 +100,7 @@ def configure(settings: LoggingSettings, file: LogFile | None = None) -> Log:
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        # before masking, and never with the frames' variables, which hold whole messages
+        # before masking, since a traceback may contain URLs; never with local variables, which contain whole messages
         structlog.processors.format_exc_info,
         _mask_event,
     ]
@@ -120,14 +126,16 @@ def configure(settings: LoggingSettings, file: LogFile | None = None) -> Log:
 
 
 def reopen(file: LogFile | None, log: Log) -> None:
-    """For a log that has been rotated. Never raises: a rotation that went wrong does not make the agent mute."""
+    """Reopen the log file on HUP. Never raises: if the new file cannot be opened, the agent keeps logging to the old one."""
     if file is None:
-        log.info("hang_up_ignored", why="the log has no file")
+        log.info("hup_ignored", because="the log goes to stderr")
         return
     log.info("log_reopening", file=str(file.path))
     try:
         file.reopen()
     except OSError as e:
-        log.error("log_not_reopened_going_on_with_the_old_file", error=str(e))
+        log.error(
+            "log_not_reopened", file=str(file.path), error=str(e), consequence="the old file stays in use"
+        )
     else:
         log.info("log_reopened", file=str(file.path))

@@ -1,11 +1,10 @@
-"""The output of instances and stagings: one kind of chunk, and one way to read it.
+"""The interface of program output: its chunks, and how a source passes them to a reader.
 
-Everything that shows, keeps or forwards output reads an `OutputSource`: the control socket's logs, the output that is kept
-of a crash, the log of a staging. A source is `agent/instances/output.py` for the instances of an app, or
-`agent/staging/log.py` for a staging.
+The sources are `agent/instances/output.py` for the instances of an app and `agent/staging/log.py` for a staging. The readers
+are the control socket, which shows output, and the crash records, which keep it.
 
-A reader passes a function that takes chunks. The source waits for it, so a slow reader delays its own source and nothing
-else: the bytes lie in the container's spool meanwhile.
+A reader passes a function to `OutputSource.read`, which awaits it for each chunk. A slow reader delays only its own reading:
+meanwhile the bytes stay in the container's spool or in the source, and no queue grows.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ AGENT: Final = "sys"
 class OutputChunk:
     """A piece of one stream.
 
-    ``at_s``: when it was written, in seconds since 1970; None: before the reader came, and nobody knows when.
-    ``offset``: where it begins in its stream, in bytes. ``gap_bytes``: how much before it is no longer kept.
-    ``instance``, ``index``: of the instance that wrote it; None: a staging.
+    ``at_s``: when it was written, in seconds since 1970; None: unknown, since it was written before the reading began.
+    ``offset``: where it begins in its stream, in bytes. ``gap_bytes``: how many bytes were dropped just before it.
+    ``instance``, ``index``: the instance that wrote it; None: a staging wrote it.
     """
 
     stream: str
@@ -41,21 +40,21 @@ class OutputChunk:
 
 
 Take = Callable[[OutputChunk], Awaitable[None]]
-"""A reader. An error that it raises ends the reading, and is the caller's."""
+"""Called with each chunk. An error that it raises ends `OutputSource.read`, which raises it to the caller."""
 
 
 class OutputSource(Protocol):
-    """What has output."""
+    """An app or a staging whose output can be read."""
 
     async def read(self, take: Take, *, follow: bool) -> None:
-        """Pass on what is kept, and with ``follow`` what comes afterwards, until there can be no more."""
+        """Call ``take`` for the output that is kept, and with ``follow`` also for later output, until the source has ended."""
         ...
 
 
 async def job_chunks(
     job: AgentJob, clock: Callable[[], float], *, follow: bool
 ) -> AsyncIterator[OutputChunk]:
-    """The output of a program, both streams. The spool keeps no times: only what is written from now on has one."""
+    """The output of a program, both streams. The spool keeps no times, so only output that is written from now on has one."""
     known = {name: job.size_bytes(name) for name in STREAMS}
     async for chunk in job.stream(None, follow=follow):
         at_s = clock() if chunk.offset >= known[chunk.stream] else None

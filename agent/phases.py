@@ -1,15 +1,15 @@
-"""The phases of the agent as a whole, as a table: instances have states, the agent has these.
+"""The phases of the agent as a whole, what each permits, and what leads from one to another, as tables.
 
-Everything that depends on the phase asks `Phases.now` and keeps no flag of its own. A wish that is not in the table
-for the current phase changes nothing: a second TERM, an evacuation of an agent that ends.
+All code that depends on the phase reads `Phases`; no other flag exists. A wish that has no row for the current phase changes
+nothing, for example a second TERM, or an evacuation while the agent is ending. So a phase is never left for an earlier one.
 
-| phase | adverts | new starts | remembered, so that the next agent goes on with it |
+| phase | adverts | new starts | remembered, so that the next agent continues it |
 | --- | --- | --- | --- |
 | serving | yes | yes | yes |
-| out of pool (USR1) | no | yes: a controller may know better | yes |
+| out of pool (USR1) | no | yes: a controller may still choose this host | yes |
 | evacuating (USR2) | no | no | yes |
-| stopping (TERM) | no | no | no: once it has stopped everything the next agent serves |
-| detaching | no | no | no: the next agent takes over what this one was |
+| stopping (TERM) | no | no | no: all apps are stopped, and the next agent serves again |
+| detaching | no | no | no: the next agent continues the phase before the detaching |
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Final
 
 
 class AgentPhase(StrEnum):
-    """The values of the remembered ones are on disk."""
+    """The values are on disk, in the memory, so they must not change."""
 
     SERVING = "serving"
     OUT_OF_POOL = "out of pool"
@@ -32,7 +32,7 @@ class AgentPhase(StrEnum):
 
 
 class Wish(StrEnum):
-    """What an operator or a signal asks of the agent."""
+    """A change of phase that an operator or a signal requests."""
 
     LEAVE_POOL = "leave pool"
     EVACUATE = "evacuate"
@@ -42,7 +42,7 @@ class Wish(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Permits:
-    """``adverts``: controllers may place here; ``starts``: new instances are accepted; ``remembered``: see the module."""
+    """``adverts``: the host is advertised. ``starts``: new instances are accepted. ``remembered``: the memory records the phase."""
 
     adverts: bool
     starts: bool
@@ -68,7 +68,7 @@ PHASES: Final[Mapping[tuple[AgentPhase, Wish], AgentPhase]] = {
     (_P.EVACUATING, _W.STOP): _P.STOPPING,
     (_P.EVACUATING, _W.DETACH): _P.DETACHING,
 }
-#: What the next agent wishes for when it finds this phase remembered.
+#: The wish with which the next agent continues a phase that the memory records.
 RESUMED: Final[Mapping[AgentPhase, Wish]] = {
     _P.OUT_OF_POOL: _W.LEAVE_POOL,
     _P.EVACUATING: _W.EVACUATE,
@@ -76,7 +76,7 @@ RESUMED: Final[Mapping[AgentPhase, Wish]] = {
 
 
 class Phases:
-    """``ending`` is set once the agent stops or detaches."""
+    """The current phase. ``ending`` is set once the agent stops or detaches."""
 
     def __init__(self) -> None:
         self.now = AgentPhase.SERVING
@@ -87,7 +87,7 @@ class Phases:
         return PERMITS[self.now]
 
     def take(self, wish: Wish) -> bool:
-        """Enter the phase that the table has for ``wish``. False: there is none, and nothing changes."""
+        """Enter the phase that `PHASES` has for ``wish``. False: it has none, and nothing changes."""
         after = PHASES.get((self.now, wish))
         if after is None:
             return False

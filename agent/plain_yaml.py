@@ -1,8 +1,8 @@
-"""YAML that strangers wrote: a droplet's staging_info.yml, a Procfile, what a buildpack prints.
+"""Reads YAML from untrusted sources: a droplet's staging_info.yml, a Procfile, the output of a buildpack.
 
-Plain data only: no tags that make objects, no merge keys (nested, a page of them becomes billions of entries), and
-one error for whatever the parser or a scalar's conversion objects to. The size is bounded: a parser takes seconds for
-a few megabytes, and a person writes kilobytes.
+Only plain data is accepted: no tags that create objects, and no merge keys, since a page of nested ones expands to billions
+of entries. Every error of the parser or of a conversion becomes `YamlError`, whose text repeats nothing of the document. Size
+and number of values are limited, since PyYAML needs seconds for a few megabytes and blocks all threads meanwhile.
 """
 
 from __future__ import annotations
@@ -14,19 +14,17 @@ import msgspec
 import yaml
 
 T = TypeVar("T")
-#: Of any document. The three kinds that are read hold a few lines each.
+#: The size limit of a document. The documents that are read usually have a few lines.
 LIMIT_BYTES: Final = 64 << 10
-#: Keys, values, lists and maps together: the parser holds Python's lock until it has read all of them.
+#: The limit for keys, values, lists and maps together. The parser holds Python's lock until it has read all of them.
 LIMIT_NODES: Final = 4096
 _MERGE = "tag:yaml.org,2002:merge"
-
-
-#: What the null of YAML is written as; nothing at all is one too.
+#: The ways to write null in YAML.
 _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 
 
 class YamlError(ValueError):
-    """The text is not what was expected; says where and why, and repeats nothing of it."""
+    """The document is invalid, too large, or of another type than expected. The text gives the line where it is known."""
 
 
 class _Loader(yaml.CSafeLoader):
@@ -34,12 +32,12 @@ class _Loader(yaml.CSafeLoader):
         for key, _ in node.value:
             if key.tag == _MERGE:
                 raise yaml.constructor.ConstructorError(
-                    problem="merge keys are not taken", problem_mark=key.start_mark
+                    problem="merge keys are not supported", problem_mark=key.start_mark
                 )
 
 
 def _check_nodes(text: bytes) -> None:
-    """Event by event, and no further than needed. YamlError, and what the parser raises."""
+    """Count the values without building them. YamlError: there are more than `LIMIT_NODES`. yaml.YAMLError: invalid YAML."""
     nodes = 0
     for event in yaml.parse(text, Loader=_Loader):
         nodes += isinstance(event, yaml.NodeEvent)
@@ -48,7 +46,10 @@ def _check_nodes(text: bytes) -> None:
 
 
 def load(text: bytes, kind: type[T]) -> T:
-    """The document as ``kind``; an empty one as an empty mapping. YamlError. Takes tens of milliseconds at most, see `load_aside`."""
+    """The document as ``kind``; an empty document as an empty mapping. YamlError: it is invalid, or not a ``kind``.
+
+    It takes tens of milliseconds at most; on the event loop use `load_aside`.
+    """
     try:
         return msgspec.convert(_read(text, _Loader) or {}, kind)
     except msgspec.ValidationError as e:
@@ -56,8 +57,9 @@ def load(text: bytes, kind: type[T]) -> T:
 
 
 def load_map(text: bytes) -> dict[str, Any]:
-    """A map whose scalars are the words that stand there, `yes`, `0x1f` and a date too; a null is empty. Of doubled keys the
-    last counts, as in YAML 1.1's readers. YamlError: the document is no map.
+    """The document as a map in which every scalar is its text, also `yes`, `0x1f` or a date; null is the empty text.
+
+    The last of duplicate keys counts, as in other readers of YAML 1.1. YamlError: the document is not a map.
     """
     found = _read(text, yaml.CBaseLoader)
     if found is None or found == "":
@@ -72,21 +74,18 @@ def _read(text: bytes, loader: Any) -> Any:
         raise YamlError(f"more than {LIMIT_BYTES} bytes")
     try:
         _check_nodes(text)
-        return yaml.load(text, Loader=loader)  # noqa: S506  (safe ones, made narrower)
+        return yaml.load(text, Loader=loader)  # noqa: S506  (subclasses of the safe loaders)
     except YamlError:
         raise
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark is not None else ""
-        raise YamlError(f"{where}{getattr(e, 'problem', None) or 'no YAML'}") from e
-    except (
-        ValueError,
-        OverflowError,
-        RecursionError,
-    ) as e:  # a date of month 13, a number without end, depth
-        raise YamlError(f"{type(e).__name__}: a value that cannot be taken") from e
+        raise YamlError(f"{where}{getattr(e, 'problem', None) or 'invalid YAML'}") from e
+    # a date with month 13, a number with too many digits, too many levels
+    except (ValueError, OverflowError, RecursionError) as e:
+        raise YamlError(f"{type(e).__name__}: a value cannot be converted") from e
 
 
 async def load_aside(text: bytes, kind: type[T]) -> T:
-    """`load` in a thread, so that the event loop turns meanwhile. YamlError."""
+    """`load` in a thread, so that the event loop keeps running. YamlError: as `load`."""
     return await asyncio.to_thread(load, text, kind)

@@ -1,4 +1,4 @@
-"""Can the agent's directory be written? A real write is tried: a full, broken or read-only file system all look alike from above."""
+"""Checks whether base_dir can be written, by writing to it. No other check finds a full, a broken and a read-only file system."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Final
 
 from agent.logs import Log
 
-#: A disk that takes longer is as good as none.
+#: A disk that takes longer counts as not writable.
 PATIENCE_S: Final = 5.0
 _BLOCK: Final = bytes(4096)
 
 
 def write(directory: Path) -> None:
-    """A block, a rename, a removal: what every start needs. OSError: it cannot be. Blocking."""
+    """Write a block, rename the file, remove it: what every start needs. OSError: one of them failed. Blocks."""
     new, path = directory / ".probe.new", directory / ".probe"
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     with os.fdopen(fd, "wb", buffering=0) as file:
@@ -25,7 +25,7 @@ def write(directory: Path) -> None:
 
 
 class WriteProbe:
-    """``is_writable``: as of the last look."""
+    """``is_writable``: the result of the last `look`."""
 
     def __init__(self, directory: Path, log: Log) -> None:
         self._directory = directory
@@ -34,12 +34,13 @@ class WriteProbe:
         self.is_writable = True
 
     async def look(self) -> None:
-        """Never more than one thread waits for a disk that does not answer."""
+        """Try a write in a thread, and set ``is_writable``. A try that has not returned is waited for again, instead of a new
+        one, so at most one thread hangs on a disk that does not respond."""
         if self._trying is None:
             self._trying = asyncio.create_task(asyncio.to_thread(write, self._directory), name="probe")
         done, _ = await asyncio.wait({self._trying}, timeout=PATIENCE_S)
         if not done:
-            self._note(f"no answer in {PATIENCE_S:g} s")
+            self._note(f"the disk has not responded for {PATIENCE_S:g} s")
             return
         tried, self._trying = self._trying, None
         error = tried.exception()
@@ -54,7 +55,7 @@ class WriteProbe:
                 "base_dir_not_writable",
                 base_dir=str(self._directory),
                 error=why_not,
-                consequence="nothing new is taken; what runs goes on",
+                consequence="new starts and stagings are refused; running apps continue",
             )
         elif not was and why_not is None:
             self._log.info("base_dir_writable_again", base_dir=str(self._directory))

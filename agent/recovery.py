@@ -1,7 +1,11 @@
-"""A new agent takes up what the former one left: what is remembered, joined with what the depot found.
+"""Takes up the instances and stagings that a former agent left, from the memory and the depot.
 
-An instance's record lies twice: in the memory, and as a copy beside its container's snapshot. The memory's own is the newer one;
-where it is lost the copy takes its place, so that a damaged memory ends no app.
+An instance's record exists twice: in the memory, and as a copy beside its container's snapshot. The record in the memory is
+the newer one. Where it is lost the copy is used, so that a damaged memory ends no app. `gather` joins both; `course_of`
+decides how each instance continues; `take_over` carries it out.
+
+Each recorded instance continues in a task that owns its container, or its end is published. The caller destroys the
+containers without an owner, except those in `Left.not_ours`.
 """
 
 from __future__ import annotations
@@ -29,23 +33,25 @@ from agent.memory.records import Later, SavedInstance, SavedStaging, UnreadableR
 from agent.staging.keeper import RESTARTED
 from container import Recovery
 
-#: A start that has waited longer, with nothing made of it yet, is published as failed: its controller asks again, here or elsewhere.
+#: In seconds. A start without a container that is older is not continued, but published as failed. Its controller then starts
+#: the instance again, here or elsewhere.
 START_KEPT_S = 300.0
 
 
-# ---- what there is -------------------------------------------------------------------------------------------------
+# ---- joining memory and depot --------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
 class Left:
-    """``instances`` by record; ``not_ours``: containers whose instances a later release remembers."""
+    """What the former agent left. ``instances``: by record name. ``not_ours``: handles of containers whose records were written
+    by a later release; this agent cannot read them, and must not touch them."""
 
     instances: dict[str, SavedInstance] = field(default_factory=dict)
     not_ours: set[str] = field(default_factory=set)
 
 
 def gather(remembered: Mapping[str, SavedInstance], depot: AgentDepot, recovered: Recovery, log: Log) -> Left:
-    """What the memory knows, and what it has lost and a copy in the depot knows."""
+    """The records of the memory, plus those that only a copy in the depot still has."""
     left = Left(dict(remembered))
     for handle in depot.handles():
         container = depot.find(handle)
@@ -71,12 +77,13 @@ def _join(left: Left, handle: str, data: bytes, log: Log) -> None:
     known = left.instances.get(copy.record)
     if known is None:
         log.warning("instance_rebuilt_from_its_container", instance=copy.id, handle=handle)
-    # the container may be there before the memory has its handle
+    # the former agent may have been killed after it created the container and before the memory had its handle
     left.instances[copy.record] = msgspec.structs.replace(known or copy, handle=handle)
 
 
 def _join_without_copy(left: Left, container: AgentContainer) -> None:
-    """Of a release that kept no copies: its memory may lack the handle of a start that was under way."""
+    """Find the record of a container without a copy, which a release before copies has left. Its memory may lack the handle of
+    a start that was under way; then the instance's private id identifies the record."""
     private_id = container.properties.get("instance")
     if private_id is None or any(one.handle == container.handle for one in left.instances.values()):
         return
@@ -90,16 +97,17 @@ def _join_without_copy(left: Left, container: AgentContainer) -> None:
         left.instances[waiting[0]] = found
 
 
-# ---- what becomes of each ------------------------------------------------------------------------------------------
+# ---- deciding and carrying out -------------------------------------------------------------------------------------
 
 
 _STARTING = frozenset({State.BORN, State.STARTING})
-#: What has a life, which owns its container. A stop has one too: its unregister is waited for before TERM.
+#: The courses of instances that get a task, which owns the container. A stop needs one too: it sends TERM only after the
+#: server has the unregister.
 GOES_ON = frozenset({Course.RUN, Course.START, Course.BEGIN, Course.STOP})
 
 
 def course_of(saved: SavedInstance, *, has_container: bool, has_app: bool, now_s: float) -> Course:
-    """Pure."""
+    """Decide how an instance continues. ``has_app``: its web process is in the container. ``now_s``: since 1970. Pure."""
     if saved.state in (State.CRASHED, State.STOPPED):
         return Course.CRASHED
     if saved.state is State.STOPPING:
@@ -115,7 +123,8 @@ def course_of(saved: SavedInstance, *, has_container: bool, has_app: bool, now_s
 
 
 def answer_stagings(left: Mapping[str, SavedStaging], memory: AgentMemory, bus: Bus) -> None:
-    """Nobody will finish them. Each gets its last reply, and is remembered until the outbox has that."""
+    """Publish a failure as the last reply of each staging, since stagings are not continued. The memory keeps a record until
+    the outbox has its reply."""
     for name, one in left.items():
         memory.take_up_staging(name, one)
         bus.publish_event(
@@ -135,8 +144,9 @@ async def take_over(
     log: Log,
     clock: Callable[[], float],
 ) -> set[str]:
-    """Each instance goes on where it was; what ended meanwhile is published once, an old crash not again. Returns the handles of the
-    containers that have an owner now.
+    """Continue each instance from its recorded state. Returns the handles of the containers that have an owner now.
+
+    The exit of an instance that ended without an agent is published once; that of a crash that was recorded is not repeated.
     """
     owned = set[str]()
     for one in left.instances.values():
@@ -168,12 +178,13 @@ def _go_on(instance: Instance, saved: SavedInstance, course: Course, keeper: Kee
         at_s = now_s
         _note_loss(instance, saved, at_s)
     elif course is Course.STOP:
-        at_s = now_s  # the stop begins anew
+        at_s = now_s  # the stop starts again from its beginning
     keeper.take_up(instance, course, evacuating=saved.state is State.EVACUATING, at_s=at_s)
 
 
 def _note_loss(instance: Instance, saved: SavedInstance, now_s: float) -> None:
-    # a former release published a route before it remembered that; and a third agent must know that there may be one
+    # A route may exist though the record lacks it, since an older release recorded it only after publishing. `routed` is
+    # recorded now, so that the agent after this one knows of it too.
     instance.routed = bool(instance.uris)
     instance.health = remembered(instance.routed)
     instance.crashed_at_s = int(now_s)

@@ -1,4 +1,8 @@
-"""What this host has to give, and what is promised already. Pure but for the two looks at the host."""
+"""Memory and disk: what the host has (`Capacity`), and what an instance or a staging holds (`Claim`).
+
+The claim of a running app is its whole limit, not its present use, since it may grow to its limit at any time.
+Pure, except for `host_memory_mb` and `free_disk_mb`.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,12 @@ from agent.config import ResourceSettings
 from agent.instances.instance import HOLDS, Instance, State
 from wsh.units import MIB
 
-#: Of the host's memory, what is left to the host where no `memory_mb` is configured.
+#: The part of the host's memory that is not given to apps if `resources.memory_mb` is not configured.
 HOST_SHARE = 0.1
 
 
 class Short(Enum):
-    """What is missing; the published texts are made from the value (docs/protocol.md, "Exits")."""
+    """The resource that is missing. Published texts contain the value (docs/protocol.md, "Exits")."""
 
     DISK = "disk"
     MEMORY = "memory"
@@ -38,7 +42,7 @@ class Capacity:
     disk_mb: float
 
     def left(self, claims: Iterable[Claim]) -> Capacity:
-        """Never clamped: an overcommitted host shows it."""
+        """What remains without ``claims``. It may be negative, so that an overcommitted host is visible."""
         held = tuple(claims)
         return Capacity(
             self.memory_mb - sum(one.memory_mb for one in held),
@@ -46,15 +50,18 @@ class Capacity:
         )
 
     def lacks(self, claim: Claim) -> Short | None:
-        """Equality fits; disk is looked at first (docs/protocol.md, "Start message")."""
+        """Which resource is too small for ``claim``; None: it fits, also exactly. Disk is checked first (docs/protocol.md, "Start
+        message")."""
         if claim.disk_mb > self.disk_mb:
             return Short.DISK
         return Short.MEMORY if claim.memory_mb > self.memory_mb else None
 
 
 def claim_of(instance: Instance) -> Claim:
-    """A crash holds the bytes that are kept of it, not the disk that the app might have used: its container is gone. In the original
-    it held all of it, and a few records of deleted apps closed a host for an hour.
+    """What an instance holds in its state.
+
+    A crash holds only the bytes of its kept output, since its container is gone. In the original DEA it held its whole disk
+    limit, so a few crashes of deleted apps could keep a host full for an hour.
     """
     if instance.state is State.CRASHED:
         return Claim(0, -(-instance.kept_bytes // MIB))
@@ -63,7 +70,7 @@ def claim_of(instance: Instance) -> Claim:
 
 
 def make_capacity(settings: ResourceSettings, host_memory_mb: int, free_disk_mb: int) -> Capacity:
-    """Without configured figures it follows the host (the original assumed 16 TiB)."""
+    """The host's capacity. Figures that are not configured are taken from the host (the original DEA assumed 16 TiB)."""
     memory = settings.memory_mb or int(host_memory_mb * (1 - HOST_SHARE))
     disk = settings.disk_mb or max(0, free_disk_mb - settings.low_water_mb)
     return Capacity(memory * settings.memory_overcommit_factor, disk * settings.disk_overcommit_factor)

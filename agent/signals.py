@@ -1,7 +1,7 @@
-"""Signals, from the first line of the program to its last: none is lost, and none ends it by the kernel's default.
+"""Handles signals from the first line of the program to its last, so that none is lost and none kills it by default.
 
-`hold` blocks them before anything is imported; `Signals.listen` hands over what came meanwhile. An action that needs parts which
-are not built yet is given later by `on`, and is carried out then.
+`hold` blocks them before anything is imported, and the kernel keeps them pending. `Signals.listen` unblocks them once the
+event loop can receive them. A signal that arrives before its action is set with `on` is kept and acted on then.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ HANDLED: Final = (
 
 
 def hold() -> None:
-    """They wait in the kernel. Also for the very end, when the loop's handlers are gone and the default would be back."""
+    """Block the signals, so that they stay pending in the kernel. Also called at the very end, when the loop's handlers are
+    removed and a signal would otherwise kill the process."""
     signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
 
 
@@ -37,7 +38,7 @@ class Signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
 
     def on(self, action: Callable[[], None], *numbers: signal.Signals) -> None:
-        """What is to be done at one of ``numbers``; at once, if one has come already."""
+        """Call ``action`` at each signal of ``numbers``, and at once for each that has arrived already."""
         self._actions |= dict.fromkeys(numbers, action)
         came = [one for one in self._early if one in numbers]
         self._early = [one for one in self._early if one not in numbers]

@@ -1,4 +1,4 @@
-"""The stacks of this host: which tree belongs to a configured one, and why nothing can run on it."""
+"""Looks up the root file system of a configured stack, and why it cannot be used."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from wsh.stacks import rootfs_of as rootfs_of
 
 
 def no_stack(package_path: Path) -> str | None:
-    """Why nothing can run on it; None: something can."""
+    """Why the stack at ``package_path`` cannot be used; None: it can."""
     if not package_path.exists():
         return f"there is no {package_path}"
     try:

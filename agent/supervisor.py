@@ -1,11 +1,11 @@
-"""Owner of everything that runs in the background: an error costs its own round or instance, is logged and is counted.
+"""Runs the agent's background tasks, so that an error in one is logged and counted, and ends nothing else.
 
-    every   a round at its period, and whenever it is asked for sooner
-    keep    what should never end; begun again after an error, ever later
-    start   one piece of work
-    guard   a part of a round, so that one instance's error is not the others'
+    every   calls a function at a period, and sooner when an event is set
+    keep    runs a task that should never end, and restarts it after an error, with growing pauses
+    start   runs a task once
+    guard   a block within a task, for example one instance of many: its error does not end the rest
 
-What the agent cannot do without is not decided here: only an error of `Worker` itself ends it.
+No background task can end the agent. Only an error of `Worker` itself does.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from agent.logs import Log
 
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 10.0
-#: A service that ran so long before its error begins with the shortest pause again.
+#: After an error, a task of `keep` that had run this long is restarted with the shortest pause again.
 SOUND_S: Final = 60.0
 
 Round = Callable[[], Awaitable[None] | None]
@@ -31,7 +31,8 @@ OnFailure = Callable[[BaseException], None]
 
 
 class Supervisor:
-    """``async with`` around the life of the agent: at its end what still runs is cancelled and waited for."""
+    """An ``async with`` block around the life of the agent. At its end the tasks of `every` and `keep` are cancelled, and all
+    tasks are waited for."""
 
     def __init__(self, log: Log) -> None:
         self._log = log
@@ -53,7 +54,7 @@ class Supervisor:
 
     @property
     def failures(self) -> Mapping[str, int]:
-        """How often each kind of work has failed in this life of the agent."""
+        """The number of errors by the name of the task, since the agent began."""
         return dict(self._failures)
 
     def every(
@@ -63,7 +64,8 @@ class Supervisor:
         period_s: Callable[[], float],
         due: asyncio.Event | None = None,
     ) -> None:
-        """``round_`` after each period, asked for anew each time, or when ``due`` is set."""
+        """Call ``round_`` after each period, or sooner when ``due`` is set. ``period_s`` is called before each wait, so the
+        period may change."""
         self._begin(self._repeat(name, round_, period_s, due or asyncio.Event()), name)
 
     async def _repeat(
@@ -80,7 +82,7 @@ class Supervisor:
                     await work
 
     def keep(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Work without an end. One that returns has come to it on purpose."""
+        """Run ``work``, and restart it after an error. If it returns, it is not restarted."""
         self._begin(self._keep(name, work), name)
 
     async def _keep(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -89,7 +91,7 @@ class Supervisor:
             began_s = time.monotonic()
             try:
                 return await work()
-            except Exception as e:  # the outermost frame of a service
+            except Exception as e:  # the outermost frame of a task
                 self._failed(name, e, {})
             if time.monotonic() - began_s > SOUND_S:
                 pause_s = FIRST_PAUSE_S
@@ -99,9 +101,9 @@ class Supervisor:
     def start(
         self, name: str, work: Coroutine[Any, Any, None], on_failure: OnFailure | None = None, **fields: Any
     ) -> asyncio.Task[None]:
-        """One piece of work; ``on_failure`` sets right what its error leaves, ``fields`` say whose it was."""
+        """Run ``work`` once, as a task. After an error ``on_failure`` is called to clean up. ``fields`` go into the log event."""
         task = self._group.create_task(self._guarded(name, work, on_failure, fields), name=name)
-        # cancelled before its first turn, the wrapper never reaches the work, which nobody would close
+        # a task that is cancelled before its first step never awaits the coroutine, which must be closed all the same
         task.add_done_callback(lambda _: work.close())
         return task
 
@@ -114,7 +116,7 @@ class Supervisor:
     ) -> None:
         try:
             await work
-        except Exception as e:  # the outermost frame of a piece of work
+        except Exception as e:  # the outermost frame of a task
             self._failed(name, e, fields)
             if on_failure is not None:
                 with self.guard(name, **fields):
@@ -122,10 +124,10 @@ class Supervisor:
 
     @contextlib.contextmanager
     def guard(self, name: str, **fields: Any) -> Iterator[None]:
-        """An error of the block is logged with ``fields``, counted, and goes no further."""
+        """Log an error of the block with ``fields``, count it, and do not raise it."""
         try:
             yield
-        except Exception as e:  # that is what it is for
+        except Exception as e:  # any error, since the block's caller must continue
             self._failed(name, e, fields)
 
     def _begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
@@ -134,16 +136,16 @@ class Supervisor:
         task.add_done_callback(self._endless.discard)
 
     def _failed(self, name: str, error: BaseException, fields: Mapping[str, Any]) -> None:
-        """With its traceback the first time, the second, the fourth...: a fault that stays does not fill the disk."""
+        """Log the error; with its traceback the 1st, 2nd, 4th, 8th... time, so that a lasting fault does not fill the disk."""
         self._failures[name] += 1
         count = self._failures[name]
         trace = error if count & (count - 1) == 0 else None
         self._log.error("task_failed", task=name, failures=count, error=repr(error), exc_info=trace, **fields)
 
     def _callback_failed(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """A callback of the loop has nobody above it; a task that nobody looks at neither."""
+        """The loop's exception handler: it gets errors of callbacks, and of tasks whose result nobody reads."""
         error = context.get("exception")
         if error is None:
-            self._log.warning("loop_complains", error=str(context.get("message", "")))
+            self._log.warning("event_loop_warning", error=str(context.get("message", "")))
         else:
             self._failed("callback", error, {"of": str(context.get("message", ""))})

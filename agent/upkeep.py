@@ -1,4 +1,4 @@
-"""What is done every now and then: each running app is measured, crashes and layers that have had their time go."""
+"""Periodic work: measures each running app, removes crash records after their time, and removes layers when the disk is low."""
 
 from __future__ import annotations
 
@@ -59,13 +59,14 @@ class Upkeep:
                 await self.sample(instance, container)
 
     async def sample(self, instance: Instance, container: AgentContainer) -> None:
-        """An error costs this measurement only, also while a former agent's apps are taken over."""
+        """Measure one instance. An error is only logged: it must not fail the take-up of a former agent's apps, which calls
+        this too."""
         with self._supervisor.guard("stats", app=instance.app, instance=instance.id):
             if not instance.layer_bytes:
                 layer = self._layers.known(instance.message.sha1 or "")
                 instance.layer_bytes = layer.bytes if layer is not None else 0
             await sample(instance, container, self._log)
-        await asyncio.sleep(0)  # files of the kernel, read at once: the bus has its turn between
+        await asyncio.sleep(0)  # the reads above block; between two instances the bus gets a turn
 
     async def _reap(self) -> None:
         with self._supervisor.guard("reaper"):
