@@ -1,6 +1,7 @@
-"""Archives byte by byte, hostile ones above all, and what a tree looks like. Shared by unit and kernel tests.
+"""Archives to unpack in tests, most of them hostile: those to be refused, and those to be accepted with the tree they make.
 
-`tarfile` refuses to make most of these, so headers are put together here (POSIX pax(1), "ustar Interchange Format").
+`tarfile` refuses to write most of these, so headers are built here byte by byte (POSIX pax(1), "ustar Interchange Format").
+Unit tests unpack them in the test process, kernel tests in the jail.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from agent.droplets.archive import Bounds
 
 END = bytes(1024)
 MTIME = 1_500_000_000
-#: Small, so that archives beyond them are small too.
+#: Small bounds, so that archives that exceed them are small too.
 BOUNDS = Bounds(total_bytes=1 << 20, members=300, ratio=100, ratio_from_bytes=256 << 10)
 
 FILE, HARD, LINK, CHAR, BLOCK_DEVICE, DIRECTORY, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
@@ -27,7 +28,7 @@ def octal(value: int, width: int) -> bytes:
 
 
 def base256(value: int, width: int = 12) -> bytes:
-    """GNU tar's way with numbers that octal digits cannot say; negative ones too."""
+    """A number in GNU tar's binary format, for values that do not fit into octal digits, and for negative ones."""
     raw = bytearray(value.to_bytes(width, "big", signed=True))
     if value >= 0:
         raw[0] |= 0x80
@@ -47,7 +48,7 @@ def header(
     device: tuple[int, int] = (0, 0),
     magic: bytes = b"ustar\x0000",
 ) -> bytes:
-    """One block with a right checksum."""
+    """One header block with a valid checksum."""
     fields = (
         name.ljust(100, b"\0")[:100]
         + octal(mode, 8)
@@ -90,7 +91,7 @@ def link(name: bytes, target: bytes, kind: bytes = LINK) -> bytes:
 
 
 def about(kind: bytes, data: bytes) -> bytes:
-    """A header about the next one: L, K, x or g."""
+    """An extended header, which describes the member after it. ``kind``: L, K, x or g."""
     return header(b"././@about", kind, size=len(data)) + padded(data)
 
 
@@ -112,7 +113,8 @@ def packed(data: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Refused:
-    """``why``: a part of the error's text. ``own_bounds``: is beyond `BOUNDS` only, not beyond the agent's."""
+    """An archive to be refused. ``why``: a part of the error's text. ``own_bounds``: it exceeds only `BOUNDS`, so the agent's
+    larger bounds accept it."""
 
     data: bytes
     why: str
@@ -121,7 +123,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class Fine:
-    """``tree``: what it unpacks to, as `tree_of` says it."""
+    """An archive to be accepted. ``tree``: what it unpacks to, in the format of `tree_of`."""
 
     data: bytes
     tree: Mapping[str, str]
@@ -149,7 +151,7 @@ REFUSED: dict[str, Refused] = {
     "empty link": Refused(link(b"l", b""), "a link to"),
     "file for the root": Refused(file(b"."), "in place of the root"),
     "link for the root": Refused(link(b".", b"/"), "in place of the root"),
-    # through links
+    # writes through links
     "through a relative link": Refused(link(b"d", b"..") + THROUGH, "Not a directory"),
     "through an absolute link": Refused(link(b"d", b"/tmp") + THROUGH, "Not a directory"),
     "through a link to the root": Refused(link(b"d", b".") + THROUGH, "Not a directory"),
@@ -170,7 +172,7 @@ REFUSED: dict[str, Refused] = {
     "hard link to itself": Refused(A + link(b"a", b"./a", HARD), "a hard link to itself"),
     "hard link to a directory": Refused(directory(b"d") + link(b"l", b"d", HARD), "not permitted"),
     "hard link to nothing": Refused(link(b"l", b"", HARD), "a hard link to nothing"),
-    # kinds
+    # kinds of members
     "character device": Refused(header(b"null", CHAR, device=(1, 3)), "a character device"),
     "whiteout": Refused(header(b"gone", CHAR, device=(0, 0)), "a character device"),
     "block device": Refused(header(b"sda", BLOCK_DEVICE, device=(8, 0)), "a block device"),
@@ -184,13 +186,13 @@ REFUSED: dict[str, Refused] = {
     "unknown kind": Refused(header(b"z", b"Z"), "unknown kind Z"),
     "directory with contents": Refused(header(b"d", DIRECTORY, size=3) + padded(b"aaa"), "with contents"),
     "link with contents": Refused(header(b"l", LINK, size=3, target=b"x") + padded(b"aaa"), "with contents"),
-    # one over the other
+    # members that replace others
     "file over a directory": Refused(directory(b"d") + file(b"d"), "Is a directory"),
     "file over a full directory": Refused(THROUGH + file(b"d"), "Is a directory"),
     "link over a directory": Refused(directory(b"d") + link(b"d", b".."), "Is a directory"),
     "directory over a file": Refused(A + directory(b"a"), "Not a directory"),
     "file below a file": Refused(A + file(b"a/b"), "Not a directory"),
-    # broken ones
+    # broken archives
     "nothing": Refused(b"", "truncated"),
     "text": Refused(b"<html>no such droplet</html>\n", "no tar at all"),
     "long text": Refused(b"<html>no such droplet</html>\n" * 99, "a checksum is no number"),
@@ -222,7 +224,7 @@ REFUSED: dict[str, Refused] = {
     "pax size with two signs": Refused(pax({b"size": b"--5"}) + A, "pax size is no number"),
     "pax size of many digits": Refused(pax({b"size": b"9" * 5000}) + A, "pax size is no number"),
     "pax time that is no number": Refused(pax({b"mtime": b"noon"}) + A, "pax mtime is no number"),
-    # headers about headers
+    # extended headers
     "pax length too large": Refused(about(b"x", b"99 path=b\n") + A, "a broken pax record"),
     "pax length huge": Refused(about(b"x", b"99999999999999999999 path=b\n") + A, "without a length"),
     "pax length no number": Refused(about(b"x", b"ten path=b\n") + A, "without a length"),
@@ -241,7 +243,7 @@ REFUSED: dict[str, Refused] = {
     "a header about nothing": Refused(pax({b"path": b"b"}) + END, "that does not come"),
     "global path": Refused(pax({b"path": b"b"}, b"g") + A, "a global pax header"),
     "global sparse": Refused(pax({b"GNU.sparse.size": b"1"}, b"g") + A, "a sparse file"),
-    # too much
+    # beyond the bounds
     "bytes": Refused(packed(file(b"a", os.urandom(1 << 20)) + file(b"b", b"b") + END), "more than", True),
     "declared bytes": Refused(header(b"a", size=(1 << 20) + 1), "more than", True),
     "members": Refused(packed(b"".join(file(b"%d" % n) for n in range(301)) + END), "members", True),
@@ -342,16 +344,16 @@ FINE: dict[str, Fine] = {
 
 
 def tree_of(root: Path) -> dict[str, str]:
-    """Every name below ``root`` with its kind, permission bits (all twelve) and contents."""
+    """Each name below ``root`` with its kind, all twelve permission bits, and its content, as one text."""
     found: dict[str, str] = {}
     for at, directories, files in os.walk(root):
         for name in directories + files:
             path = Path(at, name)
-            found[str(path.relative_to(root))] = _said(path)
+            found[str(path.relative_to(root))] = _describe(path)
     return found
 
 
-def _said(path: Path) -> str:
+def _describe(path: Path) -> str:
     status = path.lstat()
     mode = stat.S_IMODE(status.st_mode)
     if stat.S_ISLNK(status.st_mode):

@@ -1,20 +1,20 @@
-"""A small interpreter of classic BPF: what the kernel would answer to a system call under a seccomp filter (seccomp(2))."""
+"""A small interpreter of classic BPF. It runs a seccomp filter on a system call, as the kernel would (seccomp(2))."""
 
 from __future__ import annotations
 
 import struct
 from typing import Final
 
-#: AUDIT_ARCH of what uname calls each machine.
+#: AUDIT_ARCH values by the machine's name as uname prints it.
 ARCHITECTURES: Final = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-#: The tables for 32-bit programs that their kernels have beside their own.
+#: AUDIT_ARCH values of the 32-bit programs that those kernels run too.
 COMPAT: Final = {"i386": 0x40000003, "arm": 0x40000028}
 
 _BYTES: Final = 64  # struct seccomp_data: number, architecture, instruction pointer, six arguments
 
 
 def verdict(code: bytes, arch: int, number: int, *arguments: int) -> int:
-    """The filter's return value. AssertionError: the kernel would not have taken the filter."""
+    """The filter's return value. AssertionError: the kernel would refuse the filter, or an operation is not implemented here."""
     data = struct.pack("=IIQ6Q", number, arch, 0, *arguments, *[0] * (6 - len(arguments)))
     steps = list(struct.iter_unpack("=HBBI", code))
     at = accumulator = 0

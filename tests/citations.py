@@ -1,8 +1,9 @@
-"""Does every document that is cited exist? `make lint` runs this.
+"""Checks that every cited document exists, with its heading. `make lint` runs this.
 
-A citation is a path that ends in `.md`, in any file of the repository; behind it may stand a heading in double quotes
-(`docs/bus.md, "Barrier"`). The file is looked for beside the citing one, at the root, and in docs/; a bare name may also
-be the only file of that name. The heading must be one of that file. Links of documents are checked with their anchors.
+A citation is a path that ends in `.md`, in any file of the repository. A heading in double quotes may follow it
+(`docs/bus.md, "Barrier"`); the cited file must have that heading. The file is searched beside the citing one, at the root and
+in docs/. A name without a directory may also be in another directory, if only one file has that name. In documents, links are
+checked too, with their anchors.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ CITATION = re.compile(
     r'(?<![\w*{])((?:\.{0,2}/)?[A-Za-z0-9_][\w./-]*\.md)\b(?:[,;]?\s+(?:[#*/]+\s*)?"([^"\n{]+)")?'
 )
 LINK = re.compile(r"\]\(([^)\s#]*)(?:#([\w-]+))?\)")
-#: Sections of specifications that are not in the repository.
+#: Citations of specifications that the repository does not contain, so that no reader could follow them.
 OUTSIDE = re.compile(r"\b(?:Warden|DEA),? [A-G]\.\d")
-#: Files that hold names of documents as data: what an app brings, what a test makes.
+#: Files that are not checked, since names of documents in them are data, such as a file of an app in a test.
 DATA = {
     "tests/unit/test_buildpacks.py",
     "tests/e2e/test_push.py",
@@ -32,13 +33,13 @@ SUFFIXES = {".py", ".c", ".h", ".md", ".toml", ".yml", ".sh", ""}
 
 
 def headings(path: Path) -> list[str]:
-    """Without their marks and numbers."""
+    """The headings of a document, without `#`, backticks and asterisks."""
     found = re.findall(r"^#+ +(.*?) *$", path.read_text(), re.MULTILINE)
     return [re.sub(r"[`*]", "", one) for one in found]
 
 
 def anchor(heading: str) -> str:
-    """As the usual renderers make it."""
+    """The anchor that GitHub and other renderers make of a heading."""
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
@@ -62,17 +63,17 @@ def wrong(path: Path, text: str, files: set[Path]) -> Iterator[str]:
         elif match[2] is not None and " ".join(match[2].split()) not in headings(target):
             yield f'{place}:{line}: {match[1]} has no heading "{match[2]}"'
     for match in OUTSIDE.finditer(text):
-        yield f"{place}:{text.count(chr(10), 0, match.start()) + 1}: {match[0]}: no such document here"
+        yield f"{place}:{text.count(chr(10), 0, match.start()) + 1}: {match[0]}: expected a document of the repository"
     if path.suffix == ".md":
         for match in LINK.finditer(text):
-            if set(match[1]) == {"-"} or match[1].startswith("mailto:"):  # an address
+            if set(match[1]) == {"-"} or match[1].startswith("mailto:"):  # a URL, overwritten above
                 continue
             line = text.count("\n", 0, match.start()) + 1
             linked = (path.parent / match[1]).resolve() if match[1] else path
             if not linked.exists():
-                yield f"{place}:{line}: link to {match[1]}, which is not there"
+                yield f"{place}:{line}: link to {match[1]}, which does not exist"
             elif match[2] and match[2] not in {anchor(one) for one in headings(linked)}:
-                yield f"{place}:{line}: link to {match[1]}#{match[2]}, which is not there"
+                yield f"{place}:{line}: link to {match[1]}#{match[2]}, which does not exist"
 
 
 def main() -> int:

@@ -1,7 +1,7 @@
-"""A depot in memory: containers without a kernel, for a whole agent without root (`agent/depot.py`).
+"""A second implementation of the depot (`agent/depot.py`), in memory, to test a whole agent without root.
 
-A container's programs are a few that this file knows. An app is known by its start command: ``serve`` accepts connections at
-its published port until it is stopped, ``crash N`` writes a line and ends with N. The buildpack recognises every package.
+Containers run no programs; a few are imitated. The start command ``serve`` accepts connections at the published port until it
+is stopped, ``crash N`` writes a line and ends with status N. The buildpack accepts every package.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ FIRST_PORT = 61001
 
 
 class MemoryJob:
-    """Output in memory; ends when ``end`` is called."""
+    """A program whose output is in memory. It ends when ``end`` is called."""
 
     def __init__(self) -> None:
         self._chunks: list[Chunk] = []
@@ -92,7 +92,7 @@ class MemoryJob:
 
 
 class MemoryPipedJob:
-    """``output``: what the program writes to its standard output, and then it ends well."""
+    """A program that writes ``output`` to its standard output, reads all of its standard input, and ends with status 0."""
 
     def __init__(self, names: tuple[str, ...], output: bytes) -> None:
         self._over = asyncio.Event()
@@ -247,7 +247,7 @@ class MemoryContainer:
 
 
 class MemoryDepot:
-    """``at``: the address where ports are published."""
+    """``at``: the address at which ports are published."""
 
     def __init__(self, at: str) -> None:
         self._at = at
@@ -303,7 +303,7 @@ class _PlainFeeding(Feeding):
 
 
 class PlainUnpacker(Unpacker):
-    """Without the jail, which needs root: for archives that a test has made itself."""
+    """Unpacks without the jail, which needs root. Only for archives that the test has made itself."""
 
     def make_root(self, target: Path) -> None:
         target.mkdir(mode=0o755)

@@ -1,4 +1,4 @@
-"""A firewall back end that keeps its rule set in this process: the second one that `networks.py` is run against."""
+"""A firewall back end in memory. Tests run `Networks` with it and with nftables, so that `Networks` depends on neither."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from container.spec import PortMapping
 
 @dataclass
 class InMemoryFirewall:
-    """Refuses what a kernel refuses: a port that leads elsewhere already, and a change of what it does not hold."""
+    """Refuses what the kernel refuses: to publish a port twice, and a change whose ``before`` is not what is in force.
+
+    ``refuses``: True makes the change fail. ``calls``: the names of the calls so far.
+    """
 
     held: Ruleset | None = None
     calls: list[str] = field(default_factory=list)
@@ -28,7 +31,7 @@ class InMemoryFirewall:
     async def commit(self, before: Ruleset, after: Ruleset) -> None:
         self.calls.append("commit")
         if self.held != before:
-            raise FirewallError("not as it was left")
+            raise FirewallError("the rule set is not what the caller expects")
         self._hold(after)
 
     async def replace(self, ruleset: Ruleset, interfaces: Collection[str]) -> None:
@@ -52,7 +55,7 @@ class InMemoryFirewall:
         return end
 
     def flush(self, by: str = "somebody") -> None:
-        """As another program would."""
+        """Remove all rules, as another program on the host could."""
         self.held = None
         self._on_change(by)
 
@@ -64,7 +67,7 @@ class InMemoryFirewall:
 
     @property
     def host_ports(self) -> set[int]:
-        """What is published."""
+        """The published ports."""
         return set() if self.held is None else {one.host_port or 0 for one in _ports(self.held)}
 
 

@@ -1,6 +1,6 @@
-"""Fixtures of the rooms that make real containers: a test host, and the proof that each test leaves it as it was.
+"""Fixtures for tests with real containers: a test host, and a check that each test leaves it unchanged.
 
-A conftest.py imports them by name.
+The conftest.py of each such directory imports them by name.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def test_host(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(autouse=True)
 def no_leaks(test_host: None) -> Iterator[None]:
-    """Mounts, cgroups, links, rules, loop devices, processes, depots and leases are after the test as they were before."""
+    """Fail a test that leaves mounts, cgroups, links, rules, loop devices, processes, depots or leases changed."""
     before = testhost.take_picture()
     yield
     left = testhost.wait_same(before)
@@ -35,7 +35,7 @@ def no_leaks(test_host: None) -> Iterator[None]:
 
 @pytest.fixture
 def base_dir() -> Iterator[Path]:
-    """A directory on a real disk: loop images and overlay uppers do not belong on a tmpfs."""
+    """A directory on a real disk, since /tmp may be a tmpfs, which does not suit disk images and overlay uppers."""
     path = Path(tempfile.mkdtemp(prefix=f"garrison-{os.getpid()}-", dir="/var/tmp"))
     yield path
     shutil.rmtree(path, ignore_errors=True)

@@ -1,6 +1,6 @@
-"""The program as it was at commit f8113c7, from tests/fixtures/upgrade: what it left must be taken up by every later version.
+"""Makes an old release runnable: commit f8113c7, from tests/fixtures/upgrade. Every later version must take up what it leaves.
 
-Its sources are unpacked and its wshd is built; the interpreter and the libraries are those of the tests.
+Its sources are unpacked and its wshd is built. It runs with the interpreter and the libraries of the tests.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ FIXTURES = Path(__file__).with_name("fixtures") / "upgrade"
 
 
 def unpack(directory: Path) -> Path:
-    """The tree of the old release, with a wshd that was built from its own sources."""
+    """Unpack the old release into ``directory``, and build its wshd. Returns ``directory``."""
     with tarfile.open(FIXTURES / "f8113c7.tar.xz") as archive:
-        for member in archive:  # no filter argument: Debian 12's 3.11.2 does not know it; the archive is ours
+        for (
+            member
+        ) in archive:  # without `filter`, which Debian 12's Python 3.11.2 lacks; the archive is trusted
             archive.extract(member, directory)
     subprocess.run(["make", "-C", directory / "wsh", "all"], check=True, capture_output=True)
     return directory

@@ -1,8 +1,8 @@
-"""The test host: a network and mount namespace of the test process's own, and the proof that nothing is left.
+"""The test host: network and mount namespaces of the test process's own, and a check that tests leave nothing behind.
 
-Unsharing the pytest process itself (once, before any thread is there) puts every child inside without a wrapper. The machine's
-firewall, links and mounts are never seen, let alone touched. cgroups and loop devices have no namespace that would help:
-those are compared by what this process and its children made.
+`enter` unshares the pytest process itself, once, before it has any threads. So every child is inside without a wrapper, and
+tests can neither see nor change the machine's firewall, links and mounts. cgroups and loop devices have no such namespace;
+there only what this process and its children made is compared.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class HostUnfit(RuntimeError):
-    """The kernel or the rights are not there; tests that need them fail, they are not skipped."""
+    """The process lacks rights, or the kernel a feature. Tests that need them then fail, and are not skipped."""
 
 
 def enter() -> None:
-    """Become a test host. Raises HostUnfit."""
+    """Move this process into the test host's namespaces. HostUnfit: this machine does not allow it."""
     if os.geteuid() != 0:
-        raise HostUnfit("kernel tests need root")
+        raise HostUnfit("tests with real containers need root")
     if _libc.unshare(_CLONE_NEWNS | _CLONE_NEWNET) != 0:
         raise HostUnfit(f"unshare of mount and network namespaces: {os.strerror(ctypes.get_errno())}")
     if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
-        raise HostUnfit("cannot become a subreaper")
+        raise HostUnfit(f"prctl(PR_SET_CHILD_SUBREAPER): {os.strerror(ctypes.get_errno())}")
     run("mount", "--make-rprivate", "/")
     _let_go_of_images()
     _own_sysfs()
     run("ip", "link", "set", "lo", "up")
-    # A host has an address of its own beside loopback, and a way out (192.0.2.0/24 is for documentation, RFC 5737).
+    # Like a real host, it has an address besides loopback and a default route (192.0.2.0/24 is for documentation, RFC 5737).
     run("ip", "link", "add", "uplink0", "type", "veth", "peer", "name", "uplink1")
     run("ip", "address", "add", "192.0.2.1/24", "dev", "uplink0")
     for end in ("uplink0", "uplink1"):
@@ -53,7 +53,8 @@ def run(*argv: str) -> str:
 
 
 def _let_go_of_images() -> None:
-    """Disk images of containers that run on this machine now came along: our copy of a mount would keep them in use."""
+    """Unmount the disk images of containers that run on this machine. The new namespace has copies of their mounts, which would
+    keep the images in use."""
     for line in _mounts():
         _, point, *_, source, _ = line.split(" ")
         if source.startswith("/dev/loop"):
@@ -61,7 +62,8 @@ def _let_go_of_images() -> None:
 
 
 def _own_sysfs() -> None:
-    """/sys/class/net shows the namespace that sysfs was mounted in; the cgroups below it are carried over."""
+    """Mount sysfs again, since /sys/class/net shows the network namespace in which it was mounted. The cgroup file systems
+    below it are bind-mounted into the new one."""
     with tempfile.TemporaryDirectory() as aside:
         run("mount", "--rbind", "/sys/fs/cgroup", aside)
         run("mount", "-t", "sysfs", "sysfs", "/sys")
@@ -71,7 +73,7 @@ def _own_sysfs() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What could leak. Compared as sets, so that the difference names the thing."""
+    """Everything that a test could leak. The fields are sets, so that a difference names what leaked."""
 
     mounts: frozenset[str]
     cgroups: frozenset[str]
@@ -98,17 +100,17 @@ def take_picture() -> Picture:
 
 
 def _mounts() -> list[str]:
-    """Without the numbers, which a remount changes."""
+    """The lines of mountinfo without ids and device numbers, which change with a remount."""
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     return [" ".join(line.split(" ")[3:]) for line in lines]
 
 
 def _cgroups() -> list[str]:
-    """Parents that tests of this process make carry its pid in their name."""
+    """The control groups of this process's tests, whose parents have its pid in their names."""
     name = f"garrison-test-{os.getpid()}*"
     found = []
     for parent in {*Path("/sys/fs/cgroup").glob(name), *Path("/sys/fs/cgroup").glob(f"*/{name}")}:
-        # os.walk passes over what is removed under its hands
+        # os.walk ignores a directory that is removed meanwhile
         found += [path for path, _, _ in os.walk(parent)]
     return found
 
@@ -117,7 +119,7 @@ def _rules() -> list[str]:
     return run("nft", "list", "ruleset").splitlines()
 
 
-#: Where this session keeps its images; another session's loop devices are its own business.
+#: Parts of the paths of this session's disk images. Loop devices of other sessions are not compared.
 own_places: list[str] = [f"garrison-{os.getpid()}-"]
 
 
@@ -126,7 +128,7 @@ def _loops() -> list[str]:
     for path in Path("/sys/block").glob("loop*/loop/backing_file"):
         try:
             text = path.read_text().strip()
-        except OSError:  # it went meanwhile
+        except OSError:  # the device was detached meanwhile
             continue
         if any(place in text for place in own_places):
             found.append(f"{path.parent.parent.name} {text}")
@@ -138,22 +140,22 @@ own_depots: set[Path] = set()
 
 
 def _leases() -> list[str]:
-    """What the containers of a depot hold; one that rests after its container is written down nowhere."""
+    """The leases in the snapshots of the depots' containers. A lease that rests after its container's end is in no file."""
     found = []
     for path in (path for depot in own_depots for path in depot.glob("*/snapshot.json")):
         try:
             held = json.loads(path.read_bytes())
-        except (OSError, ValueError):  # it went meanwhile, or a test has damaged it
+        except (OSError, ValueError):  # removed meanwhile, or damaged by a test
             continue
         found += [f"{kind} {held.get(kind)} of {path.parent}" for kind in ("network", "ids_first")]
     return found
 
 
 def _reap() -> None:
-    """Orphans come to us (subreaper); those that have ended are nobody's leak."""
+    """Reap orphans that have ended. As the subreaper this process is their parent, and they are no leak."""
     try:
         while True:
-            # only zombies that no Popen or event loop of this process waits for may be taken: peek first
+            # WNOWAIT: look for a zombie without reaping it
             info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if info is None:
                 return
@@ -183,7 +185,10 @@ def _descendants(root: int) -> list[str]:
 
 
 def wait_same(before: Picture, within_s: float = 10.0) -> list[str]:
-    """Until all is as before; the kernel takes links, loops and processes back a little later. Else: what is left."""
+    """Wait until nothing differs from ``before``, at most ``within_s`` seconds. Returns the differences that remain.
+
+    It waits because the kernel removes links, loop devices and processes with a delay.
+    """
     deadline = time.monotonic() + within_s
     while True:
         differences = _compare(before, take_picture())

@@ -1,4 +1,4 @@
-"""What unit tests share with the kernel's lies one room up."""
+"""Puts tests/ on the module search path: helpers that unit tests share with other tests are there."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ HERE = citations.ROOT / "agent" / "example.py"
         ("# (house.md, isolation)", "house.md is not in the repository"),
         ("# see design/bus.md", "design/bus.md is not in the repository"),
         ('# see docs/bus.md, "Barriers"', 'docs/bus.md has no heading "Barriers"'),
-        ("# a /30 (Warden B.5)", "Warden B.5: no such document here"),
+        ("# a /30 (Warden B.5)", "Warden B.5: expected a document of the repository"),
         ("shutil.copy(path, '*.md')", None),
     ],
 )
@@ -40,8 +40,8 @@ def test_links_of_documents_are_followed() -> None:
     text = "[a](protocol.md) [b](protocol.md#find-request) [c](protocol.md#nowhere) [d](absent/page) [e](https://x/y.md)"
     found = list(citations.wrong(page, text, DOCS))
     assert found == [
-        "docs/bus.md:1: link to protocol.md#nowhere, which is not there",
-        "docs/bus.md:1: link to absent/page, which is not there",
+        "docs/bus.md:1: link to protocol.md#nowhere, which does not exist",
+        "docs/bus.md:1: link to absent/page, which does not exist",
     ]
 
 
