@@ -76,7 +76,7 @@ class OwnMessages:
         )
 
     def routes(self) -> tuple[m.RouterRegister, ...]:
-        """A register message for each healthy instance that has routes."""
+        """A register message with all routes of each healthy instance."""
         return tuple(
             one
             for instance in self._registry.in_states(ROUTED)
@@ -84,6 +84,7 @@ class OwnMessages:
         )
 
     def register(self, instance: Instance, uris: Iterable[str]) -> m.RouterRegister | None:
+        """None: the instance is not healthy or has no port, so routers must not send it requests."""
         fields = self._route(instance, uris)
         return m.RouterRegister(*fields) if fields is not None and instance.is_healthy else None
 

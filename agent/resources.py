@@ -29,6 +29,8 @@ class Short(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
+    """Memory and disk that an instance or a staging holds, in MB of 1,048,576 bytes."""
+
     memory_mb: int
     disk_mb: int
 
@@ -38,6 +40,8 @@ NOTHING = Claim(0, 0)
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
+    """Memory and disk of the host, or what is left of it. Not whole numbers, since the overcommit factors are not."""
+
     memory_mb: float
     disk_mb: float
 

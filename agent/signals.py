@@ -33,6 +33,7 @@ class Signals:
         self._early: list[signal.Signals] = []
 
     def listen(self, loop: AbstractEventLoop) -> None:
+        """Let ``loop`` receive the signals. They are unblocked only once their handlers exist."""
         for number in HANDLED:
             loop.add_signal_handler(number, self._arrived, number)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)

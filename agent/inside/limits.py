@@ -19,6 +19,7 @@ ICMP_OF_IPV6 = ("icmpv6", "icmp6")
 
 
 def cpu_shares(memory_mb: int, settings: InstanceSettings) -> int:
+    """The CPU shares of an app, in proportion to its memory, within the configured bounds."""
     shares = memory_mb // settings.memory_to_cpu_share_ratio
     return min(max(shares, settings.min_cpu_share_limit), settings.max_cpu_share_limit)
 

@@ -75,6 +75,9 @@ class Staged:
 
 
 class StagingTask:
+    """``start``: the app's start message, which gives limits and the environment; None: the request has none. The keeper calls
+    `set_up`, then `stage`."""
+
     def __init__(
         self, message: m.StagingStart, reply_to: str, start: m.StartMessage | None, parts: StagingParts
     ) -> None:
@@ -100,7 +103,8 @@ class StagingTask:
     # -- set-up ------------------------------------------------------------------------------------------------
 
     async def set_up(self, held: AsyncExitStack) -> AgentContainer:
-        """Everything up to the first reply. StagingFailed: why not. The deadline of the whole staging begins here."""
+        """Download package and buildpacks, and create the container; ``held`` removes both. StagingFailed: a step failed, or the
+        deadline has passed. The time until the deadline of the whole staging begins here."""
         duration_s = self._parts.settings.staging.max_staging_duration
         self._deadline = asyncio.get_running_loop().time() + duration_s
         properties, parts = self.message.properties, self._parts
