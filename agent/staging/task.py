@@ -103,8 +103,10 @@ class StagingTask:
     # -- set-up ------------------------------------------------------------------------------------------------
 
     async def set_up(self, held: AsyncExitStack) -> AgentContainer:
-        """Download package and buildpacks, and create the container; ``held`` removes both. StagingFailed: a step failed, or the
-        deadline has passed. The time until the deadline of the whole staging begins here."""
+        """Download package and buildpacks, and create the container. The deadline of the whole staging is counted from here.
+
+        ``held`` removes the container and the files of the staging. StagingFailed: a step failed, or the deadline has passed.
+        """
         duration_s = self._parts.settings.staging.max_staging_duration
         self._deadline = asyncio.get_running_loop().time() + duration_s
         properties, parts = self.message.properties, self._parts
