@@ -1,8 +1,8 @@
 /*
- * The streams of a job as wsh makes and carries them.
+ * wsh makes the pipes of a job and copies bytes between them and the caller's descriptors.
  *
- * The caller's descriptors are shared with its shell, so they stay as they are (never O_NONBLOCK): a write to one is small
- * enough not to wait once poll has said that there is room. The job's ends are our own.
+ * The caller shares its descriptors with its shell, so O_NONBLOCK is never set on them. Instead each write is at most PIPE_BUF
+ * bytes, which does not block after poll has reported room. The job's ends belong to wsh.
  */
 #include "carry.h"
 #include <poll.h>
@@ -10,7 +10,7 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
-enum { LATE_BYTES = 64 * 4096 }; /* read from a terminal after the end: more than one holds */
+enum { LATE_BYTES = 64 * 4096 }; /* read from a terminal after the job's end; a terminal holds less */
 
 static void finish(struct channel *channel)
 {
@@ -53,7 +53,7 @@ static void give(struct channel *channel)
     if (done < 0 && (errno == EINTR || errno == EAGAIN))
         return;
     if (done < 0)
-        finish(channel); /* nobody reads it any more: whoever writes learns it by our end of the pipe */
+        finish(channel); /* nobody reads `to` any more; closing our end of the pipe tells the writer */
     else
         channel->at += (size_t)done;
 }
@@ -69,8 +69,8 @@ void channel_turn(struct channel *channel, short events)
 }
 
 /*
- * The host's id of the job's user: the pipes belong to it, or the job could not open its own /dev/stdout. Who listens is pid 1
- * of the container, so its map says it.
+ * Returns the host's id of the job's user. The pipes get this owner, otherwise the job could not open its own /dev/stdout. The
+ * peer of the socket is pid 1 of the container, so its uid_map has the answer.
  */
 static uid_t host_id(int sock, const char *inside)
 {

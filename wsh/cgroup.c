@@ -1,9 +1,9 @@
 /*
- * /sys/fs/cgroup inside, where a JVM, Node and .NET look for the limits that hold for them.
+ * Mounts /sys/fs/cgroup inside. A JVM, Node and .NET read their limits there.
  *
- * It is mounted in the cgroup namespace that was taken in the leaf `job`, so that its root is that leaf and no name of the
- * host shows. v1 has one file system for each hierarchy, which is known by all of its controllers together: a mount that
- * names some of them is refused. Read-only, as /sys is: limits are the manager's.
+ * The cgroup namespace was made in the leaf `job`, so the mount's root is that leaf and no name of the host shows. v1 has one
+ * file system for each hierarchy; a mount must name all controllers of a hierarchy, or the kernel refuses it. The mount is
+ * read-only, because only the manager sets limits.
  */
 #include "launch.h"
 #include <linux/mount.h>
@@ -16,7 +16,7 @@ enum { MAX_NAME = 128, MAX_TOGETHER = 16 };
 
 static const char *const shelf_options[][2] = {{"mode", "755"}, {"size", "64k"}, {NULL, NULL}};
 
-/* One hierarchy of v1 at NAME below the shelf, and a link to it from each of its controllers where they are several. */
+/* Mounts one hierarchy of v1 at NAME below the shelf. If it has several controllers, each gets a link to it. */
 static void show_v1(int shelf, const char *name)
 {
     char words[MAX_NAME];

@@ -1,5 +1,5 @@
 /*
- * A job's process between fork and exec: one straight line, in which each step that fails is named on the error pipe.
+ * A job's process between fork and exec. The steps have no branches; a step that fails writes its name to the error pipe.
  */
 #include "child.h"
 #include <grp.h>
@@ -77,11 +77,11 @@ static int become_user(const struct child *child)
 {
     const struct spawn_request *r = child->request;
     const struct plan *plan = child->inside->plan;
-    /* raw calls: libc's would look for threads to take along */
+    /* raw system calls: libc's wrappers would try to change all threads */
     if (syscall(SYS_setgroups, r->group_count, child->groups) || syscall(SYS_setresgid, r->gid, r->gid, r->gid) ||
         syscall(SYS_setresuid, r->uid, r->uid, r->uid))
         return -1;
-    /* This memory is still pid 1's. A change of user makes it what fs.suid_dumpable says, which may be "traceable by all". */
+    /* The memory is still a copy of pid 1's. A change of user sets fs.suid_dumpable, which may let everybody trace it. */
     if (prctl(PR_SET_DUMPABLE, 0))
         return -1;
     return set_capabilities(r->uid == 0 ? plan->bounding & 0x1ffffffffffULL : 0);

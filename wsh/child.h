@@ -1,4 +1,4 @@
-/* The child of a spawn: all that it needs is worked out before the fork (spawn.c), then it goes one straight line (child.c). */
+/* The child of a spawn. The parent prepares everything before the fork (spawn.c); the child only carries it out (child.c). */
 #pragma once
 #include "spawn.h"
 #include <sys/resource.h>
@@ -8,7 +8,7 @@ struct limit {
     int resource;
     struct rlimit value;
 };
-/* Everything that the child needs, worked out before the fork. */
+/* Everything that the child needs, prepared before the fork. */
 struct child {
     const struct spawn_request *request;
     const struct inside *inside;
@@ -18,5 +18,5 @@ struct child {
     gid_t groups[MAX_GROUPS];
 };
 
-/* Never returns: execs, or says on the error pipe what failed. */
+/* Never returns: it execs, or writes what failed to the error pipe. */
 _Noreturn void run_child(const struct child *child);

@@ -1,10 +1,10 @@
 /*
- * The child's half of the launch. Order matters, and each line has its reason:
- *   cgroup   joins the leaf `job`, takes its cgroup namespace there, goes back to `init`: a job then sees `/`
- *   mounts   a namespace owned by the user namespace: all that the launcher mounted is locked in it
- *   pivot    before proc and sysfs are mounted, so that a stack whose /sys is a link cannot lead them to the host's path
- *   masks    then the old root goes; a new proc needs the old one in sight until here
- *   limits   bounding set, no_new_privs, undumpable; then it listens itself, so that SO_PEERCRED names pid 1
+ * The child's half of the launch. The order of the steps matters:
+ *   cgroup   joins the leaf `job`, makes its cgroup namespace there and goes back to `init`, so that a job sees its cgroup as `/`
+ *   mounts   makes a mount namespace owned by the user namespace, in which all mounts of the launcher are locked
+ *   pivot    comes before proc and sysfs are mounted, so that a stack whose /sys is a link cannot lead them to a path of the host
+ *   masks    come before the old root is unmounted, because a new proc can be mounted only while the old one is visible
+ *   limits   sets the bounding set, no_new_privs and undumpable; then calls listen itself, so that SO_PEERCRED names pid 1
  */
 #include "launch.h"
 #include "serve.h"
@@ -28,11 +28,11 @@ static const char *const masked[] = {
     "/proc/acpi",        "/proc/asound",     "/proc/interrupts",  "/proc/kcore", "/proc/keys",
     "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi",      "/proc/timer_list", "/proc/timer_stats",
     "/sys/firmware",     "/sys/devices/virtual/powercap",
-    "/sys/devices/virtual/block", /* the files behind loop devices: paths of the host, and every container's handle */
+    "/sys/devices/virtual/block", /* shows the files behind loop devices: host paths with the handle of every container */
 };
 static const char *const read_only[] = {"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"};
 
-/* `max`: the kernel counts the terminals of all containers together, and one could take them all. */
+/* `max`: the kernel counts the terminals of all containers together, so one container could use them up. */
 static const char *const pts_options[][2] = {
     {"newinstance", NULL}, {"ptmxmode", "0666"}, {"mode", "0620"}, {"gid", "5"}, {"max", "64"}, {NULL, NULL}};
 static const char *const empty_options[][2] = {{"mode", "0"}, {"size", "4k"}, {NULL, NULL}};
@@ -42,7 +42,7 @@ static void expect(int channel, const char *word)
     char text[16];
     ssize_t got = recv(channel, text, sizeof text, 0);
     if (got != (ssize_t)strlen(word) || memcmp(text, word, (size_t)got))
-        _exit(1); /* the launcher is gone or gave up, and has said why */
+        _exit(1); /* the launcher has ended, and has reported the reason */
 }
 
 static void answer(int channel, const char *word)
@@ -91,7 +91,7 @@ static void mask(int root, const char *path)
     scoped_fd int target = below(root, path);
     struct stat what;
     if (target < 0)
-        return; /* not on this kernel */
+        return; /* this kernel does not have it */
     if (fstat(target, &what))
         die("mask", path);
     if (S_ISDIR(what.st_mode)) {
@@ -118,7 +118,7 @@ static void make_read_only(int root, const char *path)
     mount_onto(clone, target, path);
 }
 
-/* Leaves the working directory at the new root; returns a descriptor of it. */
+/* Changes the working directory to the new root and returns a descriptor of it. */
 static int enter_tree(const struct plan *plan)
 {
     if (unshare(CLONE_NEWNS) || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL))
@@ -166,14 +166,14 @@ static void silence(void)
     if (null < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(null, 2) < 0)
         die("open", "/dev/null");
 #ifdef __SANITIZE_ADDRESS__
-    /* what a sanitizer has to say of pid 1 lies in the container's root, where the tests look for it */
+    /* a sanitizer's report about pid 1 goes to a file in the container's root, where the tests look */
     scoped_fd int report = open("/sanitizer-report", O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
     if (report < 0 || dup2(report, 2) < 0)
         die("open", "/sanitizer-report");
 #endif
 }
 
-/* Every descriptor that the plan does not name goes: layers, uppers, sources, what the manager leaked. */
+/* Closes every descriptor that the plan does not name: layers, uppers, sources, and any that the manager leaked. */
 static void close_the_rest(const int *keep, int count)
 {
     unsigned from = 3;

@@ -1,8 +1,8 @@
 /*
- * Jobs: their list, their ends, their records.
+ * The list of jobs, their ends and their records.
  *
- * A job that changes only marks itself (`changed` of its output, `news` of the list). Whoever waits for it is answered by
- * `serve` at the end of the turn, and only then a job that is gone is freed.
+ * A job that changes only sets a mark (`changed` of its output, `news` of the list). At the end of the turn `serve` replies to the
+ * clients that wait for it, and only after that a removed job is freed. So no caller holds a job that has been freed.
  */
 #include "jobs.h"
 #include <signal.h>
@@ -27,7 +27,7 @@ static void job_kill(struct job *job, int signal)
 
 void job_add(struct job *job)
 {
-    struct job **at = &job->jobs->first; /* sorted: `list` pages by name, also when the one named is gone by then */
+    struct job **at = &job->jobs->first; /* sorted, so that `list` can continue after a name whose job has been removed since */
     while (*at && strcmp((*at)->id, job->id) < 0)
         at = &(*at)->next;
     job->next = *at;
@@ -70,11 +70,11 @@ void jobs_free_gone(struct jobs *jobs)
 
 static void record(struct job *job, const char *line, int size)
 {
-    /* The file is preallocated; a client that took the space away has only itself to blame. */
+    /* The file is preallocated, so this fails only if the client itself has truncated it. */
     (void)write_all(job->record, line, (size_t)size);
 }
 
-/* The total so far, at the exit and again at the end when it has grown. */
+/* Writes the lost bytes so far: at the exit, and again at the end if there are more. */
 static void record_lost(struct job *job)
 {
     char line[64];
@@ -101,7 +101,7 @@ static void write_record(struct job *job)
     job->jobs->news = true;
 }
 
-/* Writes what is due of the record. A job that is not on the spool is gone with its last line. */
+/* Writes the lines of the record that are due. A job that is not on the spool is removed after its last line. */
 static void job_progress(struct job *job)
 {
     if (!job->reaped || !job->execed || job->gone)
@@ -163,12 +163,12 @@ static void job_ended(struct job *job, int status)
     job->ending = WIFSIGNALED(status) ? SIGNALED : EXITED;
     job->code = WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status);
     if (job->exec.fd >= 0)
-        job->exec.handle(&job->exec, EPOLLIN); /* what exec says comes before the record; it settles or drops the job */
+        job->exec.handle(&job->exec, EPOLLIN); /* the result of exec comes before the record; it settles or drops the job */
     else
         job_settle(job);
 }
 
-/* SIGCHLD coalesces: reap until there is nothing. */
+/* One SIGCHLD may stand for several ends, so reap until no child is left. */
 void jobs_reap(struct jobs *jobs)
 {
     for (;;) {
@@ -214,7 +214,7 @@ static void timer_ready(struct source *source, uint32_t events)
         return;
     if (!jobs->killing) {
         jobs->killing = true;
-        set_timer(jobs, 50, 50); /* again, for what a fork bomb made in between */
+        set_timer(jobs, 50, 50); /* again, for processes that a fork bomb has made since */
     }
     (void)kill(-1, SIGKILL);
     jobs_reap(jobs);
@@ -242,12 +242,12 @@ void jobs_stop(struct jobs *jobs, uint64_t grace_ms)
     if (first) {
         (void)kill(-1, SIGTERM);
         (void)kill(-1, SIGCONT);
-        /* A login shell ignores TERM and would hold up the stop for all of its grace; it leaves when its terminal ends. */
+        /* A login shell ignores TERM, so a stop would take its whole grace; the shell ends when its terminal hangs up. */
         for (struct job *job = jobs->first; job; job = job->next)
             if (job->terminal >= 0)
                 job_kill(job, SIGHUP);
     }
-    /* A second stop can only make it sooner. */
+    /* A second stop may shorten the grace, and never extends it. */
     if (grace_ms && !jobs->killing && (first || at_ms < jobs->kill_at_ms)) {
         jobs->kill_at_ms = at_ms;
         set_timer(jobs, grace_ms, 0);

@@ -1,5 +1,5 @@
 /*
- * The launcher: clone, map ids, build the tree, hand over, leave.
+ * The launcher makes the child, maps its ids, builds its tree, hands over to it and exits.
  *
  *   launcher (host's root)                          child (pid 1 of the container)
  *   own mount namespace; opens what the plan names
@@ -9,7 +9,7 @@
  *   "enter"                                    ──►  cgroups, namespaces, pivot, mounts, network, limits
  *   prints `ready`; exits 0                    ◄──  "ready", or one line that says what failed
  *
- * The launcher's death before "ready" closes the channel, which ends the child.
+ * If the launcher dies before "ready", its channel closes, and that ends the child.
  */
 #include "launch.h"
 #include <grp.h>
@@ -79,7 +79,7 @@ static void wait_go(void)
     }
 }
 
-/* Waits for the child's word. Anything but `expected` is its last line: passed on. */
+/* Waits for the child's message. Anything but `expected` is the child's error; it is passed on. */
 static void hear(int channel, const char *expected, bool watch_input)
 {
     char text[1024];
@@ -108,7 +108,7 @@ static void tell(int channel, const char *word)
         die("launch", "the container's pid 1 is gone");
 }
 
-/* What jobs would inherit: the manager's own niceness, protection from the OOM killer, ignored signals. */
+/* Resets what jobs would inherit from the manager: niceness, protection from the OOM killer, ignored signals. */
 static void shed_inheritance(void)
 {
     sigset_t none;
@@ -117,7 +117,7 @@ static void shed_inheritance(void)
     for (int number = 1; number <= 64; number++)
         (void)signal(number, SIG_DFL);
     (void)setpriority(PRIO_PROCESS, 0, 0);
-    /* Raising it is always allowed; what cannot be lowered (no CAP_SYS_RESOURCE) stays, and protects nobody. */
+    /* A process may always raise it. Without CAP_SYS_RESOURCE it cannot be lowered; it then stays, which protects no process. */
     scoped_fd int score = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
     if (score < 0 || (write_all(score, "0", 1) && errno != EACCES))
         die("reset", "oom_score_adj");
@@ -133,7 +133,7 @@ int launch(const struct plan *plan)
     tree_open(plan, &opened);
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, channel))
         die("socketpair", "launch");
-    /* Capabilities stay through the change of id: the kernel would drop them for the files' sake only. */
+    /* Keep the capabilities through the change of id. */
     if (prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP))
         die("securebits", "launcher");
     become(plan->id_base + plan->id_count - 1);

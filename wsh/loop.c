@@ -1,7 +1,7 @@
 /*
- * The loop that only turns: it waits for one event, calls its handler, and runs what was left for later.
+ * The event loop: waits for one event, calls its handler, and then runs the work that was put off until the end of the turn.
  *
- * One event a turn, since a handler may close the source that a second event of the same batch would point to.
+ * A turn handles one event only, because a handler may close the source that a second event of the same batch would point to.
  */
 #include "loop.h"
 

@@ -1,20 +1,20 @@
 /*
- * The lowest layer of pid 1 at work: one epoll, one handler a source, nothing allocated while output flows.
+ * The lowest layer of pid 1: one epoll, one handler for each source, no allocation while output flows.
  *
- * The layers are loop, output, jobs, spawn, requests, serve. Each calls those before it and no other. What a lower one has to
- * tell a higher one it leaves as a mark: a `later` runs at the end of the turn, and `serve` looks at the marks of the jobs once
- * a turn. Called upward instead, a handler could free what its caller still holds.
+ * The layers are loop, output, jobs, spawn, requests, serve. Each calls only those before it. A lower layer reports to a higher
+ * one by a mark: a `later` runs at the end of the turn, and `serve` looks at the marks of the jobs once a turn. With a call
+ * upward instead, a handler could free what its caller still holds.
  */
 #pragma once
 #include <sys/epoll.h>
 #include "util.h"
 
-/* What epoll gives back: every source begins with one. */
+/* What epoll returns. Every kind of source begins with one. */
 struct source {
     void (*handle)(struct source *source, uint32_t events);
     int fd;
 };
-/* Work for the end of this turn. However often it is asked for, it runs once. */
+/* Work for the end of this turn. It runs once, however often it was requested. */
 struct later {
     void (*run)(struct later *later);
     struct later *next;
@@ -27,7 +27,7 @@ struct loop {
 };
 
 int loop_open(struct loop *loop);
-/* One event, then the work that it left for later. False: `timeout_ms` passed without an event. */
+/* Handles one event, then the work that was put off. False: `timeout_ms` passed without an event. */
 bool loop_turn(struct loop *loop, int timeout_ms);
 void run_later(struct loop *loop, struct later *later);
 

@@ -3,8 +3,8 @@
 #include <stdio.h>
 
 #ifdef __SANITIZE_ADDRESS__
-/* pid 1 never ends by itself, and it may not be traced: the leak check could not run. UBSan reads its options only when it
- * has something to say, and pid 1 cannot read its own environment: so they stand here. */
+/* pid 1 never ends by itself and may not be traced, so the leak check cannot run. UBSan reads its options when it has a first
+ * report, and pid 1 cannot read its own environment then, so the options are compiled in. */
 const char *__asan_default_options(void);
 const char *__asan_default_options(void) { return "detect_leaks=0:abort_on_error=1"; }
 const char *__ubsan_default_options(void);
@@ -38,7 +38,7 @@ int main(int argc, char **argv)
     bool no_net = false;
     char **words;
     int at = 1, count, fd;
-    /* What is opened below must not become somebody's standard descriptor. */
+    /* Nothing that is opened below may become a standard descriptor. */
     while ((fd = open("/dev/null", O_RDWR | O_CLOEXEC)) >= 0 && fd < 3)
         ;
     close_fd(&fd);

@@ -1,4 +1,4 @@
-/* The container's side of the network, by ioctl: 0.2 ms where netlink from outside takes ten. */
+/* Sets up the container's side of the network by ioctl. This takes 0.2 ms; netlink from outside takes 10 ms. */
 #include "launch.h"
 #include <arpa/inet.h>
 #include <net/route.h>
@@ -8,7 +8,7 @@
 #include <sys/socket.h>
 #include <linux/sockios.h>
 
-/* <net/if.h> and <linux/if.h> clash under musl; these two are all that is needed of them. */
+/* <net/if.h> and <linux/if.h> clash under musl; only these two declarations are needed. */
 struct interface_request {
     char name[16];
     union {
@@ -27,7 +27,7 @@ struct arp_request {
 };
 enum { INTERFACE_UP = 1, ARP_COMPLETE = 2, ARP_PERMANENT = 4, ETHERNET = 1 };
 
-/* A file that is not there: the kernel was built without what it is for. */
+/* A missing file means that the kernel was built without the feature. */
 static void set(const char *name, const char *value)
 {
     scoped_fd int fd = open(name, O_WRONLY | O_CLOEXEC);
@@ -39,9 +39,9 @@ static void set(const char *name, const char *value)
 
 void net_settings(const struct plan *plan)
 {
-    /* Of interfaces that are born from now on: eth0. The loopback keeps its ::1, which programs listen on. */
+    /* For interfaces that are made from now on: eth0. The loopback keeps its ::1, on which programs listen. */
     set("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
-    /* icmp(7): `ping` without a raw socket, which no job may have. An end that is not mapped is refused: the last id is not. */
+    /* icmp(7): `ping` without a raw socket, which no job may have. Both ends must be mapped ids, and the last id is not. */
     char groups[32];
     (void)snprintf(groups, sizeof groups, "0 %u", plan->id_count - 2);
     set("/proc/sys/net/ipv4/ping_group_range", groups);
@@ -119,6 +119,6 @@ void net_configure(const struct plan *plan)
     bring_up(fd, "eth0");
     set_neighbour(fd, plan->eth0.gateway, plan->eth0.gateway_mac);
     add_route(fd, "0.0.0.0", "0.0.0.0", plan->eth0.gateway);
-    /* Else multicast goes to a MAC of its own, past the gateway's: a host without its rules would take it in. */
+    /* Otherwise multicast would use a MAC of its own instead of the gateway's, and a host whose rules are gone would accept it. */
     add_route(fd, "224.0.0.0", "240.0.0.0", plan->eth0.gateway);
 }

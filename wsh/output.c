@@ -1,8 +1,8 @@
 /*
- * Output: from a job's pipe into its spool by splice, without a buffer of our own.
+ * Moves output from a job's pipes into its spool files by splice, without a buffer in this process.
  *
- * Past the limit: `kill` ends the job, `drop-oldest` punches a hole at the head (aligned, so that offsets stay true and
- * no reader sees zeros), `block` stops reading until a reader has trimmed.
+ * Past the limit, `kill` ends the job; `drop-oldest` punches a hole at the head of the file (aligned to blocks, so that offsets
+ * stay valid and no reader sees zeros); `block` stops reading until a reader has trimmed.
  */
 #include "output.h"
 #include <poll.h>
@@ -33,7 +33,7 @@ static void stream_close(struct stream *stream)
     run_later(stream->output->loop, &stream->output->changed);
 }
 
-/* How much may be moved now; 0 with *ret_over: the limit has been reached. */
+/* Returns how many bytes may be moved now. 0 with *ret_over: the limit has been reached. */
 static uint64_t room(struct stream *stream, bool *ret_over)
 {
     const struct output *output = stream->output;
@@ -49,7 +49,7 @@ static uint64_t room(struct stream *stream, bool *ret_over)
     return 0;
 }
 
-/* The file system refuses: the bytes are counted and thrown away, the job runs on. */
+/* The file system refuses the bytes: they are counted and dropped, and the job runs on. */
 static ssize_t discard(struct stream *stream, size_t size)
 {
     static char bin[65536];
@@ -67,7 +67,7 @@ static ssize_t paid(struct stream *stream, ssize_t moved)
     return moved;
 }
 
-/* Where no hole can be punched, the spool must not grow for ever: it keeps its beginning. */
+/* If no hole can be punched, the spool keeps its beginning; it must not grow for ever. */
 static bool holes_fail(const struct stream *stream)
 {
     const struct output *output = stream->output;
@@ -75,7 +75,7 @@ static bool holes_fail(const struct stream *stream)
            stream->end - stream->punched > 2 * output->limit + 2 * (uint64_t)stream->block + (2 << 20);
 }
 
-/* One portion. Positive: moved or thrown away; 0: end of file; negative: -EAGAIN, -EDQUOT (limit). */
+/* Moves one portion. Positive: bytes moved or dropped; 0: end of file; negative: -EAGAIN, or -EDQUOT at the limit. */
 static ssize_t move(struct stream *stream)
 {
     bool over;
@@ -116,7 +116,7 @@ static void turn(struct stream *stream)
 {
     ssize_t moved = move(stream);
     if (moved == -EAGAIN)
-        stream->owed = 0; /* a job can read its own pipe, so what was counted may be gone */
+        stream->owed = 0; /* a job can read its own pipe, so the counted bytes may be gone */
     if (moved == -EDQUOT)
         overrun(stream);
     else if (moved == 0 || (moved < 0 && moved != -EAGAIN && moved != -EINTR))
@@ -181,7 +181,7 @@ void output_close(struct output *output)
         stream_close(&output->streams[i]);
 }
 
-/* After the job's end: what was in the pipe then, unless the reader has to make room first. */
+/* After the job's end: moves what was in the pipe then, unless a reader must make room first. */
 void stream_drain(struct stream *stream)
 {
     int waiting = 0;

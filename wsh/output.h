@@ -1,4 +1,4 @@
-/* The output of one job: two pipes, each moved into its spool file. */
+/* The output of one job: two pipes, each with its spool file. */
 #pragma once
 #include "loop.h"
 
@@ -11,12 +11,12 @@ struct stream {
     int spool;
     uint64_t end;      /* offset of the spool's end */
     uint64_t punched;  /* below this the spool is a hole */
-    uint64_t trimmed;  /* below this a reader has everything */
+    uint64_t trimmed;  /* a reader has read everything below this */
     uint64_t lost;     /* bytes that the spool's file system refused */
     uint64_t lost_recorded;
-    uint64_t owed;     /* bytes that were in the pipe when the job ended: the record waits for them */
+    uint64_t owed;     /* bytes that were in the pipe when the job ended; the record waits until they are moved */
     uint32_t block;    /* st_blksize */
-    bool paused;       /* `block`: full, out of epoll until a trim */
+    bool paused;       /* `block`: full, and not in epoll until a trim */
 };
 struct output {
     struct loop *loop;
@@ -24,19 +24,19 @@ struct output {
     uint64_t limit; /* bytes; 0: none */
     enum over over;
     bool overran;         /* `kill`: the limit was passed, and the streams are closed */
-    struct later changed; /* runs after each turn in which something of it changed */
+    struct later changed; /* runs after each turn in which a stream moved or ended */
 };
 
-/* Both streams closed; `changed` is run when one of them moves or ends. */
+/* Begins with both streams closed. `changed` runs when one of them moves or ends. */
 void output_init(struct output *output, struct loop *loop, void (*changed)(struct later *later));
-/* Takes over the read end of a pipe; the spool's descriptor is duplicated. 0 or -errno. */
+/* Takes the read end of a pipe, and duplicates the descriptor of the spool file. 0 or -errno. */
 int stream_open(struct stream *stream, int spool, int pipe_end);
 int stream_watch(struct stream *stream);
-/* After the job's end: what was in the pipe then, unless the reader has to make room first. */
+/* After the job's end: moves what was in the pipe then, unless a reader must make room first. */
 void stream_drain(struct stream *stream);
 void stream_trim(struct stream *stream, uint64_t offset);
 bool output_is_open(const struct output *output);
-/* True while bytes of before the job's end are still in a pipe. */
+/* True while a pipe still has bytes from before the job's end. */
 bool output_is_owed(const struct output *output);
-void output_forgive(struct output *output); /* nobody waits for what is in the pipes */
+void output_forgive(struct output *output); /* stop waiting for what is in the pipes */
 void output_close(struct output *output);

@@ -1,4 +1,4 @@
-/* One row a directive: its name, how many values it takes, and what it does with them. */
+/* A table with a row for each directive: its name, how many values it takes, and the function that stores them. */
 #include "plan.h"
 #include <linux/capability.h>
 
@@ -89,7 +89,7 @@ static void do_cgroup_job(struct plan *p, char **v)
 }
 static void do_cgroup_mount(struct plan *p, char **v)
 {
-    /* a name of one directory, and the words of a mount's options */
+    /* the name of a directory, and also a mount's options */
     if (p->cgroup_mount_count == MAX_CGROUPS || !*v[0] || strspn(v[0], "abcdefghijklmnopqrstuvwxyz_,2") != strlen(v[0]))
         refuse("cgroup-mount", v[0]);
     p->cgroup_mounts[p->cgroup_mount_count++] = v[0];

@@ -1,4 +1,4 @@
-/* The launch plan (PROTOCOL.md, "1. The launch plan"): words in, a checked value out. Every string points into one buffer. */
+/* Parses and checks the launch plan (PROTOCOL.md, "1. The launch plan"). Every string of the result points into one buffer. */
 #pragma once
 #include <linux/filter.h>
 #include "util.h"
@@ -40,6 +40,6 @@ struct plan {
     struct filter job_filter, init_filter;
 };
 
-/* Both die on a plan that makes no sense. The words must outlive the plan. */
+/* Both die() on an invalid plan. The words must outlive the plan. */
 void plan_parse(struct plan *plan, char **words, int count);
 char **plan_read(int fd, int *ret_count);

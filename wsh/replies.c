@@ -1,4 +1,4 @@
-/* What a client is answered: one packet each (PROTOCOL.md, "2. The socket"). */
+/* Replies to clients, one packet each (PROTOCOL.md, "2. The socket"). */
 #include "replies.h"
 #include <stdio.h>
 #include <sys/socket.h>
@@ -17,7 +17,7 @@ void reply(struct client *client, const char *words, size_t size, int fd)
         header->cmsg_len = CMSG_LEN(sizeof(int));
         memcpy(CMSG_DATA(header), &fd, sizeof fd);
     }
-    /* A client that does not read is hung up on; its own event then drops it (callers may be walking the list). */
+    /* Shut down a client that does not read. Its own event drops it later, because a caller may be walking the list. */
     if (sendmsg(client->source.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
         (void)shutdown(client->source.fd, SHUT_RDWR);
 }

@@ -1,4 +1,4 @@
-/* Requests: one packet in, one row of the table, one packet out. A client that misbehaves loses its connection. */
+/* Requests: each is one packet, has a row in the table, and gets one packet as its reply. A bad client is disconnected. */
 #include "replies.h"
 #include <linux/mount.h>
 #include <linux/openat2.h>
@@ -33,13 +33,13 @@ static void client_resume(struct client *client)
     rewatch(&client->service->loop, &client->source, EPOLLIN);
 }
 
-/* The answer comes later: until then only the client's going away is of interest. */
+/* The reply comes later. Until then only the client's disconnect is watched. */
 static void suspend(struct client *client)
 {
     rewatch(&client->service->loop, &client->source, EPOLLRDHUP);
 }
 
-/* True: it was answered. */
+/* True: the reply was sent. */
 static bool answer(struct client *client)
 {
     const struct job *job = client->waits_for;
@@ -71,7 +71,7 @@ void answer_waiting(struct service *service)
     for (struct client *client = service->clients; client; client = client->next)
         if (answer(client))
             client_resume(client);
-    /* Whether its client was still there or not: the other side of a terminal is nobody else's. */
+    /* Also when the client has gone: no other process may get the master of the terminal. */
     for (struct job *job = service->jobs.first; job; job = job->next)
         if (job->execed)
             close_here(&service->loop, &job->handover);
@@ -296,7 +296,7 @@ static void do_attach(struct request *r)
 
 static const struct {
     const char *name;
-    int least, most; /* words, the name included */
+    int least, most; /* number of words, with the name */
     void (*handle)(struct request *);
 } requests[] = {
     {"ping", 1, 1, do_ping},       {"spawn", 2, MAX_WORDS, do_spawn}, {"wait", 2, 2, do_wait},
@@ -318,7 +318,7 @@ static void dispatch(struct request *r)
     reply_error(r->client, EINVAL, r->words[0]);
 }
 
-/* False: the packet is none of ours, or the client is gone. */
+/* False: the packet is no request, or the client has gone. */
 static bool receive(struct client *client, struct request *r)
 {
     static const char *words[MAX_WORDS];

@@ -10,10 +10,10 @@ struct client {
     struct service *service;
     struct client *next;
     struct job *waits_for; /* `wait`, or `spawn` until exec has spoken */
-    bool spawning;         /* it is the latter */
-    bool stopping;         /* waits for the end of a stop */
+    bool spawning;         /* it waits for its spawn */
+    bool stopping;         /* it waits for the end of a stop */
 };
-/* What requests are carried out on. */
+/* What requests work on. */
 struct service {
     struct loop loop;
     struct jobs jobs;
@@ -25,5 +25,5 @@ struct service {
 
 void client_ready(struct source *source, uint32_t events);
 void reply(struct client *client, const char *words, size_t size, int fd);
-/* Answers each client that waits for something which has happened by now. */
+/* Replies to each client whose wait is over. */
 void answer_waiting(struct service *service);

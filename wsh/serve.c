@@ -1,9 +1,9 @@
 /*
- * The highest layer: new clients, SIGCHLD, and the end of each turn.
+ * The highest layer: accepts clients, handles SIGCHLD, and finishes each turn.
  *
- * The listener leaves epoll when descriptors or clients run out, since it would be ready again at once and the loop would spin.
- * It comes back at the end of a turn in which a descriptor was closed, and every half second: what was short may have been the
- * host's, and nobody tells a container about that.
+ * The listener is removed from epoll when no descriptor or no place for a client is left, because it would be ready again at
+ * once and the loop would spin. It is added again at the end of a turn in which a descriptor was closed, and every half second:
+ * the shortage may have been the host's, and nothing reports its end to a container.
  */
 #include "serve.h"
 #include <signal.h>
@@ -19,7 +19,7 @@ struct server {
     bool listener_off;
 };
 
-/* Served are those outside of this pid namespace (their pid shows as 0) whose user is not mapped here: the host's. */
+/* Accepts only peers outside of this pid namespace (their pid shows as 0) whose user is not mapped here, so those of the host. */
 static bool is_host(int fd)
 {
     struct ucred peer;
@@ -95,7 +95,7 @@ _Noreturn void serve(const struct inside *inside)
     server.signals = (struct source){signals_ready, signalfd(-1, &blocked, SFD_CLOEXEC | SFD_NONBLOCK)};
     if (!service->packet || loop_open(&service->loop) || jobs_open(&service->jobs, &service->loop) ||
         watch(&service->loop, &server.listener, EPOLLIN) || watch(&service->loop, &server.signals, EPOLLIN))
-        _exit(1); /* the last line that may end pid 1 */
+        _exit(1); /* after this point nothing may end pid 1 */
     for (;;) {
         bool passed = !loop_turn(&service->loop, server.listener_off ? RETRY_MS : -1);
         if (service->jobs.news)

@@ -1,6 +1,6 @@
 /*
- * Starting a job. The parent prepares all that can fail without a process; the child does the rest in one straight line and says
- * on the error pipe what failed, before exec. The pipe's end without a message is exec's success.
+ * Starting a job. The parent prepares everything that can fail without a process. The child does the rest without branches, and
+ * writes what failed to the error pipe. If the pipe closes without a message, exec has succeeded.
  */
 #include "child.h"
 #include <signal.h>
@@ -42,7 +42,7 @@ static void note_clamped(struct job *job, const char *name, rlim_t value)
     }
 }
 
-/* NAME:SOFT:HARD. What is above our own hard limit cannot be had without CAP_SYS_RESOURCE: clamped, and the reply says so. */
+/* NAME:SOFT:HARD. A value above pid 1's own hard limit needs CAP_SYS_RESOURCE, so it is clamped and the reply reports it. */
 static int add_limit(struct child *child, struct job *job, const char *word)
 {
     char copy[128], *save = NULL;
@@ -96,14 +96,14 @@ static int open_spool(struct job *job, int index, int spool, int *ret_write_end)
     int pipe_fds[2], flags = fcntl(spool, F_GETFL);
     if (spool < 0 || flags < 0 || fstat(spool, &what) || !S_ISREG(what.st_mode))
         return -EINVAL;
-    /* splice(2) refuses a file in append mode; the offsets are ours anyway */
+    /* splice(2) refuses a file in append mode; the offset is passed with each call */
     if (fcntl(spool, F_SETFL, flags & ~O_APPEND) || pipe2(pipe_fds, O_CLOEXEC))
         return -errno;
     *ret_write_end = pipe_fds[1];
     return stream_open(&job->output.streams[index], spool, pipe_fds[0]);
 }
 
-/* A file: a pipe that nobody reads would hold up pid 1. */
+/* Must be a regular file: a pipe that nobody reads would block pid 1. */
 static int open_record(struct job *job, int fd)
 {
     struct stat what;
@@ -135,7 +135,7 @@ static bool is_pipe(int fd)
     return !fstat(fd, &what) && S_ISFIFO(what.st_mode);
 }
 
-/* A file or terminal of the host would be the job's to read, to truncate and to keep. A sealed memfd is only bytes. */
+/* With a file or terminal of the host, the job could read, truncate and keep it. A sealed memfd is only bytes. */
 static bool harmless(int fd, bool sealed_too)
 {
     int seals = sealed_too ? fcntl(fd, F_GET_SEALS) : -1;
@@ -168,7 +168,7 @@ static int prepare(struct job *job, struct child *child, int *made)
             return -EINVAL;
         child->groups[i] = (gid_t)group;
     }
-    const int null = 0; /* pid 1's own, open both ways */
+    const int null = 0; /* pid 1's own /dev/null, open for reading and writing */
     child->fds[0] = r->stdin_fd >= 0 ? r->stdin_fd : null;
     child->fds[1] = r->stdout_fd >= 0 ? r->stdout_fd : null;
     child->fds[2] = r->stderr_fd >= 0 ? r->stderr_fd : null;
@@ -180,7 +180,7 @@ static int prepare(struct job *job, struct child *child, int *made)
         for (int i = 0; i < 2 && !error; i++) {
             error = open_spool(job, i, i ? r->stderr_fd : r->stdout_fd, &made[i]);
             child->fds[1 + i] = made[i];
-            /* else the job could not open its own /dev/stdout */
+            /* otherwise the job could not open its own /dev/stdout */
             if (!error && fchown(made[i], (uid_t)r->uid, (gid_t)r->gid))
                 error = -errno;
         }
@@ -188,7 +188,7 @@ static int prepare(struct job *job, struct child *child, int *made)
     return error;
 }
 
-/* The process, and the watches on what it says. */
+/* Forks the process and watches its pipes. */
 static int start(struct job *job, const struct child *child)
 {
     struct loop *loop = job->jobs->loop;

@@ -13,6 +13,6 @@ struct spawn_request {
     enum over over;
     int stdin_fd, stdout_fd, stderr_fd, record_fd;
 };
-/* 0 or -errno. The job is in the list; whether exec worked is known later (`execed`, `failure`). */
+/* Starts a job and adds it to the list. 0 or -errno. Whether exec succeeded is known later (`execed`, `failure`). */
 int spawn(struct jobs *jobs, const struct inside *inside, struct spawn_request *request, struct job **ret_job);
-const char *spawn_refusal(const struct spawn_request *request); /* what is wrong with its descriptors; NULL: nothing */
+const char *spawn_refusal(const struct spawn_request *request); /* why its descriptors are refused; NULL: they are accepted */

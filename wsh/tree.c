@@ -1,10 +1,10 @@
 /*
- * The file system tree, built by the launcher in a mount namespace of its own.
+ * The launcher builds the file system tree in a mount namespace of its own.
  *
- * A mount made here is locked once the child has copied the namespace, even against all capabilities inside. Layers are
- * idmapped clones, parked before overlay sees them (6.1 refuses a clone that is mounted nowhere), and named to overlay by
- * their place there: no path of the host shows inside, and fsconfig strings end at 255 bytes. Paths in the tree are data
- * of a stack, so they are opened with openat2 and no link is followed.
+ * Once the child has copied the namespace, mounts made here are locked: no capability inside can undo them. Each layer becomes
+ * an idmapped clone, which is first mounted below STAGE, because overlay on 6.1 refuses a clone that is mounted nowhere. Overlay
+ * gets the short path below STAGE: so no path of the host shows inside, and fsconfig's limit of 255 bytes is kept. Paths in the
+ * tree come from a stack, so they are opened with openat2 and no link is followed.
  */
 #include "launch.h"
 #include <linux/mount.h>
@@ -70,7 +70,7 @@ static int bind_socket(const char *path)
     scoped_fd int dir = open_path(slash == copy ? "/" : copy, O_PATH | O_DIRECTORY);
     int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    /* sun_path ends at 107 bytes, a depot's path may be longer */
+    /* sun_path has at most 107 bytes, and a depot's path may be longer */
     int length = snprintf(at, sizeof at, "/proc/self/fd/%d/%s", dir, slash + 1);
     if (fd < 0 || length >= (int)sizeof address.sun_path)
         die("socket", path);
@@ -139,7 +139,7 @@ int ensure_below(int root, const char *path, bool directory)
     for (char *name = strtok_r(copy_path(copy, path), "/", &save), *next; name; name = next) {
         next = strtok_r(NULL, "/", &save);
         scoped_fd int parent = steal_fd(&at);
-        /* Each step is resolved below its parent, where `..` would be the parent itself. */
+        /* Each part is resolved below its parent directory, so `..` stays in it. */
         if (!strcmp(name, "..")) {
             errno = EINVAL;
             die("mount point", path);
@@ -156,7 +156,7 @@ int ensure_below(int root, const char *path, bool directory)
     return at;
 }
 
-/* An idmapped, read-only clone of a layer, parked at STAGE/NAME; the descriptor stays valid as a lower. */
+/* Mounts an idmapped, read-only clone of a layer at STAGE/NAME. Its descriptor can be used as a lower. */
 static int park(int layer, int userns_fd, const char *name)
 {
     int clone = sys_open_tree(layer, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH);
@@ -176,7 +176,7 @@ static int make_overlay(const int *layers, int count, int upper, const char *ext
     for (int i = 0; i < count; i++) {
         (void)snprintf(where, sizeof where, STAGE "/%s%d", name, i & 15);
         parked[i] = park(layers[i], userns_fd, where);
-        /* The short name: fsconfig ends at 255 bytes, and 15 of these fit whatever the descriptors' numbers are. */
+        /* A short name: fsconfig takes 255 bytes at most, and 15 of these fit. */
         used += (size_t)snprintf(lower + used, sizeof lower - used, "%s%s", i ? ":" : "", where);
     }
     (void)snprintf(up, sizeof up, "/proc/self/fd/%d/upper", upper);
@@ -210,7 +210,7 @@ static void write_file(int root, const struct plan_file *file)
     char *slash = strrchr(copy_path(copy, file->path), '/');
     *slash = 0;
     scoped_fd int parent = ensure_below(root, *copy ? copy : "/", true);
-    (void)unlinkat(parent, slash + 1, 0); /* a link or an old file: replaced, never written through */
+    (void)unlinkat(parent, slash + 1, 0); /* replace a link or an old file, never write through it */
     scoped_fd int fd = openat(parent, slash + 1, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, file->mode);
     if (fd < 0 || write_all(fd, file->content, strlen(file->content)) || fchmod(fd, file->mode))
         die("file", file->path);
@@ -224,7 +224,7 @@ static void make_devices(int root, const struct plan *plan)
     const char *const dev_options[][2] = {{"mode", "755"}, {"uid", owner}, {"gid", owner}, {"size", "64k"}, {NULL, NULL}};
     const char *const shm_options[][2] = {{"mode", "1777"}, {"uid", owner}, {"gid", owner}, {"size", size}, {NULL, NULL}};
     scoped_fd int target = ensure_below(root, "/dev", true);
-    /* Not noexec: /dev/zero is mapped executable by programs that make code. Nobody but root may write here. */
+    /* Not noexec: programs that generate code map /dev/zero executable. Only root may write here. */
     scoped_fd int dev = mount_new("tmpfs", dev_options, MOUNT_ATTR_NOSUID);
     mount_onto(dev, target, "/dev");
     mode_t old = umask(0);
@@ -266,7 +266,7 @@ void tree_build(const struct plan *plan, const struct opened *opened, int userns
     scoped_fd int root = make_overlay(opened->layers, plan->layer_count, opened->upper, plan->overlay, userns_fd, "l");
     scoped_fd int at = open_path(STAGE_ROOT, O_PATH | O_DIRECTORY);
     mount_onto(root, at, "/");
-    /* What is made in the tree from here on belongs to root inside. */
+    /* From here on, files that are made in the tree belong to root inside. */
     (void)setfsgid(plan->id_base);
     (void)setfsuid(plan->id_base);
     for (size_t i = 0; i < sizeof mount_points / sizeof *mount_points; i++)

@@ -1,4 +1,4 @@
-/* Small things that every file needs: dying during set-up, scoped descriptors, raw system calls. */
+/* Helpers of every file: die() during set-up, descriptors that close with their scope, raw system calls. */
 #pragma once
 #include <errno.h>
 #include <fcntl.h>
@@ -10,10 +10,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* Set-up may die: prints `wshd: WHAT: ON: ERRNO TEXT` and exits 1 (in the child: tells the launcher). */
+/* For set-up only: prints `wshd: WHAT: ON: ERRNO TEXT` and exits 1. The child of a launch sends the line to the launcher. */
 _Noreturn void die(const char *what, const char *on);
-extern void (*on_die)(void); /* takes back what the launcher has made */
-extern int die_fd; /* where die() writes; 2 unless the child of a launch has redirected it */
+extern void (*on_die)(void); /* removes what the launcher has made */
+extern int die_fd; /* where die() writes: 2, or in the child of a launch its channel */
 extern const char *program;
 
 static inline void close_fd(int *fd)
@@ -30,14 +30,14 @@ static inline int steal_fd(int *fd)
 }
 #define scoped_fd __attribute__((cleanup(close_fd)))
 
-/* "ENOENT" and the like; "E?" for one without a name here. */
+/* The name of an error, such as "ENOENT"; "E?" for one that is not in the table. */
 const char *errno_name(int error);
-/* Decimal without sign, whole word, up to max; false when it is anything else. */
+/* Parses a whole word as a decimal number without sign, up to max. False: it is something else. */
 bool parse_number(const char *word, uint64_t max, uint64_t *ret_value);
-int hex_decode(const char *hex, uint8_t *out, size_t size); /* bytes, or -EINVAL */
+int hex_decode(const char *hex, uint8_t *out, size_t size); /* number of bytes, or -EINVAL */
 int write_all(int fd, const void *data, size_t size);       /* 0 or -errno */
 
-/* Mount API of kernel 5.2 and later; musl has no wrappers. All return -1 with errno, like the kernel's own. */
+/* The mount API of kernel 5.2 and later, for which musl has no wrappers. All return -1 and set errno. */
 struct idmap_attr {
     uint64_t set, clear, propagation, userns_fd;
 };

@@ -1,10 +1,10 @@
 /*
  * wsh: runs a program in a container, as ssh does on a host (PROTOCOL.md, "4. wsh").
  *
- * With a terminal on standard input the job gets one of its own, else three pipes that are made here; bytes are carried both
- * ways. This program's own descriptors never enter the container: a process that is left behind could read what is typed
- * afterwards, or truncate the file behind them. One connection spawns and waits, another sends signals and window sizes
- * meanwhile.
+ * If standard input is a terminal, the job gets a terminal of its own; otherwise it gets three pipes that wsh makes. wsh copies
+ * bytes in both directions. Its own descriptors never enter the container: a process that a job left behind could read what
+ * the user types afterwards, or truncate the file behind a descriptor. One connection spawns and waits for the job; others send
+ * signals and window sizes meanwhile.
  */
 #include "carry.h"
 #include <poll.h>
@@ -53,7 +53,7 @@ static _Noreturn void usage(void)
     _exit(UNREACHABLE);
 }
 
-/* `K=V` words, each ended by a NUL: arguments would show them to every user of the host. */
+/* Reads `K=V` words, each ended by a NUL. As arguments they would be visible to every user of the host. */
 static void read_environment(struct options *o, const char *number)
 {
     static char words[PACKET + 1];
@@ -67,7 +67,7 @@ static void read_environment(struct options *o, const char *number)
     if (got < 0 || size == sizeof words)
         fail(UNREACHABLE, "environment", got < 0 ? strerror(errno) : "too long");
     if (size && words[size - 1])
-        fail(UNREACHABLE, "environment", "its last word has no end");
+        fail(UNREACHABLE, "environment", "its last word does not end with NUL");
     for (size_t at = 0; at < size; at += strlen(words + at) + 1)
         if (words[at] && o->env_count < MAX_ENV)
             o->env[o->env_count++] = words + at;
@@ -107,13 +107,13 @@ static struct options parse(char **argv)
     return o;
 }
 
-/* A pid 1 that is stopped or frozen accepts, and answers nothing. */
+/* A stopped or frozen pid 1 still accepts connections, but never replies. */
 static const char *why(void)
 {
     return errno == EAGAIN ? "pid 1 of the container has not answered for 10 s" : strerror(errno);
 }
 
-/* sun_path ends at 107 bytes; through the directory's descriptor any path will do. */
+/* sun_path has at most 107 bytes; a path through the directory's descriptor is short enough. */
 static int reach(const char *path)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -216,7 +216,7 @@ static void send_spawn(int sock, const int *fds, size_t count)
         fail(UNREACHABLE, "spawn", strerror(errno));
 }
 
-/* Word N of a reply, or "". */
+/* Word N of a reply; "" if it has fewer. */
 static const char *word(const char *reply, size_t size, int n)
 {
     const char *at = reply, *end = reply + size;
@@ -225,7 +225,7 @@ static const char *word(const char *reply, size_t size, int n)
     return at < end ? at : "";
 }
 
-/* Reads spawn's answer; returns the terminal's master, or -1. */
+/* Reads the reply to spawn. Returns the terminal's master, or -1. */
 static int started(int sock, const struct options *o)
 {
     static char reply[REPLY + 1];
@@ -257,7 +257,7 @@ static void make_raw(void)
     raw = !tcsetattr(0, TCSADRAIN, &wanted);
 }
 
-/* Carries a signal or a new window size over a connection of its own; the job may be gone, which is no error. */
+/* Sends a signal or a new window size over a connection of its own. It is no error if the job has gone. */
 static void tell(int sock, const char *job, int number)
 {
     struct winsize size;
@@ -273,8 +273,8 @@ static void tell(int sock, const char *job, int number)
         (void)!recv(sock, reply, sizeof reply, 0);
 }
 
-/* The first line of the record; a job that has ended before it could be waited for has left it there. A person is told of
- * an end that was not the job's own: a stop hangs up every terminal, and without a record the container has gone. */
+/* Reads the exit status from the first line of the record, where also a job leaves it that ends before the wait. The user gets a
+ * message if the job did not end by itself: a stop hangs up every terminal, and without a record the container is gone. */
 static int status_of(int record, bool terminal)
 {
     char line[64] = "";
@@ -303,7 +303,7 @@ static void serve(struct streams *streams, int sock, int side, int signals, cons
         }
         if (ended && done)
             return;
-        /* A reader of ours may take its time; a job that has ended writes no more. */
+        /* The reader of our output may be slow; the job has ended and writes no more. */
         int ready = poll(fds, (nfds_t)(2 + streams->count), ended && !owing ? LATE_MS : -1);
         if (ready == 0)
             return;
@@ -327,7 +327,7 @@ int main(int argc, char **argv)
     (void)argc;
     static struct streams streams;
     int fd;
-    /* What is opened below must not become a standard descriptor. */
+    /* Nothing that is opened below may become a standard descriptor. */
     while ((fd = open("/dev/null", O_RDWR | O_CLOEXEC)) >= 0 && fd < 3)
         ;
     close_fd(&fd);

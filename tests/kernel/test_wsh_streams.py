@@ -216,7 +216,7 @@ def test_the_environment_comes_by_a_descriptor(box: Box) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"), [(b"A=b", "its last word has no end"), (b"A=b\0" * (1 << 19), "too long")]
+    ("data", "said"), [(b"A=b", "its last word does not end with NUL"), (b"A=b\0" * (1 << 19), "too long")]
 )
 def test_a_broken_environment_is_refused(box: Box, data: bytes, said: str) -> None:
     """With the status of wsh itself."""
