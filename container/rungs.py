@@ -289,13 +289,15 @@ class Linked(Rung):
 
 
 class Ready(Rung):
-    """wshd serves its socket."""
+    """wshd serves its socket, and the link passes packets."""
 
     name = "ready"
 
     async def make(self, build: Build) -> None:
         assert build.launch is not None
         await build.launch.ready()
+        if build.parts.link is not None:
+            await build.shared.networks.up(build.parts.link)
 
     async def take_up(self, build: Build) -> None:
         """WshdGone: it is none of ours. One that is silent is taken up: it may only be slow, and the guard looks after it."""

@@ -239,7 +239,19 @@ class MemoryContainer:
     async def info(self) -> Info:
         self._check()
         return Info(
-            ContainerState.ACTIVE, self.events.kinds, tuple(self.jobs), 1 << 20, None, {}, 0, 1000, 1, 4096, 1
+            state=ContainerState.ACTIVE,
+            events=self.events.kinds,
+            job_ids=tuple(self.jobs),
+            memory_bytes=1 << 20,
+            memory_limit_bytes=None,
+            memory_stat={},
+            oom_kills=0,
+            cpu_ns=1000,
+            cpu_user_ns=600,
+            cpu_system_ns=400,
+            pids=1,
+            disk_bytes=4096,
+            disk_inodes=1,
         )
 
     def oom_kills(self) -> int:

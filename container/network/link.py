@@ -1,7 +1,7 @@
 """A container's link: a routed veth pair, without a bridge (docs/network.md, "Links").
 
 pyroute2 makes the pair and sets up the host's end; wshd sets up the container's end. The pair is not deleted, because that
-takes 22 to 30 ms, synchronously: it goes with the container's network namespace. :class:`DeathWatch` reports when it is gone.
+takes 22 to 30 ms, synchronously: it goes with the container's network namespace. :class:`LinkWatch` reports when it is gone.
 Until then its route still is there, and its addresses must not be given to another container.
 """
 
@@ -19,7 +19,17 @@ from typing import Final
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from container.network.netlink import MessagesLost, attributes, listening, queued
+from container.network.netlink import (
+    REQUEST,
+    MessagesLost,
+    asking,
+    attribute,
+    attributes,
+    listening,
+    message,
+    messages,
+    queued,
+)
 from container.network.policy import interface_of
 from container.pools import AddressLease
 from wsh.units import MIB
@@ -29,7 +39,12 @@ from wsh.units import MIB
 GATEWAY_MAC: Final = "02:00:5e:00:53:fe"
 PREFIX_LENGTH: Final = 30
 _RTMGRP_LINK: Final = 1
-_DELLINK, _IFINFO_BYTES, _IFNAME = 17, 16, 3
+_NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
+_IFINFO_BYTES, _IFNAME, _OPERSTATE = 16, 3, 16
+#: IF_OPER_UP (RFC 2863). "Unknown", which is 0, is also what an interface has before the kernel has looked.
+_UP: Final = b"\x06"
+_REPLY_BYTES: Final = 1 << 16
+_RISE_S: Final = 10.0
 _BUFFER_BYTES: Final = MIB
 _NUD_PERMANENT: Final = 0x80
 
@@ -124,14 +139,39 @@ class Links:
             await closing
 
 
-class DeathWatch:
-    """Reports when interfaces are gone (RTM_DELLINK). Made in a running loop, ended by :meth:`close`."""
+class LinkWatch:
+    """Reports when interfaces pass packets, and when they are gone. Made in a running loop, ended by :meth:`close`."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
+        self._rising: dict[str, list[asyncio.Future[None]]] = {}
+        self._up: set[str] = set()
         self._socket = listening(socket.NETLINK_ROUTE, groups=_RTMGRP_LINK, buffer_bytes=_BUFFER_BYTES)
         loop.add_reader(self._socket, self._ready)
+
+    async def up(self, interface: str, timeout_s: float = _RISE_S) -> None:
+        """Returns when the interface passes packets. OSError: it does not within ``timeout_s``, or there is none.
+
+        A link's host end has a carrier as soon as the far end is up. But the kernel gives it a queue in a work item of its own,
+        which waits for the lock of all network changes. Until then it drops each packet (net/core/link_watch.c).
+        """
+        if interface in self._up:
+            return
+        done: asyncio.Future[None] = self._loop.create_future()
+        self._rising.setdefault(interface, []).append(done)
+        if await asyncio.to_thread(_is_up, interface):  # the report may have been lost, or wait in the socket
+            self._set_up(interface)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await done
+        except TimeoutError:
+            raise OSError(
+                errno.ETIMEDOUT, f"link {interface}: passes no packet after {timeout_s:g} s"
+            ) from None
+        finally:
+            if done in (waiters := self._rising.get(interface, [])):
+                waiters.remove(done)
 
     async def gone(self, interface: str) -> None:
         """Returns when there is no such interface. Cancelled when the watch is closed."""
@@ -145,15 +185,28 @@ class DeathWatch:
     def _ready(self) -> None:
         try:
             for kind, payload in queued(self._socket):
-                if kind == _DELLINK:
-                    name = attributes(payload[_IFINFO_BYTES:]).get(_IFNAME, b"")
-                    self._set_gone(name.rstrip(b"\0").decode(errors="replace"))
+                if kind in (_NEWLINK, _DELLINK):
+                    found = attributes(payload[_IFINFO_BYTES:])
+                    name = found.get(_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
+                    if kind == _DELLINK:
+                        self._up.discard(name)
+                        self._settle(self._waiting, name)
+                    elif found.get(_OPERSTATE) == _UP:
+                        self._set_up(name)
         except MessagesLost:
             for interface in [name for name in self._waiting if not exists(name)]:
-                self._set_gone(interface)
+                self._settle(self._waiting, interface)
+            self._up = {name for name in self._up if exists(name)}
+            for interface in [name for name in self._rising if _is_up(name)]:
+                self._set_up(interface)
 
-    def _set_gone(self, interface: str) -> None:
-        for done in self._waiting.pop(interface, ()):
+    def _set_up(self, interface: str) -> None:
+        self._up.add(interface)
+        self._settle(self._rising, interface)
+
+    @staticmethod
+    def _settle(waiting: dict[str, list[asyncio.Future[None]]], interface: str) -> None:
+        for done in waiting.pop(interface, ()):
             if not done.done():
                 done.set_result(None)
 
@@ -161,7 +214,19 @@ class DeathWatch:
         """Cancels all that wait."""
         self._loop.remove_reader(self._socket)
         self._socket.close()
-        for waiters in self._waiting.values():
-            for done in waiters:
-                done.cancel()
-        self._waiting.clear()
+        for table in (self._waiting, self._rising):
+            for waiters in table.values():
+                for done in waiters:
+                    done.cancel()
+            table.clear()
+
+
+def _is_up(interface: str) -> bool:
+    """Asks the kernel. False: also if there is no such interface. OSError: no socket."""
+    wanted = bytes(_IFINFO_BYTES) + attribute(_IFNAME, interface.encode() + b"\0")
+    with asking(socket.NETLINK_ROUTE) as asker:
+        asker.send(message(_GETLINK, REQUEST, wanted))
+        for kind, payload in messages(asker.recv(_REPLY_BYTES)):
+            if kind == _NEWLINK:
+                return attributes(payload[_IFINFO_BYTES:]).get(_OPERSTATE) == _UP
+    return False

@@ -24,7 +24,7 @@ from container.network import conntrack
 from container.network.firewall import Firewall, FirewallError
 from container.network.firewall.backends import back_end
 from container.network.forwarding import Forwarding
-from container.network.link import GATEWAY_MAC, PREFIX_LENGTH, DeathWatch, Links, exists
+from container.network.link import GATEWAY_MAC, PREFIX_LENGTH, Links, LinkWatch, exists
 from container.network.options import NetworkOptions
 from container.network.policy import LinkRules, Policy, Ruleset, interface_of, make_egress
 from container.network.ports import HostPorts
@@ -91,7 +91,7 @@ class Networks:
         self._restoring = False
         self._background = Background(log)
         loop = asyncio.get_running_loop()
-        self._deaths = DeathWatch(loop)
+        self._watch = LinkWatch(loop)
         self._stop_watching = firewall.foreign_changes(self._on_foreign_change)
         self._forwarding = Forwarding(
             settings.uplinks,
@@ -150,6 +150,10 @@ class Networks:
         """
         return await self._unbroken(self._attach(link_id, pid, lease, egress), f"attach-{link_id}")
 
+    async def up(self, link: Link) -> None:
+        """Returns when the link passes packets, after its far end was set up. OSError: it does not."""
+        await self._watch.up(link.interface)
+
     async def publish(self, link: Link, mapping: PortMapping) -> PortMapping:
         """Reserves a port of the host and leads it to the container. Returns the mapping with both ports filled in.
 
@@ -174,10 +178,10 @@ class Networks:
         """
         try:
             async with asyncio.timeout(_NAMESPACE_ENDS_S):
-                await self._deaths.gone(link.interface)
+                await self._watch.gone(link.interface)
         except TimeoutError:
             await self._links.delete(link.interface)
-            await self._deaths.gone(link.interface)
+            await self._watch.gone(link.interface)
 
     async def restore(self, found: Sequence[Restored]) -> dict[str, Link]:
         """Takes up the links of a former manager, and removes the rules of everything else, in one transaction.
@@ -365,7 +369,7 @@ class Networks:
             await self._forwarding.give_back()
             with contextlib.suppress(FirewallError):
                 await self._firewall.remove()
-        self._deaths.close()
+        self._watch.close()
         self._ports.close()
         await self._firewall.close()
         await self._links.close()

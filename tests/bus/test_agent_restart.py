@@ -170,6 +170,7 @@ async def test_a_start_from_long_ago_is_published_as_failed(host: Host) -> None:
     with host.files.stalled(app.path) as reached:
         await host.start(app)
         await asyncio.wait_for(reached.wait(), 20)
+        await host.wait_remembered('"STARTING"')
         await kill(host)
     (record,) = (host.base_dir / "db" / "instances").glob("*.json")
     saved = json.loads(record.read_text())

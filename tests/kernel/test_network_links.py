@@ -15,8 +15,8 @@ import pytest
 import pytest_asyncio
 from depot_kit import app, links, nothing_left, settings_for, until
 from depot_kit import stack as stack
-from netns_kit import FAR_IP, HOST_IP, TCP, Namespace, ask
-from network_kit import EVERYWHERE, Box, Rig, reaches, rig, tcp
+from netns_kit import FAR_IP, HOST_IP, TCP, UDP, Namespace, ask
+from network_kit import APP_PORT, EVERYWHERE, Box, Rig, reaches, rig, tcp
 
 from container import Depot
 from container.network.link import GATEWAY_MAC
@@ -290,3 +290,33 @@ async def test_a_connection_that_nobody_acknowledges_does_not_keep_the_link(scen
     await scene.end("app")
     await until(lambda: not links(), lambda: f"left: {links()}")
     scene.host.run("nft", "delete table inet theirs")
+
+
+async def test_a_link_passes_packets_when_create_returns(scene: Rig) -> None:
+    """The kernel drops what is sent to a link that has a carrier and no queue yet; a lost SYN costs a second."""
+    taken = [await scene.box(f"box-{number}") for number in range(12)]
+    for box in taken:
+        (link,) = ip(scene.host, "link", "show", interface(box))
+        assert link["operstate"] == "UP"
+        assert ask(scene.host, UDP, box.address, APP_PORT, wait_s=10.0).name == box.name
+        (link,) = ip(scene.host, "-statistics", "link", "show", interface(box))
+        assert link["stats64"]["tx"]["dropped"] == 0
+
+
+async def test_a_link_without_its_far_end_is_no_endless_wait(scene: Rig) -> None:
+    """Its carrier never comes."""
+    scene.host.run("ip", "link", "add", "w-lonely", "type", "veth", "peer", "name", "w-far")
+    try:
+        scene.host.run("ip", "link", "set", "w-lonely", "up")
+        watch = scene.depot._shared.networks._watch
+        with pytest.raises(OSError, match=r"link w-lonely: passes no packet after 0\.2 s"):
+            await watch.up("w-lonely", 0.2)
+        assert not any(watch._rising.values())
+        rising = asyncio.create_task(watch.up("w-lonely", 20.0))
+        await asyncio.sleep(0.05)
+        scene.host.run("ip", "link", "set", "w-far", "up")
+        await rising
+        await watch.up("w-lonely", 0.0)
+    finally:
+        scene.host.run("ip", "link", "del", "w-lonely")
+    await until(lambda: "w-lonely" not in watch._up, lambda: "still known")
