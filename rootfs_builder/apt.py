@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-#: Settings that say how to reach the sources; the rest of the host's apt is its own affair.
+#: The settings of the host's apt that a build needs to reach the sources. It uses no others.
 _REACH = re.compile(
     r"Acquire::(?:(?:https?|ftp)::.*Proxy.*|Check-Valid-Until|Check-Date|Retries) ", re.IGNORECASE
 )
