@@ -1,4 +1,4 @@
-"""What the tests of the cgroup contract share: a parent of their own, and children that join a set."""
+"""Helpers of the cgroup tests: a cgroup parent for each test, and processes that join a set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kernel tests run in a test host (tests/testhost.py); after every one of them all must be as it was before."""
+"""Kernel tests run in a test host (tests/testhost.py). After each test the host must be as it was before."""
 
 from __future__ import annotations
 

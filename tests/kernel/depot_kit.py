@@ -1,6 +1,4 @@
-"""What the depot's kernel tests share: a root file system of busybox, a depot, and the proof that nothing
-is left.
-"""
+"""Helpers of the depot's kernel tests: a root file system of busybox, a depot, and the check that nothing is left of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A manager of its own process, to be killed: makes containers and jobs for ever, and says what it has done.
+"""A manager in a process of its own, which a test kills. It makes containers and jobs for ever and prints what it has done.
 
     python depot_manager.py BASE STACK MODE
 

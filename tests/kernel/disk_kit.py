@@ -1,4 +1,4 @@
-"""What the tests of disks share: filling them, and what the host says about them."""
+"""Helpers of the disk tests: they fill disks, and read what the host reports about them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An agent that does nothing but fetch droplets, to be killed at any moment: `python droplets_agent.py BASE SHA1=URL...`.
+"""An agent that only fetches droplets, and that a test may kill at any moment: `python droplets_agent.py BASE SHA1=URL...`.
 
 Prints "ready" once it fetches; ends by itself when all is there.
 """

@@ -1,4 +1,4 @@
-"""What the kernel tests of droplets share: a server on loopback that can misbehave, layers in a directory of the test's own."""
+"""Helpers of the droplets' kernel tests: an HTTP server on loopback that can misbehave, and layers in a directory of the test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A process that shuts itself in as the unpacking worker does, and then tries what an archive might make that worker do.
+"""A process that enters the same jail as the unpacking worker, and then tries what a hostile archive might make the worker do.
 
 `python -I droplets_probe.py TARGET`: says "in" once it is shut in, waits for a line, and prints what each attempt came to (the
 name of its errno, or what it got). Everything is loaded before, as in the worker.

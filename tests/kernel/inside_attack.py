@@ -1,4 +1,4 @@
-"""A program that tries from inside what nobody inside may; it prints each call that succeeded."""
+"""A program that runs inside and tries forbidden system calls. It prints each call that succeeded."""
 
 from __future__ import annotations
 

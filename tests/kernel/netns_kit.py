@@ -1,4 +1,4 @@
-"""What the network tests share: namespaces entered by threads, a world behind the host, and services that say who they are.
+"""Helpers of the network tests: namespaces that threads enter, a network behind the host, and services that reply with their name.
 
 A socket belongs to the namespace of the thread that made it, and may then be used by any thread: so the test itself
 speaks from inside a container, from the host and from the world, and no probe has to be started anywhere.

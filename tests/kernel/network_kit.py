@@ -1,4 +1,4 @@
-"""A depot with a world behind its host, and containers that serve: what the network's kernel tests are made of."""
+"""Helpers of the network's kernel tests: a depot, a network behind its host, and containers with services."""
 
 from __future__ import annotations
 

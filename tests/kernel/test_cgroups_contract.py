@@ -1,4 +1,4 @@
-"""What both back ends promise. Runs on the hierarchy that this kernel has: v1 or v2 (`make vm-test`)."""
+"""The contract of both cgroup back ends. Runs on the hierarchy that this kernel has: v1 or v2 (`make vm-test`)."""
 
 from __future__ import annotations
 

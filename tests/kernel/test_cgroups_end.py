@@ -1,4 +1,4 @@
-"""How a set is frozen and how it ends, on both back ends. Runs on the hierarchy that this kernel has: v1 or v2 (`make vm-test`)."""
+"""Freezing and removing a cgroup set, on both back ends. Runs on the hierarchy that this kernel has: v1 or v2 (`make vm-test`)."""
 
 from __future__ import annotations
 

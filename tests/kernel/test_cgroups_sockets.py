@@ -1,4 +1,4 @@
-"""Buffers of sockets are an app's memory too. Runs on the hierarchy that this kernel has: v1 or v2 (`make vm-test`)."""
+"""The buffers of sockets count as the memory of an app. Runs on the hierarchy that this kernel has: v1 or v2 (`make vm-test`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A container that cannot be removed is not forgotten: it keeps its handle and leases, and is tried again."""
+"""A container that cannot be removed keeps its handle and leases, and the depot tries again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a container of the manager's own plan is made of, read back from inside; and what root inside cannot do to it."""
+"""A container made by the depot: its namespaces, mounts and limits as read from inside, and what root inside cannot change."""
 
 from __future__ import annotations
 

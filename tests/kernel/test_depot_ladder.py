@@ -1,4 +1,4 @@
-"""Failure is a case of its own: rungs that break, callers that go away, managers that are killed."""
+"""Failures while a container is made or removed: a rung that fails, a caller that is cancelled, a manager that is killed."""
 
 from __future__ import annotations
 

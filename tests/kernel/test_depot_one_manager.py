@@ -1,4 +1,4 @@
-"""What has one manager on a host: a depot, a cgroup parent, the tables of a network namespace."""
+"""A depot, a cgroup parent and the firewall tables of a network namespace have one manager each; a second one is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Output through the whole manager: whole, in order, to readers that come late, and what happens past the limit."""
+"""The output of jobs through the whole manager: complete, in order, for late readers, and at the limit."""
 
 from __future__ import annotations
 

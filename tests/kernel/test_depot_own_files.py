@@ -1,4 +1,4 @@
-"""What the manager reads and writes lies on the container's own root or home, wherever a link of the app's leads.
+"""The manager reads and writes only on the container's own root and home, wherever a link of an app leads.
 
 /proc and /sys inside answer the manager with the host's rights, and much of it looks like a regular file.
 """

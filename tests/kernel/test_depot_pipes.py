@@ -1,4 +1,4 @@
-"""What a job has of the manager's: pipes that were made for it, with a counter at our end, and nothing else."""
+"""A job gets only pipes that were made for it; no other descriptor of the manager reaches it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A manager that comes back: what it takes up, what it removes, and what it must not touch."""
+"""A restarted manager: which containers it takes up, which remains it removes, and what it must leave alone."""
 
 from __future__ import annotations
 

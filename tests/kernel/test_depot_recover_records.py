@@ -1,4 +1,4 @@
-"""What a depot keeps for the next manager: callers' records, snapshots, and the order of recover and create."""
+"""The files for the next manager: records of callers and snapshots; and the order of recover and create."""
 
 from __future__ import annotations
 

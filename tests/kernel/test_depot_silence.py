@@ -1,4 +1,4 @@
-"""A pid 1 that does not answer: nobody waits for it without end, and nobody else waits behind it."""
+"""A pid 1 that does not reply: every wait for it ends, and no other container waits because of it."""
 
 from __future__ import annotations
 

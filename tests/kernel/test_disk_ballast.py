@@ -1,4 +1,4 @@
-"""Disks of a former manager, which end at a ballast file: taken up as they are, for as long as their containers live."""
+"""Disks of an older release, which are limited by a ballast file: they are taken up unchanged while their containers live."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The disk limit by itself: images, loop devices and the reserve, without a container on top."""
+"""The disk limit alone, without a container: images, loop devices and the reserve."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An agent that is killed while it makes layers leaves whole ones or none."""
+"""An agent that is killed while it makes a layer leaves a complete layer or none."""
 
 from __future__ import annotations
 

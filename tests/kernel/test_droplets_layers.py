@@ -1,4 +1,4 @@
-"""Layers: a droplet over real HTTP, through the jail, under its checksum; or nothing at all."""
+"""Layers of droplets, downloaded over real HTTP, unpacked in the jail and checked: a layer is complete or not there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an agent finds of its layers when it starts, and how trees leave the disk."""
+"""The layers that a starting agent finds, and the removal of trees from the disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose end a kill for memory was: the app's own, or only that of one of its processes."""
+"""A kill for memory ended either the app itself or only one of its other processes."""
 
 from __future__ import annotations
 

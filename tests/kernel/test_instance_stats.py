@@ -1,4 +1,4 @@
-"""What the agent measures of an instance, on real containers: also of one that is on its way out."""
+"""The agent's measurements of instances on real containers, also while a container is being destroyed."""
 
 from __future__ import annotations
 

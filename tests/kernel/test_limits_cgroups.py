@@ -1,4 +1,4 @@
-"""What containers make of the host's cgroups: weight against each other, what they see, what a former manager left.
+"""Containers and the host's cgroups: weights against each other, the view from inside, and what a former manager left.
 
 Runs on the hierarchy that this kernel has: v1 or v2 (`make vm-test`).
 """

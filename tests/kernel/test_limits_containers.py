@@ -1,4 +1,4 @@
-"""Limits on real containers: what an app cannot do, what its neighbours and its wshd do not notice, live changes."""
+"""Limits on real containers: what an app cannot do, that neighbours and wshd are not affected, and live changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When others take our tables away: all is closed, it is seen who did it, and everything comes back."""
+"""Another program removes our firewall tables: all traffic is blocked, the log names the program, and the tables are restored."""
 
 from __future__ import annotations
 

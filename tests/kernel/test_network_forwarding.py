@@ -1,4 +1,4 @@
-"""The host forwards for its containers and for nobody else, and stands in no other router's way."""
+"""The host forwards packets only for its containers, and does not disturb other forwarding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a host's settings open for all of its containers."""
+"""The settings of a host that permit traffic for all its containers."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A forged source towards what is open without a rule: the first of the two walls has to stop it, the second is never reached.
+"""Packets with a forged source to destinations that need no rule. The first of two barriers must stop them.
 
-Name servers and `allow_networks` are accepted before the maps that are keyed by link and address. So only the ingress chain of the
-container's own link stands between such a packet and the world, and the kernel's reverse path filter, which is taken away here: a
-test in which either wall holds would not see the other one fall.
+Name servers and `allow_networks` are accepted before the maps that are keyed by link and address. So two barriers stop such a
+packet: the ingress chain of the container's own link, and the kernel's reverse path filter. The tests switch the filter off,
+because with both a broken first barrier would not be seen.
 """
 
 from __future__ import annotations

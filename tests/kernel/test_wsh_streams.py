@@ -1,4 +1,4 @@
-"""What of its caller enters a container with a job of wsh: bytes, and nothing else."""
+"""A job of wsh gets bytes from its caller, and none of the caller's descriptors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients that misbehave cost themselves; a process inside is no client at all."""
+"""A client that breaks the protocol harms only itself; a process inside cannot be a client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packets that nearly make sense: right requests, bent at random, with descriptors that fit or do not."""
+"""Nearly valid packets: valid requests, changed at random, with the right or the wrong descriptors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guards of pid 1 that no ordinary use reaches: bounds of a request, who may connect, what the host sees of it."""
+"""Checks in pid 1 that normal use never triggers: bounds of requests, who may connect, and what the host can see."""
 
 from __future__ import annotations
 

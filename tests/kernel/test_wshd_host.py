@@ -1,4 +1,4 @@
-"""What the manager hands over: cgroups to join, a veth, a mount to attach to a running container."""
+"""What the manager gives to wshd: cgroups to join, a veth, and a mount for a running container."""
 
 from __future__ import annotations
 

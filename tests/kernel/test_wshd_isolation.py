@@ -1,4 +1,4 @@
-"""What a container is made of, read back from inside; and what root inside cannot reach."""
+"""A container launched by hand: its parts as read from inside, and what root inside cannot reach."""
 
 from __future__ import annotations
 

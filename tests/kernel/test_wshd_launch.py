@@ -1,4 +1,4 @@
-"""wshd from plan to `ready`, and what a launch that fails says and leaves."""
+"""wshd from plan to `ready`; the message of a launch that fails, and that it leaves nothing."""
 
 from __future__ import annotations
 

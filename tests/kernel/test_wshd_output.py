@@ -1,4 +1,4 @@
-"""Output: whole, late, limited in three ways, lost on a full disk; and a job that reads its own pipe."""
+"""Output: complete, read late, limited in three ways, lost on a full disk; and a job that reads its own pipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs under the profile that containers have: what programs of other kinds need works, what would reach out does not."""
+"""Jobs under the system call filter of containers: what ordinary programs need works, and what would reach the host does not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A `garrison warden` of its own for a test: in this process, on a real depot, with a root file system of busybox."""
+"""Helpers of Warden's tests: a server in this process, on a real depot, with a root file system of busybox."""
 
 from __future__ import annotations
 
