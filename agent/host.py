@@ -10,6 +10,7 @@ from pathlib import Path
 from agent import probe
 from agent.config import Settings
 from agent.droplets.transfer import Transfers
+from agent.logs import Log
 from container import DepotSettings, HostUnfit
 
 DIRECTORIES = (
@@ -50,10 +51,14 @@ def told_as_unfit(base_dir: Path) -> Iterator[None]:
         raise HostUnfit(f"{e.filename or base_dir}: {e.strerror or e}") from e
 
 
-def local_address(configured: str | None) -> str:
+LOOPBACK = "127.0.0.1"
+
+
+def local_address(configured: str | None, log: Log) -> str:
     """The address at which peers reach this host: the configured one, else the source address of the default route.
 
-    Without a default route it is 127.0.0.1. Connecting a UDP socket only makes the kernel choose a route; it sends no packet.
+    Without a default route it is 127.0.0.1, at which routers on other hosts do not reach the apps; that is logged. Connecting a
+    UDP socket only makes the kernel choose a route; it sends no packet.
     """
     if configured is not None:
         return configured
@@ -61,7 +66,8 @@ def local_address(configured: str | None) -> str:
         try:
             probe.connect(("1.2.3.4", 9))
         except OSError:
-            return "127.0.0.1"
+            log.warning("local_ip_is_loopback", ip=LOOPBACK, why="no default route", remedy="set local_ip")
+            return LOOPBACK
         return str(probe.getsockname()[0])
 
 

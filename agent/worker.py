@@ -123,7 +123,7 @@ class Worker:
     async def _build(self, undo: AsyncExitStack) -> None:
         """Whatever has to be closed is pushed on ``undo`` as soon as it is there."""
         settings, log = self._settings, self._log
-        self._ip = local_address(settings.local_ip)
+        self._ip = local_address(settings.local_ip, log)
         self._memory = AgentMemory(
             settings.base_dir,
             log,
