@@ -166,7 +166,7 @@ class Worker:
 
     def _build_parts(self, unpacker: Unpacker) -> None:
         """What decides and works; each gets those before it."""
-        settings, log, base = self._settings, self._log, self._settings.base_dir
+        settings, log = self._settings, self._log
         clock, new_id = self._factories.clock, self._factories.new_id
         self._admission = Admission(settings, self._registry, self._probe, host_memory_mb=host_memory_mb())
         self._own_messages = OwnMessages(settings, self._id, self._ip, self._registry, clock)
@@ -199,10 +199,17 @@ class Worker:
             left_s=self._deadline.left_s,
         )
         self._lives = Lives(life_parts, self._supervisor)
-        start = Starter(self._keeper, self._lives)
         self._announcer = Announcer(
             settings, self._own_messages, self._bus, self._admission, self._phases, self._probe, log=log
         )
+        start = Starter(self._keeper, self._lives)
+        self._build_stagings(unpacker, start)
+        self._dispatcher = Dispatcher(start, self._keeper, self._staging_keeper, self._announcer)
+
+    def _build_stagings(self, unpacker: Unpacker, start: Starter) -> None:
+        """``start``: called with the start message of a staging that has succeeded."""
+        settings, log, base = self._settings, self._log, self._settings.base_dir
+        clock, new_id = self._factories.clock, self._factories.new_id
         parts = StagingParts(
             settings,
             self._depot,
@@ -227,19 +234,6 @@ class Worker:
             start=start,
             changed=self._memory.save_staging,
         )
-        self._dispatcher = Dispatcher(start, self._keeper, self._staging_keeper, self._announcer)
-        self._ending = Ending(
-            self._deadline,
-            self._bus,
-            self._announcer,
-            self._keeper,
-            self._staging_keeper,
-            self._lives,
-            self._registry,
-            self._depot,
-            self._supervisor,
-            log,
-        )
 
     def _build_surfaces(self) -> None:
         """What works on the parts from outside: the lives, upkeep, the control socket."""
@@ -254,6 +248,18 @@ class Worker:
             end=self._ask_stop,
             log=log,
             clock=self._factories.clock,
+        )
+        self._ending = Ending(
+            self._deadline,
+            self._bus,
+            self._announcer,
+            self._keeper,
+            self._staging_keeper,
+            self._lives,
+            self._registry,
+            self._depot,
+            self._supervisor,
+            log,
         )
         self._upkeep = Upkeep(
             settings,
