@@ -1,4 +1,4 @@
-"""What the tests of bad input share: droplets as nobody should make them, and what is left of a start that failed."""
+"""Shared by the tests of bad input: invalid droplets, and checks of what a failed start leaves behind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SMALL = {"mem": 64, "disk": 32, "fds": 256}
 
 
 def tar_droplet(fill: Fill) -> Droplet:
-    """A droplet of whatever ``fill`` adds."""
+    """A droplet with the members that ``fill`` adds."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
         fill(archive)
@@ -40,7 +40,7 @@ def add_file(
 def add_special(
     archive: tarfile.TarFile, name: str, kind: bytes, target: str = "", mode: int = 0o644
 ) -> None:
-    """A link, device, FIFO or directory."""
+    """Add a link, device, FIFO or directory to the archive."""
     member = tarfile.TarInfo(name)
     member.type, member.linkname, member.mode = kind, target, mode
     member.devmajor, member.devminor = 1, 3
@@ -48,7 +48,7 @@ def add_special(
 
 
 def droplet_with_info(info: bytes) -> Droplet:
-    """An app without a command but what ``info``, its staging_info.yml, says."""
+    """An app whose start command is in ``info``, its staging_info.yml, and nowhere else."""
 
     def fill(archive: tarfile.TarFile) -> None:
         add_file(archive, "./app/mark", info[:32])
@@ -66,18 +66,18 @@ async def exit_of(host: Host, app: App, *, since: int = 0, within_s: float = 40.
 
 
 def told(exit_message: dict[str, Any]) -> tuple[str, int]:
-    """What of an exit message depends on how the life ended."""
+    """The fields of an exit message that depend on how the instance ended."""
     assert exit_message["reason"] == "CRASHED"
     return exit_message["exit_description"], exit_message["exit_status"]
 
 
 def causes_of(host: Host, app: App) -> list[str]:
-    """Why its starts failed, as the agent's log tells it."""
+    """The causes of its failed starts, from the agent's log."""
     return [line["error"] for line in host.running.log("instance_start_failed", app=app.id)]
 
 
 def words_about(host: Host, app: App, since: int = 0) -> list[str]:
-    """The subjects on which the agent named the app, heartbeats and adverts (which tell of everything) aside."""
+    """The subjects of the agent's messages that name the app, without heartbeats and adverts, which list every app."""
     return [
         one.subject
         for one in host.peer.heard[since:]
@@ -86,13 +86,13 @@ def words_about(host: Host, app: App, since: int = 0) -> list[str]:
 
 
 async def output_of(host: Host, app: App, index: int = 0) -> str:
-    """What an instance has said so far."""
+    """The output of an instance so far."""
     lines = await host.control_lines(f"/v1/apps/{app.id}/logs")
     return "".join(line.get("data", "") for line in lines if line.get("index") == index)
 
 
 async def wait_output(host: Host, app: App, text: str, within_s: float = 20.0) -> str:
-    """Until the app has said ``text``; all that it has said."""
+    """Waits until the app's output has ``text``. Returns the whole output."""
     deadline = time.monotonic() + within_s
     while text not in (said := await output_of(host, app)):
         assert time.monotonic() < deadline, f"{app.name} did not say {text!r} but {said!r}"
@@ -101,7 +101,7 @@ async def wait_output(host: Host, app: App, text: str, within_s: float = 20.0) -
 
 
 async def half_made_layers(host: Host) -> list[str]:
-    """What is left of droplets that were not taken: nothing, once the trash has been emptied."""
+    """The files of refused droplets that are left. There are none once the trash has been emptied."""
 
     def look() -> list[str]:
         found = [*(host.base_dir / "layers").glob(".new-*"), *(host.base_dir / "trash").iterdir()]

@@ -1,4 +1,4 @@
-"""Bus tests run in a test host (tests/testhost.py): an address of its own, a firewall of its own; each leaves it as it was."""
+"""Bus tests run in a test host (tests/testhost.py) with its own address and firewall. Each test must leave the host unchanged."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ OpenHost = Callable[..., contextlib.AbstractAsyncContextManager[Host]]
 
 @pytest.fixture
 def hosts(listener: bytes, base_dir: Path) -> OpenHost:
-    """For a test that says itself how its agent is set up: ``async with hosts(resources={...}) as host``."""
+    """Opens a host whose agent has the given settings: ``async with hosts(resources={...}) as host``."""
 
     def make(**settings: Any) -> contextlib.AbstractAsyncContextManager[Host]:
         return open_host(base_dir, listener, settings)
@@ -48,7 +48,7 @@ def hosts(listener: bytes, base_dir: Path) -> OpenHost:
 
 @pytest.fixture
 async def host(hosts: OpenHost) -> AsyncIterator[Host]:
-    """A bus, a blob store, and an agent that has just advertised itself."""
+    """A bus, a blob store, and an agent that has published its first advert."""
     async with hosts() as opened:
         await opened.start_agent()
         yield opened

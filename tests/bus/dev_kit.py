@@ -29,7 +29,7 @@ LOG = structlog.get_logger()
 
 
 class FakeAgent:
-    """One host: takes every start as running at once, tells heartbeats, and answers stagings as told to."""
+    """One host: every started instance is RUNNING at once. It publishes heartbeats, and replies to stagings as the test has set."""
 
     def __init__(self, servers: tuple[str, ...]) -> None:
         self.heard: list[tuple[str, Any]] = []
@@ -139,7 +139,7 @@ class World:
             return msgspec.json.decode(await response.read() or b"null")
 
     async def claimed(self, name: str, **changes: Any) -> str:
-        """A push begun, its package uploaded: its path."""
+        """Begins a push and uploads its package. Returns the path of the push."""
         claim = await self.call("POST", f"/v1/apps/{name}/pushes", json=changes)
         path = f"/v1/apps/{name}/pushes/{claim['push']}"
         await self.call("PUT", f"{path}/package", data=b"zip")
@@ -159,7 +159,7 @@ class World:
             return response.status, msgspec.json.decode(await response.read())
 
     def stages_well(self, *, droplet: bytes = DROPLET, starts: bool = True) -> None:
-        """From now on the fake agent uploads a droplet, tells both replies and starts index 0."""
+        """From now on the fake agent uploads a droplet, sends both replies and starts index 0."""
 
         async def stage(body: dict[str, Any]) -> list[dict[str, Any]]:
             assert (await self.upload(body["upload_uri"], droplet))[0] == 201
@@ -185,7 +185,7 @@ class World:
         self.agent.stage = stage
 
     async def pushed(self, name: str, **changes: Any) -> dict[str, Any]:
-        """An app that was uploaded and staged by the fake agent, which started index 0."""
+        """Pushes an app: the fake agent stages it and starts index 0."""
         self.stages_well()
         events = await self.events(await self.claimed(name, **changes))
         assert [event["event"] for event in events] == ["task", "set_up", "staged"], events
@@ -194,7 +194,7 @@ class World:
         return row
 
     def everything(self) -> dict[str, Any]:
-        """All that a push might change: what is wanted, and the files."""
+        """Everything that a push can change: the wanted apps, and the files."""
         state = self.controller.files
         kept = {path.name: path.read_bytes() for path in files_of(state)}
         return {"apps": (state / "apps.json").read_bytes(), **kept}

@@ -1,4 +1,4 @@
-"""The agent as a whole, driven from outside: a real nats-server, a real agent process, a blob store, a peer on the bus.
+"""Drives a whole agent from outside: a real nats-server, a real agent process, a blob store, a peer on the bus.
 
     async with open_host(base_dir, listener, {}) as host:
         await host.start_agent()
@@ -6,7 +6,7 @@
         await host.start(app)
         await host.wait_state(app, "RUNNING")
 
-The test process is in a test host (conftest.py), so are its children: bus, files and apps are reached over its loopback and its
+The test process is in a test host (conftest.py), and so are its children: bus, files and apps are reached over its loopback and its
 own address. At the end the agent gets TERM and must leave by itself.
 """
 
@@ -53,7 +53,7 @@ def fixture(name: str) -> Any:
 
 
 def set_path(body: Any, dotted: str, value: Any) -> None:
-    """`limits.mem` names a field of a field."""
+    """Sets the field that ``dotted`` names; `limits.mem` is a field of a field."""
     *path, last = dotted.split(".")
     for part in path:
         body = body[part]
@@ -61,7 +61,7 @@ def set_path(body: Any, dotted: str, value: Any) -> None:
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Sections key by key, everything else replaced."""
+    """Merges sections key by key, and replaces everything else."""
     found = {**base}
     for key, value in changes.items():
         old = found.get(key)
@@ -71,7 +71,7 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 @dataclass(frozen=True, slots=True)
 class App:
-    """What a controller knows of an app. ``path``: where its droplet is served."""
+    """An app as a controller knows it. ``path``: where its droplet is served."""
 
     name: str
     id: str
@@ -91,7 +91,7 @@ class App:
 
 @dataclass
 class Host:
-    """See the module. Made by `open_host`."""
+    """The agent and its peers (see the module's example). Made by `open_host`."""
 
     dir: Path
     listener: bytes
@@ -116,7 +116,7 @@ class Host:
 
     @property
     def hold_flag(self) -> Path:
-        """There while a held agent holds; removing it lets the start go on."""
+        """A file that exists while a held agent waits. Removing it lets the start go on."""
         return self.dir / "held"
 
     @property
@@ -162,7 +162,7 @@ class Host:
             await asyncio.gather(advert, exited, return_exceptions=True)
 
     async def stop_agent(self, number: signal.Signals = signal.SIGTERM, within_s: float = 40.0) -> int:
-        """Signal it and wait for its end; its exit status."""
+        """Sends a signal and waits for the end. Returns the exit status."""
         self.running.signal(number)
         return await self.running.wait_exited(within_s)
 
@@ -170,13 +170,13 @@ class Host:
         return aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(self.base_dir / "agent.sock")))
 
     async def control(self, method: str, path: str) -> Any:
-        """A request to the control socket."""
+        """Sends a request to the control socket."""
         async with self._session() as session:
             async with session.request(method, f"http://agent{path}") as answer:
                 return await answer.json()
 
     async def control_lines(self, path: str) -> list[dict[str, Any]]:
-        """A stream of the control socket, a line of JSON each, until its end."""
+        """Yields the JSON lines of a stream of the control socket until it ends."""
         async with self._session() as session:
             async with session.get(f"http://agent{path}") as answer:
                 assert answer.status == 200, await answer.text()
@@ -191,7 +191,7 @@ class Host:
     def make_app(
         self, name: str, *, uris: tuple[str, ...] | None = None, droplet: Droplet | None = None
     ) -> App:
-        """An app with an id, two versions, a route and a droplet that is served."""
+        """Makes an app with an id, two versions, a route and a droplet that the blob store serves."""
         app_id = str(uuid.uuid4())
         app = App(
             name,
@@ -206,11 +206,11 @@ class Host:
         return app
 
     def start_message(self, app: App, index: int = 0, **changes: Any) -> dict[str, Any]:
-        """As the Cloud Controller sends it; ``changes`` replace fields (`limits={"mem": 16}` only that one)."""
+        """A start message as the Cloud Controller sends it. ``changes`` replace fields (`limits={"mem": 16}` only that one)."""
         return merged(self.of_app(fixture("dea.start.json"), app), {"index": index, **changes})
 
     def of_app(self, body: dict[str, Any], app: App) -> dict[str, Any]:
-        """A start message of the fixtures, made one of ``app`` on this host."""
+        """``body``, a start message of the fixtures, changed to start ``app`` on this host."""
         body = json.loads(json.dumps(body).replace(FIXTURE_APP, app.id))
         uris = list(app.uris)
         body |= {
@@ -226,7 +226,7 @@ class Host:
         return body
 
     def staging_message(self, app: App, **changes: Any) -> dict[str, Any]:
-        """As the Cloud Controller sends it, without buildpacks of its own; the package is the test's to serve."""
+        """A staging request as the Cloud Controller sends it, without admin buildpacks. The test must serve the package."""
         body = json.loads(json.dumps(fixture("staging.start.json")).replace(FIXTURE_APP, app.id))
         start = self.of_app(body["start_message"], app) | {"sha1": None}
         addresses = {
@@ -248,14 +248,14 @@ class Host:
         await self.peer.say("dea.stop", {"droplet": app.id, **filters})
 
     async def run(self, app: App, index: int = 0, **changes: Any) -> dict[str, Any]:
-        """Start it and wait until it runs; what find.droplet then tells of it."""
+        """Starts the app and waits until it runs. Returns the reply of find.droplet."""
         await self.start(app, index, **changes)
         return await self.wait_state(app, "RUNNING", index=index)
 
     # -- asking ------------------------------------------------------------------------------------------------
 
     async def find(self, app: App, **filters: Any) -> list[dict[str, Any]]:
-        """All answers to one question. Silence is an answer too: half a second of it is taken for one."""
+        """All replies to one find request. Half a second without any reply is taken to mean that there is none."""
         self._questions += 1
         inbox = f"question.{self._questions}"
         since = self.peer.mark
@@ -268,7 +268,7 @@ class Host:
     async def wait_state(
         self, app: App, state: str, *, index: int | None = None, within_s: float = 30.0, **filters: Any
     ) -> dict[str, Any]:
-        """Until find.droplet tells of an instance in this state; its answer."""
+        """Waits until a reply to find.droplet has this state. Returns the reply."""
         deadline = time.monotonic() + within_s
         while True:
             found = await self.find(app, include_stats=True, **filters)
@@ -283,7 +283,7 @@ class Host:
             await asyncio.sleep(0.05)
 
     async def wait_gone(self, app: App, within_s: float = 30.0) -> None:
-        """Until no instance of it answers."""
+        """Waits until no instance of the app replies."""
         deadline = time.monotonic() + within_s
         while found := await self.find(app):
             assert time.monotonic() < deadline, (
@@ -291,14 +291,14 @@ class Host:
             )
 
     async def logs_of(self, instance: str) -> str:
-        """What an instance has said so far, by the control socket."""
+        """The output of an instance so far, from the control socket."""
         async with self._session() as session:
             async with session.get(f"http://agent/v1/instances/{instance}/logs") as answer:
                 lines = [json.loads(line) for line in (await answer.text()).splitlines()]
         return "".join(line.get("data", "") for line in lines)
 
     async def ask_app(self, port: int, line: str = "GET / HTTP/1.0") -> str:
-        """One line to an app at its published port; what it answers until it closes ("" if it just ends)."""
+        """Sends one line to an app's published port. Returns the answer up to the end of the connection ("" if it just ends)."""
         reader, writer = await asyncio.open_connection(LOCAL_IP, port)
         try:
             writer.write(line.encode() + b"\r\n\r\n")
@@ -309,17 +309,17 @@ class Host:
             writer.close()
 
     async def environment_of(self, port: int) -> dict[str, str]:
-        """What the app finds in its environment."""
+        """The environment of the app's process."""
         _, _, text = (await self.ask_app(port)).partition("\r\n\r\n")
         return dict(line.partition("=")[::2] for line in text.splitlines())
 
     async def wait_remembered(self, text: str, within_s: float = 20.0) -> None:
-        """Until a next agent would know it."""
+        """Waits until the agent's memory on disk has it, so that a next agent would know it."""
         await poll(lambda: text in self.memory(), within_s)
         assert text in self.memory(), self.memory()
 
     def memory(self) -> str:
-        """What the agent remembers, as it is on disk."""
+        """The agent's memory, as it is on disk."""
         text = ""
         for path in (self.base_dir / "db").rglob("*.json"):
             with contextlib.suppress(FileNotFoundError):
@@ -332,12 +332,12 @@ class Host:
         return testhost.take_picture()
 
     def containers(self) -> list[str]:
-        """Handles in the depot."""
+        """The handles in the depot."""
         depot = self.base_dir / "depot"
         return [path.name for path in depot.iterdir()] if depot.exists() else []
 
     def pid_of_container(self, handle: str) -> int:
-        """Of its pid 1, by the depot's own record."""
+        """The pid of the container's pid 1, from the depot's record."""
         record = json.loads((self.base_dir / "depot" / handle / "snapshot.json").read_text())
         return int(record["pid"])
 
@@ -346,7 +346,7 @@ class Host:
         assert not self.containers(), self.running.log_text()
 
     async def left_since(self, before: testhost.Picture, within_s: float = 15.0) -> list[str]:
-        """What is not as before, containers of the depot included; empty as soon as all is."""
+        """What differs from before, the depot's containers included. Waits until nothing does, and then returns an empty list."""
 
         def differences() -> list[str]:
             return [f"depot: {handle}" for handle in self.containers()] + testhost.wait_same(before, 0)
@@ -369,7 +369,7 @@ DEFAULTS: Mapping[str, Any] = {
 
 @contextlib.asynccontextmanager
 async def open_host(base_dir: Path, listener: bytes, settings: Mapping[str, Any]) -> AsyncIterator[Host]:
-    """Bus, blob store and peer; the agent is started by the test. ``settings`` go over `DEFAULTS`."""
+    """Starts bus, blob store and peer; the test starts the agent. ``settings`` override `DEFAULTS`."""
     async with contextlib.AsyncExitStack() as undo:
         password = "p"
         server, port = await children.start_nats(base_dir, 0, password)
@@ -393,7 +393,7 @@ async def open_host(base_dir: Path, listener: bytes, settings: Mapping[str, Any]
 
 
 async def _end(host: Host) -> None:
-    """The agent ends as in production; nothing that it was told to hold may keep it."""
+    """Ends the agent by TERM, as in production, after releasing what it holds."""
     host.hold_flag.unlink(missing_ok=True)
     if host.agent is not None and host.agent.is_running:
         status = await host.stop_agent()

@@ -1,4 +1,4 @@
-"""What the driver's server has to give: a small static app, as droplet and as package, and buildpacks that take it."""
+"""What the driver's blob store serves: a small static app, as droplet and as package, and buildpacks for it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Droplet:
 
 
 def tar_of(files: Mapping[str, tuple[bytes, int]]) -> bytes:
-    """A plain tar of regular files: path to bytes and mode."""
+    """A plain tar of regular files. ``files``: path -> content and mode."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as archive:
         for name, (data, mode) in files.items():
@@ -42,7 +42,7 @@ def tar_of(files: Mapping[str, tuple[bytes, int]]) -> bytes:
 
 
 def make_droplet(listener: bytes, mark: str, *, command: str | None = "./listener") -> Droplet:
-    """``mark`` makes it one of a kind, so that each app has a layer of its own."""
+    """``mark`` makes the content unique, so that each app has its own layer."""
     info = f"---\ndetected_buildpack: test\nstart_command: {command}\n" if command else "--- {}\n"
     files = {
         "./app/listener": (listener, 0o755),
@@ -69,7 +69,7 @@ def make_package(listener: bytes, mark: str) -> bytes:
 
 
 def make_buildpack(*, takes: bool, compile_waits_s: float = 0) -> bytes:
-    """One that takes every app, or none; its compile leaves something in the cache."""
+    """A buildpack that accepts every app, or none. Its compile writes a file to the cache."""
     scripts = {
         "bin/detect": "echo listener\n" if takes else "echo no >&2\nexit 1\n",
         "bin/compile": f'echo "-----> Compiling"\ndate > "$2/seen"\nsleep {compile_waits_s}\n',

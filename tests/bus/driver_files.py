@@ -1,4 +1,4 @@
-"""The controller's blob store as the agent meets it: droplets, packages, buildpacks, caches; it takes uploads and can stall."""
+"""The controller's blob store: serves droplets, packages, buildpacks and caches, accepts uploads, and can stall."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ USER, PASSWORD = "staging-user", "s3cret"
 
 @dataclass
 class _Stall:
-    """Requests of a path wait half-way through their answer until ``go``."""
+    """While it is set for a path, answers stop half-way until ``go``."""
 
     reached: asyncio.Event = field(default_factory=asyncio.Event)
     go: asyncio.Event = field(default_factory=asyncio.Event)
@@ -23,7 +23,7 @@ class _Stall:
 
 @dataclass
 class FileServer:
-    """``files``: path to bytes; what is not there is a 404. ``uploads``: path to what was sent last.
+    """``files``: path -> content; another path is a 404. ``uploads``: path -> the last upload.
 
     ``broken``: paths whose uploads are answered with a 500.
     """
@@ -57,13 +57,13 @@ class FileServer:
         return f"http://{USER}:{PASSWORD}@127.0.0.1:{self.port}{path}"
 
     def put(self, path: str, data: bytes) -> str:
-        """Serve ``data``; answers with its address."""
+        """Serves ``data``. Returns its URL."""
         self.files[path] = data
         return self.url(path)
 
     @contextmanager
     def stalled(self, path: str) -> Iterator[asyncio.Event]:
-        """Within the block an answer stops after its first half, an upload before its answer; the event is set when one has."""
+        """Within the block a download stops half-way, and an upload before its answer. The event is set when one has stopped."""
         stall = self._stalls[path] = _Stall()
         try:
             yield stall.reached
@@ -89,7 +89,7 @@ class FileServer:
         return response
 
     async def _take(self, request: web.Request) -> web.Response:
-        """As the Cloud Controller: a multipart form with one part; the droplet can be fetched from its own address at once."""
+        """Accepts an upload as the Cloud Controller does: a form with one part. The droplet can be downloaded at once."""
         reader = await request.multipart()
         part = await reader.next()
         if part is None or getattr(part, "name", None) != "upload[droplet]":

@@ -1,4 +1,4 @@
-"""What a talk knows: its apps, the values it keeps, and which instance is the first, the second... of its index."""
+"""The state of a conversation: its apps, the values it keeps, and the order in which instances of an index were seen."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _INSTANCE = re.compile(r"([A-Z])/(\d+)(?:\.(\d+))?$")
 
 
 def parts(text: str) -> tuple[str, int, int | None]:
-    """`A/0.2`: app A, index 0, the second instance seen of it."""
+    """Parses `A/0.2`: app A, index 0, the second instance seen of it."""
     found = _INSTANCE.match(text)
     assert found is not None, f"no instance: {text!r}"
     return found[1], int(found[2]), int(found[3]) if found[3] else None
@@ -22,7 +22,7 @@ def parts(text: str) -> tuple[str, int, int | None]:
 
 @dataclass
 class Known:
-    """``apps`` by letter; ``kept`` values of `keep` and `note`."""
+    """``apps``: by letter. ``kept``: the values of `keep` and `note`."""
 
     host: Host
     apps: dict[str, App] = field(default_factory=dict)
@@ -32,7 +32,7 @@ class Known:
     _routes: dict[str, str] = field(default_factory=dict)
 
     def lookup(self, name: str) -> Any:
-        """The value of a variable. Unknown: it has none yet."""
+        """The value of a variable. Unknown: it has no value yet."""
         if name == "dea":
             return self.host.dea
         try:
@@ -61,7 +61,7 @@ class Known:
         return next(letter for letter, app in self.apps.items() if app.id == app_id)
 
     def is_meant(self, told: dict[str, Any], name: str, state: str, version: str | None) -> bool:
-        """Is this answer of find.droplet the instance `A/0` (any of the index), or `A/0.2` (the second one)?"""
+        """True if this reply of find.droplet is of `A/0` (any instance of the index) or `A/0.2` (the second one seen)."""
         letter, index, number = parts(name)
         if (told["droplet"], told["index"], told["state"]) != (self.apps[letter].id, index, state):
             return False
@@ -70,7 +70,7 @@ class Known:
         return version in (None, told["version"])
 
     def learn(self, told: dict[str, Any]) -> None:
-        """From an answer of find.droplet. A route names no instance, but its port does."""
+        """Learns from a reply of find.droplet. A route message does not name its instance, but the port does."""
         instance, seen = told["instance"], self._seen[self.letter(told["droplet"]), told["index"]]
         if instance not in seen:
             seen.append(instance)
@@ -81,7 +81,7 @@ class Known:
                     self._routes[instance] = one.body["private_instance_id"]
 
     def standing(self, told: dict[str, Any]) -> tuple[str, str, int]:
-        """As an `end` tells it: app, version (or `crashed`, or the state if it is neither running nor crashed), index."""
+        """An instance as an `end` lists it: app, version (or `crashed`, or the state if it is neither running nor crashed), index."""
         letter = self.letter(told["droplet"])
         if told["state"] == "CRASHED":
             return letter, "crashed", told["index"]

@@ -1,4 +1,4 @@
-"""The language of the conversations (tests/fixtures/sequences): tags, variables, and whether a message is what was expected. Pure."""
+"""The language of the conversations (tests/fixtures/sequences): tags, variables, and the comparison of messages. Pure."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Distinct:
 
 
 class _Loader(yaml.SafeLoader):
-    """`on` is a key here, not a truth (YAML 1.2)."""
+    """Reads `on` as a key and not as true (as in YAML 1.2)."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012  (as its base has it)
         letter: [
@@ -94,7 +94,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def fill(value: Any, lookup: Lookup) -> Any:
-    """Variables replaced, in keys too. Unknown."""
+    """Replaces variables, in keys too. Unknown: one has no value yet."""
     if isinstance(value, str):
         if (whole := VARIABLE.fullmatch(value)) is not None:
             return lookup(whole[1])
@@ -109,7 +109,7 @@ def fill(value: Any, lookup: Lookup) -> Any:
 
 
 def matches(wanted: Any, got: Any, lookup: Lookup) -> bool:
-    """Fields that are not named are free, at every depth; lists and plain values must be equal."""
+    """Fields that ``expected`` does not name may have any value, at every depth. Lists and plain values must be equal."""
     try:
         return _matches(fill(wanted, lookup), got, lookup)
     except Unknown:

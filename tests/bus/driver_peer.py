@@ -1,7 +1,7 @@
-"""A peer on the bus, spoken by hand: what is to leave in one flush leaves in one write, and all that is said is kept in order.
+"""A peer on the bus, over a raw socket. It can send several messages in one write, and keeps all received messages in order.
 
-It hears everything (`>`), so it is also the listener that an exit waits for. Nothing of nats-py: a test of the agent's order must
-not lean on the client that the agent uses.
+It subscribes to everything (`>`), so it is also the listener that an exit waits for. It does not use nats-py: a test of the
+agent's message order must not depend on the client that the agent uses.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """One message as it came; ``number`` grows with each."""
+    """One received message. ``number`` grows with each message."""
 
     number: int
     at_s: float
@@ -44,11 +44,11 @@ class Word:
 
 
 class NeverSaid(AssertionError):
-    """What was waited for did not come; the text tells what came instead."""
+    """The expected message did not arrive; the text lists those that did."""
 
 
 class Peer:
-    """A connection to a nats-server. ``heard``: everything that others say."""
+    """A connection to a nats-server. ``heard``: all messages of others."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -87,7 +87,7 @@ class Peer:
     # -- saying ------------------------------------------------------------------------------------------------
 
     async def burst(self, words: Iterable[Word]) -> None:
-        """All of them in one write, nothing between."""
+        """Sends all of them in one write."""
         self._writer.write(b"".join(_publish(word) for word in words))
         await self.flush()
 
@@ -95,7 +95,7 @@ class Peer:
         await self.burst([Word.of(subject, body, reply_to)])
 
     async def flush(self) -> None:
-        """Until the server has what was written."""
+        """Waits until the server has what was written."""
         wanted = self._pongs + 1
         self._writer.write(b"PING\r\n")
         await self._writer.drain()
@@ -108,7 +108,7 @@ class Peer:
 
     @property
     def mark(self) -> int:
-        """Where the talk is now: `since` it comes what is said later."""
+        """The present position in ``heard``, for `since`."""
         return len(self.heard)
 
     def on(self, subject: str, since: int = 0) -> list[Said]:
@@ -125,7 +125,7 @@ class Peer:
         since: int = 0,
         within_s: float = 20.0,
     ) -> Said:
-        """The first message on ``subject`` whose body ``matches``. NeverSaid."""
+        """Waits for the first message on ``subject`` whose body ``matches``. NeverSaid: it did not arrive in time."""
         found: Said | None = await self.until(
             lambda: next((one for one in self.on(subject, since) if matches(one.body)), None), within_s
         )
@@ -135,7 +135,7 @@ class Peer:
         return found
 
     async def until(self, look: Callable[[], Any], within_s: float) -> Any:
-        """What ``look`` finds as soon as it finds something; None when the time is over. Looked at with each message."""
+        """Calls ``look`` after each message until it has a result. None: the time is over."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + within_s
         while not (found := look()):

@@ -1,4 +1,4 @@
-"""One life of the agent as a process: its log, its signals, its end."""
+"""One run of the agent's process: its log, its signals, its end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class AgentProcess:
-    """``log_path`` goes on over lives; only what this life says is looked at."""
+    """``log_path`` has the logs of all runs; only the lines of this run are read."""
 
     def __init__(self, process: asyncio.subprocess.Process, log_path: Path) -> None:
         self._process = process
@@ -28,7 +28,7 @@ class AgentProcess:
         return self._process.returncode is None
 
     def log(self, event: str | None = None, **fields: Any) -> list[dict[str, Any]]:
-        """Lines of this life's log, or those of one event with these fields."""
+        """The lines of this run's log, or those of one event with these fields."""
         if not self._log_path.exists():
             return []
         with self._log_path.open("rb") as file:
@@ -42,7 +42,7 @@ class AgentProcess:
         ]
 
     async def wait_log(self, event: str, *, within_s: float = 20.0, **fields: Any) -> dict[str, Any]:
-        """The first line of an event with these fields."""
+        """Waits for the first line of an event with these fields."""
         await poll(lambda: self.log(event, **fields), within_s)
         found = self.log(event, **fields)
         assert found, f"no {event} {fields} within {within_s} s:\n{self.log_text()}"
@@ -55,7 +55,7 @@ class AgentProcess:
         self._process.send_signal(number)
 
     async def wait_exited(self, within_s: float = 40.0) -> int:
-        """Its exit status. An agent that does not end is killed, and the test fails."""
+        """Waits for the end. Returns the exit status. An agent that does not end is killed, and the test fails."""
         try:
             async with asyncio.timeout(within_s):
                 return await self._process.wait()
@@ -66,7 +66,7 @@ class AgentProcess:
 
 
 async def poll(look: Callable[[], Any], within_s: float) -> Any:
-    """What ``look`` finds as soon as it finds something, looked at every 20 ms; else what it says at the end."""
+    """Calls ``look`` every 20 ms until its result is true. Returns the last result."""
     deadline = time.monotonic() + within_s
     while not (found := look()) and time.monotonic() < deadline:
         await asyncio.sleep(0.02)  # files and processes of others tell nobody when they change

@@ -1,4 +1,4 @@
-"""Plays a conversation of tests/fixtures/sequences against a real agent: one `Talk` a conversation and phase or variant."""
+"""Plays a conversation of tests/fixtures/sequences against a real agent: one `Talk` for each phase or variant of it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HELD = frozenset({"unpacking", "creating", "spawned"})
 
 @dataclass
 class _Count:
-    """`count`, of an expect: exactly that many until the end."""
+    """The `count` of an expect: exactly that many messages until the end of the conversation."""
 
     subject: str
     wanted: Any
@@ -37,7 +37,7 @@ class _Count:
 
 @dataclass
 class Talk:
-    """``turn`` is the phase or the variant that is played."""
+    """Plays one conversation. ``turn``: the phase or variant that is played."""
 
     name: str
     turn: str
@@ -138,7 +138,7 @@ class Talk:
                 self.holding = True
 
     async def _let_go(self, app: App) -> None:
-        """A held step goes on once the agent has taken in what was sent meanwhile."""
+        """Releases the held step once the agent has received what was sent in the meantime."""
         if self.holding:
             deadline = time.monotonic() + WAIT_S
             while any(one["state"] in ("BORN", "STARTING") for one in await self.host.find(app)):
@@ -245,7 +245,7 @@ class Talk:
     # -- the end -----------------------------------------------------------------------------------------------
 
     async def _check_end(self, end: dict[str, Any]) -> None:
-        """Instances by app, version and index; whatever is not named is not there."""
+        """Compares the instances, by app, version and index. There must be no others."""
         if not self.host.running.is_running:
             return
         wanted = Counter[tuple[str, str, int]]()
@@ -282,7 +282,7 @@ class Talk:
     # -- words -------------------------------------------------------------------------------------------------
 
     def _subject(self, text: str) -> str:
-        """An inbox is known by its name in the conversation."""
+        """The subject with its variables replaced. An inbox has the same name on the bus as in the conversation."""
         return str(fill(text, self.lookup))
 
     def _said(self, subject: str, since: int) -> Iterator[Said]:
@@ -325,7 +325,7 @@ class Talk:
     # -- asking ------------------------------------------------------------------------------------------------
 
     async def _ask(self) -> list[dict[str, Any]]:
-        """All that find.droplet tells of the talk's apps."""
+        """All replies to find.droplet for the apps of the conversation."""
         answers = await asyncio.gather(
             *(self.host.find(app, include_stats=True) for app in self.known.apps.values())
         )
@@ -346,7 +346,7 @@ class Talk:
             )
 
     async def _until(self, look: Callable[[], Any], within_s: float, what: str) -> Any:
-        """As soon as ``look`` finds something; meanwhile the agent is asked, so that variables get their values."""
+        """Waits until ``look`` has a result. Meanwhile it sends find requests, so that variables get their values."""
         deadline = time.monotonic() + within_s
         while not (found := look()):
             if time.monotonic() > deadline:
@@ -369,7 +369,7 @@ _RESERVED = ("memory_left_mb", "disk_left_mb", "instances", "stagings")
 
 
 def turns(path: Path) -> list[str]:
-    """The phases or variants of a conversation; one empty turn if it has none."""
+    """The phases or variants of a conversation; one empty entry if it has none."""
     script = load(path)
     found: list[str] = script.get("repeat_for") or script.get("variants") or [""]
     return found

@@ -1,4 +1,4 @@
-"""The agent, held at one point of every start: for talks that must meet it where nobody outside can see it. Or broken there.
+"""Runs an agent that stops, fails or kills itself at a chosen point, for tests of moments that cannot be seen from outside.
 
     held_agent.py PHASE FLAG run --config FILE
 
@@ -85,7 +85,7 @@ FAULTS: Mapping[str, tuple[Any, str]] = {
 
 
 def faulty(step: Callable[..., Any], name: str, flag: Path) -> Callable[..., Any]:
-    """Raises while FLAG names it; otherwise the step itself."""
+    """Wraps the step: it raises an error while FLAG names it."""
 
     def check() -> None:
         if flag.exists() and name in flag.read_text().split():

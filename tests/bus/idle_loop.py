@@ -1,4 +1,4 @@
-"""An event loop with nothing to do, measured as the agent's; prints its gaps when its standard input is closed."""
+"""An idle event loop, measured in the same way as the agent's. It prints its gaps when its standard input is closed."""
 
 from __future__ import annotations
 

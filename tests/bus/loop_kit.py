@@ -1,4 +1,4 @@
-"""Does the agent's event loop stand still? Its own measurement against that of an idle loop in another process."""
+"""Checks whether the agent's event loop was blocked, by comparing its lag with that of an idle loop in another process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Gap = Sequence[float]
 
 @contextlib.asynccontextmanager
 async def no_standstill(host: Host) -> AsyncIterator[None]:
-    """While inside, the agent's loop turns: no gap is `LIMIT_S` longer than what the idle loop shows at the same time."""
+    """Fails if within the block the agent's loop has a gap that is `LIMIT_S` longer than the idle loop's at the same time."""
     idle = await asyncio.create_subprocess_exec(
         sys.executable, str(IDLE), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
@@ -45,13 +45,13 @@ async def no_standstill(host: Host) -> AsyncIterator[None]:
 
 
 def excess_s(gap: Gap, idles: Sequence[Gap]) -> float:
-    """How much longer it was than the idle loop's at the same time, and than the time that others took from it."""
+    """How much longer the gap was than the idle loop's at the same time, and than the time that other processes took."""
     ended_s, length_s, _, waited_s = gap
     at_once = [one[1] for one in idles if one[0] > ended_s - length_s and one[0] - one[1] < ended_s]
     return length_s - max([waited_s, *at_once])
 
 
 def limit_s(gap: Gap) -> float:
-    """While others take most of the processors, whatever the agent does takes so many times as long."""
+    """The limit for a gap, scaled up by the share of it that other processes took (at most eightfold)."""
     _, length_s, _, waited_s = gap
     return LIMIT_S * length_s / max(length_s - waited_s, length_s / 8)

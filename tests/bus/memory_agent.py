@@ -1,4 +1,4 @@
-"""The agent with a depot in memory: `memory_agent.py run --config FILE`. Needs no root."""
+"""Runs the agent with a depot in memory, without root: `memory_agent.py run --config FILE`."""
 
 from __future__ import annotations
 

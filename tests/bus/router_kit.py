@@ -1,4 +1,4 @@
-"""A router as the agent meets it: it learns routes from the bus alone, matches uri and host:port, and may be cut off."""
+"""A router like gorouter: it learns routes only from the bus, compares uri and host:port, and can be cut off from the bus."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from agent.dev.gateway import Endpoint, RouteMessage, Routes
 
 
 class Router:
-    """Sends each request to one instance and once: what that answers is what the user gets."""
+    """Sends each request once, to one instance, and counts the answers."""
 
     def __init__(self, host: Host, uri: str) -> None:
         self._host = host
@@ -27,7 +27,7 @@ class Router:
         return len(self.find(self._uri))
 
     def find(self, uri: str) -> list[Endpoint]:
-        """Where its requests go now."""
+        """The endpoints to which requests go now."""
         for one in self._host.peer.heard[self._read :]:
             if one.subject in ("router.register", "router.unregister"):
                 message = msgspec.json.decode(one.payload, type=RouteMessage)
@@ -39,7 +39,7 @@ class Router:
         return self._routes.find(uri, "/")
 
     async def come_back(self) -> None:
-        """It was cut off since the last look, kept its routes, and heard nothing."""
+        """Reconnects the router after it was cut off: it has kept its routes and received nothing."""
         self._read = len(self._host.peer.heard)
         await self._host.peer.say("router.start", {"id": "0-r", "pruneThresholdInSeconds": 1})
 

@@ -1,6 +1,6 @@
-"""Servers for the bus's own tests: the bundled nats-server, killed and stalled at will, and one played by hand on a raw socket.
+"""Servers for the tests of the bus: the bundled nats-server, which can be killed and stalled, and fake ones on raw sockets.
 
-Beside them a plain peer (a raw socket too) and a `Bus` with everything it tells kept for the test to read.
+There is also a plain peer (a raw socket too), and a `Bus` whose commands, connects and log lines are kept.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WITHIN_S = 20.0
 
 
 async def until(true: Callable[[], Any], what: str, within_s: float = WITHIN_S) -> None:
-    """Looks until ``true``; what is looked at has no event of its own."""
+    """Polls until ``true`` is true; what it checks has no event."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(within_s):
             while not true():
@@ -39,7 +39,7 @@ async def until(true: Callable[[], Any], what: str, within_s: float = WITHIN_S) 
 
 
 class NatsServer:
-    """A real one on 127.0.0.1. The first start takes a free port; later ones take it again."""
+    """A real nats-server on 127.0.0.1. The first start takes a free port; later starts take the same one."""
 
     def __init__(self, state_dir: Path, config: str = "") -> None:
         self._dir = state_dir
@@ -83,13 +83,13 @@ class NatsServer:
         self._port = int(found[0].rpartition(":")[2])
 
     async def kill(self) -> None:
-        """As the machine under it dies: no word to anybody."""
+        """Kills it, so that it cannot send anything to its clients first."""
         assert self._process is not None
         self._process.kill()
         await self._process.wait()
 
     def stall(self) -> None:
-        """Alive, connected, silent."""
+        """Stops the process: it stays connected and does not reply."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
         # kill(2) returns before the other threads have stopped, and one of them may still answer; this waits for all
@@ -247,7 +247,7 @@ class Relay:
 
 
 class Peer:
-    """A raw connection that hears what it subscribes to, in order: (subject, reply, payload)."""
+    """A raw connection that keeps the messages of its subscriptions in order: (subject, reply, payload)."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self.writer = reader, writer
@@ -289,7 +289,7 @@ class Peer:
         await self.flush()
 
     async def ended(self) -> None:
-        """The server has closed, and all that it had said before is heard."""
+        """Waits until the server has closed the connection and everything that it sent before is read."""
         async with asyncio.timeout(WITHIN_S):
             await asyncio.wait({self._task})
 
@@ -303,12 +303,12 @@ class Peer:
 
 
 def put(subject: bytes, payload: bytes, reply: bytes = b"") -> bytes:
-    """As it goes over the wire."""
+    """A message as bytes of the NATS protocol."""
     return b"PUB %b %b %d\r\n%b\r\n" % (subject, reply, len(payload), payload)
 
 
 class Host:
-    """A `Bus` that runs, and what it did: commands carried out, connects, log lines."""
+    """A running `Bus`, and what it did: commands that it handed over, connects, log lines."""
 
     def __init__(self, servers: list[str], outbox_dir: Path, **more: Any) -> None:
         self.commands: list[c.Command] = []
@@ -349,7 +349,7 @@ class Host:
         await until(lambda: self.bus.connected, "connected")
 
     async def stop(self) -> None:
-        """As the process ends without farewell."""
+        """Ends the bus as a killed process does, without a farewell."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -376,7 +376,7 @@ def route(kind: type[Any], port: int = 61001, *uris: str, owner: str = "p1") -> 
 
 
 def first_reply(number: int) -> m.StagingReply1:
-    """Its receiver counts: what comes to the inbox first is the first reply, what comes next the second."""
+    """A first staging reply. Its receiver counts: the first message in the inbox is the first reply, the next one the second."""
     return m.StagingReply1(f"task-{number}")
 
 
@@ -387,10 +387,10 @@ def second_reply(number: int, *, failed: bool) -> m.StagingReply2:
 
 
 def staged(number: int) -> m.StagingRefused:
-    """An event that wants no listener."""
+    """An event that needs no listener."""
     return m.StagingRefused(f"task-{number}", "x" * 200)
 
 
 def kept_files(tmp_path: Path) -> list[str]:
-    """Of the outbox; none as long as no agent has made it."""
+    """The files of the outbox; none if no agent has made the directory yet."""
     return sorted(path.name for path in (tmp_path / "outbox").glob("*"))

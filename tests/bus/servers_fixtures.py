@@ -1,4 +1,4 @@
-"""Fixtures of the bus's own tests: a server, hosts that talk to it, peers that listen."""
+"""Fixtures for the tests of the bus: a server, hosts that connect to it, peers that subscribe."""
 
 from __future__ import annotations
 

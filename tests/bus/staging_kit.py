@@ -1,4 +1,4 @@
-"""Stagings as the Cloud Controller asks for them: a package, buildpacks that do as told, an inbox that hears the replies."""
+"""Stagings as the Cloud Controller requests them: a package, buildpacks whose programs the test sets, an inbox for the replies."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Staging:
         return [one.body for one in self.heard()]
 
     async def reply(self, number: int, within_s: float = 60) -> dict[str, Any]:
-        """The first is 1."""
+        """Waits for a reply. ``number``: the first is 1."""
         await self.host.peer.until(lambda: len(self.heard()) >= number, within_s)
         assert len(self.heard()) >= number, (
             f"no reply {number}, only {self.replies()}:\n{self.host.running.log_text()}"
@@ -56,24 +56,24 @@ class Staging:
         await self.host.running.wait_log("buildpack_begun", task=self.task_id, within_s=60)
 
     async def over(self) -> None:
-        """Its container is gone, and all that was to be said is said."""
+        """Waits until the staging's container is gone and its replies are sent."""
         await self.host.wait_depot_empty()
         await self.host.peer.flush()
 
 
 @dataclass(slots=True)
 class Desk:
-    """Where stagings are asked for."""
+    """Sends staging requests and keeps what they need."""
 
     host: Host
     _number: int = 0
 
     def pack(self, key: str, data: bytes) -> dict[str, str]:
-        """An admin buildpack that is served."""
+        """Serves an admin buildpack. Returns its entry of the message."""
         return {"key": key, "url": self.host.files.put(f"/buildpacks/{key}", data)}
 
     def app(self, package: Files | None = None) -> App:
-        """An app whose package is served; without files of its own the listener's."""
+        """Makes an app and serves its package; without ``package`` it is the listener app."""
         app = self.host.make_app("staged")
         data = make_package(self.host.listener, app.id) if package is None else zip_of(package)
         self.host.files.put(f"/packages/{app.id}", data)
@@ -82,7 +82,7 @@ class Desk:
     async def stage(
         self, *packs: dict[str, str], app: App | None = None, task_id: str | None = None, **changes: Any
     ) -> Staging:
-        """``changes`` replace fields of the message. Without ``start_message`` nothing is started afterwards."""
+        """Sends a staging request. ``changes`` replace fields. Without ``start_message`` nothing is started afterwards."""
         self._number += 1
         app = app or self.app()
         task_id = f"task-{self._number}" if task_id is None else task_id

@@ -1,4 +1,4 @@
-"""How an agent ends: TERM takes everything along, whatever the apps do about it."""
+"""How an agent ends: after TERM nothing is left, whatever the apps do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The agent does not die of its own errors, nor of a signal that comes too early or too late."""
+"""Neither an internal error nor a signal that arrives too early or too late ends the agent."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ async def test_an_app_that_cannot_be_measured_is_taken_over_all_the_same(hosts: 
         ]
 
 
-async def test_an_app_whose_pid_1_does_not_answer_is_told_as_a_crash(host: Host) -> None:
+async def test_an_app_whose_pid_1_does_not_reply_is_published_as_a_crash(host: Host) -> None:
     """Half a minute of silence is enough; its neighbour runs on, a stop of it does not wait for ever."""
     silent, stopped, other = (host.make_app(name) for name in ("silent", "stopped", "other"))
     for app in (silent, stopped, other):
@@ -196,7 +196,7 @@ async def test_a_term_in_the_first_second_stops_the_apps_as_any_other(
 
 @pytest.mark.parametrize("after_s", MOMENTS_S)
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP])
-async def test_an_early_signal_does_what_it_says(
+async def test_an_early_signal_is_carried_out(
     hosts: OpenHost, number: signal.Signals, after_s: float
 ) -> None:
     """USR1 leaves the pool, USR2 evacuates, HUP opens the log anew; the app runs on."""

@@ -1,4 +1,4 @@
-"""What the agent publishes by itself, field by field, and what its signals change about it."""
+"""The messages that the agent publishes by itself, field by field, and how its signals change them."""
 
 from __future__ import annotations
 

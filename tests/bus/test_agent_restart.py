@@ -1,4 +1,4 @@
-"""An agent that goes and comes back: the apps do not notice, and nothing is said twice."""
+"""A restart of the agent: apps are not affected, and no message is published twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A start message to RUNNING, a stop to nothing: the shortest whole way through the agent."""
+"""The shortest complete run of the agent: a start message leads to RUNNING, and a stop leaves nothing."""
 
 from __future__ import annotations
 

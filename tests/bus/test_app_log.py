@@ -1,4 +1,4 @@
-"""Why a start or a staging failed stands in the app's own log, for its developer, who does not see the agent's."""
+"""The app's own log says why a start or a staging failed, since the developer cannot read the agent's log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Apps that misbehave: each costs itself alone, ends with the descriptions of docs/protocol.md, "Exits", and leaves nothing."""
+"""Apps that misbehave: each affects only itself, has an exit as in docs/protocol.md, "Exits", and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def with_state_file(host: Host, droplet_yaml: bytes, begin: bytes) -> Droplet:
     return tar_droplet(fill)
 
 
-async def test_an_app_with_a_state_file_is_ready_when_that_says_so(host: Host) -> None:
+async def test_an_app_with_a_state_file_is_ready_when_the_file_reports_it(host: Host) -> None:
     """Not by its port, which it opens at once; until the file says RUNNING it is starting, with a route or without."""
     begin = b"#!/bin/sh\n./listener & while [ ! -e /home/vcap/app/go ]; do sleep 0.05; done\n"
     begin += b"""printf '{"state": "RUNNING"}' > ../state.json; wait\n"""
@@ -303,7 +303,7 @@ async def test_an_id_that_is_in_use_is_not_given_twice(host: Host) -> None:
     assert await host.left_since(before) == []
 
 
-async def test_what_an_app_is_called_and_says_is_data(host: Host) -> None:
+async def test_name_and_output_of_an_app_are_only_data(host: Host) -> None:
     """No line of the log is forged by a name; output that is no text is told as bytes."""
     app = host.make_app('a\n{"event":"forged"}\r\x1b[2J', uris=())
 

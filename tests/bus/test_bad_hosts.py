@@ -1,4 +1,4 @@
-"""A host in trouble: its disk at the low-water mark, its bus away. What runs runs on, and nothing is lost or left."""
+"""A host whose disk is at the low-water mark, or whose bus is away: apps run on, and nothing is lost or left behind."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def mounted(place: Path) -> Iterator[None]:
         subprocess.run(["umount", place], check=True)
 
 
-async def test_a_host_that_cannot_write_takes_nothing_and_says_so_at_a_start(
+async def test_a_host_that_cannot_write_refuses_starts_and_reports_it(
     hosts: OpenHost, base_dir: Path
 ) -> None:
     """Adverts stop, heartbeats go on, a start is refused; writable again, all is as before. An agent that begins says what is

@@ -1,4 +1,4 @@
-"""Messages that make no sense, and starts that cannot be: one line of the log, at most one exit message, nothing left."""
+"""Invalid messages and starts: each leads to one log line and at most one exit message, and leaves nothing behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must not be told: passwords of the bus, of droplets and of uploads, environments, credentials of services."""
+"""Secrets are not published or logged: passwords of the bus, of droplets and of uploads, environments, service credentials."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The connection's life: servers that die, stall, lie and come back; it ends never (design of the bus, 3)."""
+"""Servers that die, stall, send invalid data, come back: the agent never gives up (docs/bus.md, "One client a connection")."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ async def test_a_server_that_dies_between_connect_and_subscribe_costs_that_conne
     assert host.connects == 0
 
 
-async def test_what_is_asked_of_a_connection_that_has_ended_fails_in_one_way(server: NatsServer) -> None:
+async def test_every_call_on_an_ended_connection_fails_in_the_same_way(server: NatsServer) -> None:
     """Whatever it is, the caller takes a new connection."""
     connection = await Connection.open(NatsSettings(), server.url, "test", lambda _: None, print)
     await server.kill()

@@ -1,4 +1,4 @@
-"""Who we say we are: passwords, keys, certificates; read anew at each connect, and never in a log line."""
+"""The agent's credentials: passwords, keys and certificates are read anew at each connect, and are never logged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two ends of a connection: what is said when it begins, and the farewell (design of the bus, 3 to 5)."""
+"""What is sent when a connection begins, and at the agent's end (docs/bus.md, "Farewell")."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands are carried out in the order in which they were read, over all subjects (design of the bus, 1)."""
+"""Commands are carried out in the order of arrival, over all subjects (docs/bus.md, "Order of what comes in")."""
 
 from __future__ import annotations
 

@@ -171,7 +171,7 @@ async def test_a_message_that_no_server_takes_is_set_aside_and_what_is_behind_it
 
 
 @pytest.mark.parametrize("is_first", [True, False], ids=["first", "second"])
-async def test_a_staging_reply_that_no_server_takes_is_replaced_by_one_that_says_so(
+async def test_a_staging_reply_that_is_too_large_is_replaced_by_an_error(
     stack: AsyncExitStack, tmp_path: Path, is_first: bool
 ) -> None:
     """The controller would wait 15 minutes for it; nothing is left in the outbox."""
@@ -197,7 +197,7 @@ async def test_a_staging_reply_that_no_server_takes_is_replaced_by_one_that_says
     await until(lambda: not kept_files(tmp_path), "nothing is kept")
 
 
-async def test_a_heartbeat_that_no_server_takes_goes_in_parts(stack: AsyncExitStack, tmp_path: Path) -> None:
+async def test_a_heartbeat_that_is_too_large_is_split(stack: AsyncExitStack, tmp_path: Path) -> None:
     """Each under an id of its own, all instances in one or the other."""
     (tmp_path / "small").mkdir()
     server = await stack.enter_async_context(nats_server(tmp_path / "small", "max_payload: 8192"))
@@ -273,7 +273,7 @@ async def test_an_exit_waits_for_a_listener_and_what_is_behind_it_goes_on(
     ],
     ids=["empty", "a word", "a header", "503"],
 )
-async def test_only_the_servers_503_says_that_nobody_listens(
+async def test_only_the_servers_503_means_that_there_is_no_listener(
     stack: AsyncExitStack, tmp_path: Path, answer: bytes, is_heard: bool
 ) -> None:
     """A listener that answers has heard it, whatever it says."""

@@ -1,4 +1,4 @@
-"""Staging replies whose arrival is unknown: their receiver counts them, and must count right whatever was lost.
+"""Staging replies whose arrival is unknown: their receiver counts replies, and must count correctly whatever was lost.
 
 A position stands for a meaning: the first message in an inbox is the first reply, the next one the second, and after it nobody listens.
 """
@@ -73,7 +73,7 @@ async def test_a_first_reply_whose_arrival_is_unknown_is_not_sent_again(
 
 
 @FAILED
-async def test_a_server_that_stands_still_between_the_replies(
+async def test_a_server_that_stalls_between_the_replies(
     server: NatsServer, make_host: MakeHost, listen: Listen, tmp_path: Path, failed: bool
 ) -> None:
     """It may have the first reply when it goes on, or not: the receiver counts right in both cases."""

@@ -1,4 +1,4 @@
-"""The local control socket: for root alone, and whatever a client does costs nobody but that client."""
+"""The local control socket: only root may use it, and a misbehaving client affects only itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a crash leaves, and for how long: its output, its place in the heartbeat, its disk (docs/protocol.md, "Instance states")."""
+"""What is kept of a crash, and for how long: output, heartbeat entry, reserved disk (docs/protocol.md, "Instance states")."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ async def test_a_crash_for_want_of_memory_is_still_there_after_a_later_exit(host
         assert "eats\n" in (host.base_dir / "crashes" / oom["instance"] / "stdout").read_text()
 
 
-async def test_a_record_says_what_is_missing_at_its_head(hosts: OpenHost) -> None:
+async def test_a_crash_record_has_the_number_of_bytes_missing_at_its_head(hosts: OpenHost) -> None:
     """Past the limit the oldest output is dropped: how much is told with the crash, as it was while the app ran; also by the
     next agent.
     """

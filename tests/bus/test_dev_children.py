@@ -1,4 +1,4 @@
-"""The programs that `garrison up` starts, where the host refuses one."""
+"""The programs that `garrison up` starts, on a host that refuses one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The long poll of an app's row, at the development controller over a real nats-server, with a fake agent as peer."""
+"""The long poll of an app at the development controller, over a real nats-server, with a fake agent as peer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The event loop turns whatever is asked of the agent: a host that is silent for seconds is taken for dead."""
+"""No request blocks the event loop: peers take a host that sends nothing for some seconds for dead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory that is damaged or gone: the apps run on, under the same agent and as they were."""
+"""The agent's memory is damaged or lost: the apps run on unchanged, and the agent keeps its id."""
 
 from __future__ import annotations
 

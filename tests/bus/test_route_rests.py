@@ -1,4 +1,4 @@
-"""A route that was taken back must not come alive: no other app may answer where a router may still lead its requests."""
+"""A host port gets no new app while a router may still have a route to the former one (docs/protocol.md, "Routes")."""
 
 from __future__ import annotations
 

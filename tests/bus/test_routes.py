@@ -1,4 +1,4 @@
-"""Routes as a router receives them: one spelling each, those of the newest message, never one that was taken back."""
+"""Routes as a router receives them: each in one spelling, from the newest message, and none that was taken back."""
 
 from __future__ import annotations
 

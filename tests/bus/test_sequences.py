@@ -1,4 +1,4 @@
-"""The conversations of tests/fixtures/sequences with the real agent, word by word (see driver_talk.py)."""
+"""Plays the conversations of tests/fixtures/sequences with a real agent, message by message (driver_talk.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The admin buildpacks of a host: usable whatever their modes, and gone when the newest message does not list them."""
+"""The admin buildpacks of a host: usable whatever their file modes, and removed when the newest message does not list them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stagings that are ended from outside: by a stop at any point, by the end or the death of the agent, by a twin."""
+"""Stagings that end early: by a stop at any point, or by the end or a kill of the agent; and two stagings of one task."""
 
 from __future__ import annotations
 

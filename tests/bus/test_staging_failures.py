@@ -1,4 +1,4 @@
-"""Stagings that cannot be: each is answered with the words and types that the Cloud Controller knows, and leaves nothing."""
+"""Stagings that fail: each is answered with the texts and types that the Cloud Controller knows, and leaves nothing behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a buildpack finds: one mount for app, cache and TMPDIR, the arguments of the API, and a droplet without any of it."""
+"""What a buildpack can rely on: one mount for app, cache and TMPDIR, which are not in the droplet, and the arguments of the API."""
 
 from __future__ import annotations
 

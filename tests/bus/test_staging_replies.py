@@ -1,4 +1,4 @@
-"""Staging on the bus: two replies to one inbox, exactly as the Cloud Controller reads them, and what they stand for."""
+"""Staging on the bus: two replies to one inbox, as the Cloud Controller reads them, and what they mean."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ async def test_the_agents_own_buildpacks_come_after_those_of_the_message(desk: D
     assert told["detected_start_command"] == "./from-user"
 
 
-async def test_a_named_buildpack_is_not_asked(desk: Desk) -> None:
+async def test_detect_is_not_run_for_a_named_buildpack(desk: Desk) -> None:
     """`buildpack_key` means this one, whatever its detect would say; it is fetched once."""
     pack = desk.pack("stubborn", buildpack(detect=NO))
     for _ in range(2):
@@ -90,7 +90,7 @@ async def test_a_named_buildpack_is_not_asked(desk: Desk) -> None:
     assert desk.host.files.asked.count("/buildpacks/stubborn") == 1
 
 
-async def test_a_detect_that_cannot_run_says_no(desk: Desk) -> None:
+async def test_a_buildpack_whose_detect_cannot_run_does_not_match(desk: Desk) -> None:
     """One broken buildpack in the list does not take staging from all apps."""
     broken = desk.pack("broken", buildpack().replace(b"bin/detect", b"bin/detecT"))
     second = await (await desk.stage(broken, desk.pack("good", buildpack()))).reply(2)
@@ -146,7 +146,7 @@ async def test_the_output_of_a_staging_can_be_read_while_it_goes_on(desk: Desk, 
     assert said.index(b"late") < said.index(b"-----> Uploading droplet")
 
 
-async def test_the_output_can_be_asked_for_before_the_staging_begins(desk: Desk, host: Host) -> None:
+async def test_the_output_can_be_requested_before_the_staging_begins(desk: Desk, host: Host) -> None:
     """A controller reports the task to its client before the host has received it."""
     pack = desk.pack("waited", buildpack(compile="echo compiled"))
     task_id = str(uuid.uuid4())
@@ -170,7 +170,7 @@ async def test_the_original_message_is_understood(desk: Desk, host: Host) -> Non
 
 
 @pytest.mark.parametrize("leaving", [signal.SIGUSR1, signal.SIGUSR2], ids=["left the pool", "evacuating"])
-async def test_a_host_that_leaves_starts_nothing_and_says_so(
+async def test_a_leaving_host_starts_nothing_and_replies_without_a_checksum(
     desk: Desk, host: Host, leaving: signal.Signals
 ) -> None:
     """With a checksum the controller would take index 0 for started here; without one it starts all of them elsewhere."""

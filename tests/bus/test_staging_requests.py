@@ -1,4 +1,4 @@
-"""Requests that are wrong in some part: who asks for a staging is answered, whatever it sent, and waits for nothing."""
+"""Invalid staging requests: each one with a reply inbox is answered at once."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ async def test_a_cache_costs_time_only(brief: Host) -> None:
     assert brief.running.log("buildpack_cache_not_stored")
 
 
-async def test_the_apps_path_has_no_say_in_packing(host: Host) -> None:
+async def test_packing_does_not_use_the_apps_path(host: Host) -> None:
     """Its tar sleeps, its mkdir fails: the platform's programs are the stack's."""
     desk = Desk(host)
     fakes = {

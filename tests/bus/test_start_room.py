@@ -1,4 +1,4 @@
-"""Starts that wait for the room of their predecessors: each gets room of its own, in the order in which they came."""
+"""Starts that wait for the memory of stopping instances: each gets its own, in the order in which the starts came."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stop as a router lives through it: its requests end well, because TERM comes after the unregister has been received."""
+"""A stop loses no request of a router, because TERM is sent after the router has received the unregister."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An upgrade keeps the apps: what a running agent of commit f8113c7 leaves is taken over by this one."""
+"""An upgrade keeps the apps: this agent takes up what an agent of commit f8113c7 has left running."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole agent on a real bus with a depot in memory, and without a single capability: what it needs root for is the host.
+"""The whole agent on a real bus with a depot in memory, without any capability: it needs root only for its host parts.
 
 So the state machines, the memory, the bus and the messages are tested apart from the kernel.
 """

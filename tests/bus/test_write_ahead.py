@@ -1,4 +1,4 @@
-"""What is published is first remembered: an agent that is killed at any point of its work contradicts nothing that it has said."""
+"""Records are written before messages are published: after a kill at any point, the next agent contradicts no published message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One `garrison up` for the end-to-end tests, in namespaces of its own; it must leave nothing."""
+"""Starts one `garrison up` for the end-to-end tests, in its own namespaces. It must leave nothing on the host."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Platform:
 
     @contextlib.contextmanager
     def start(self, verb: str, *words: str | Path) -> Iterator[Running]:
-        """A command whose output is read while it runs."""
+        """Starts a command whose output is read while it runs."""
         running = Running(verb, "--state", self.state, *words)
         try:
             yield running

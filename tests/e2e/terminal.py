@@ -1,4 +1,4 @@
-"""A garrison command on a terminal: what a person sees, and the keys that they press."""
+"""Runs a garrison command on a terminal: reads what a user sees, and sends keys."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Terminal:
         return self._process.wait(WITHIN_S)
 
     def _read(self) -> bool:
-        """False: nothing more comes."""
+        """Reads once. False: the end of the output."""
         if not select.select([self._master], [], [], WITHIN_S)[0]:
             return False
         try:

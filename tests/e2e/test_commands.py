@@ -1,4 +1,4 @@
-"""The command line as a person meets it, against a whole platform: progress, Ctrl-C, hints, following, exit statuses."""
+"""The command line as a user sees it, with a whole platform: progress, Ctrl-C, hints, following logs, exit statuses."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_ctrl_c_in_a_second_push_leaves_the_first(platform: Platform, tmp_path: 
     platform.ok("delete", "kept", "--yes")
 
 
-def test_a_quiet_push_that_fails_shows_the_last_words(platform: Platform, tmp_path: Path) -> None:
+def test_a_quiet_push_that_fails_shows_the_last_lines(platform: Platform, tmp_path: Path) -> None:
     """Quiet is about success: of a failure the buildpack's own end is shown, and what to do."""
     shutil.copytree(ROOT / "examples" / "hello-flask", tmp_path / "app")
     (tmp_path / "app" / "requirements.txt").write_text("absent-package==1\n")
@@ -223,7 +223,7 @@ def test_what_is_destructive_asks(platform: Platform, talker: Callable[[str], No
     assert "talker" in platform.apps()
 
 
-def test_completion_knows_apps_and_instances(platform: Platform, talker: Callable[[str], None]) -> None:
+def test_completion_lists_apps_and_instances(platform: Platform, talker: Callable[[str], None]) -> None:
     """By their beginnings."""
     for line, word in (("garrison stop ta", "plain,talker"), ("garrison shell talker/", "plain,talker/1")):
         done = garrison(

@@ -1,4 +1,4 @@
-"""The main job end to end: real stagings, real containers, a real bus, asked over HTTP from outside."""
+"""`garrison push` end to end: real stagings, real containers, a real bus, and HTTP requests from outside."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_an_app_that_listens_elsewhere(platform: Platform, tmp_path: Path) -> No
     platform.ok("delete", "elsewhere", "--yes")
 
 
-def test_no_room_is_said_at_once(platform: Platform, tmp_path: Path) -> None:
+def test_missing_memory_is_reported_at_once(platform: Platform, tmp_path: Path) -> None:
     """What is wanted and what there is, while it waits, and when it gives up."""
     (tmp_path / "index.html").write_text("x")
     platform.ok("push", tmp_path, "--name", "large", "-m", "2G")
@@ -191,7 +191,7 @@ def test_what_is_far_too_large(platform: Platform) -> None:
     assert "everything" not in platform.apps()
 
 
-def test_a_large_directory_is_asked_about(platform: Platform, tmp_path: Path) -> None:
+def test_a_large_directory_needs_a_confirmation(platform: Platform, tmp_path: Path) -> None:
     """Without a terminal to ask on, it wants --yes."""
     with (tmp_path / "index.html").open("wb") as file:
         file.truncate(600 << 20)
@@ -223,7 +223,7 @@ def test_an_app_that_exits_at_once(platform: Platform, tmp_path: Path) -> None:
     platform.ok("delete", "dies", "--yes")
 
 
-def test_a_missing_wheel_shows_the_buildpacks_words(platform: Platform, tmp_path: Path) -> None:
+def test_a_missing_wheel_shows_the_buildpacks_output(platform: Platform, tmp_path: Path) -> None:
     """pip's own complaint is on the terminal, and the status is 1."""
     shutil.copytree(ROOT / "examples" / "hello-flask", tmp_path / "app")
     (tmp_path / "app" / "requirements.txt").write_text("Flask==3.1.3\nabsent-package==1\n")

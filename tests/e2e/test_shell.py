@@ -1,4 +1,4 @@
-"""`garrison shell` against a whole platform: what runs there has what the app has."""
+"""`garrison shell` with a whole platform: a command there has the environment of the app."""
 
 from __future__ import annotations
 

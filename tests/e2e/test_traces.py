@@ -1,4 +1,4 @@
-"""The proof of the demo must itself be true: each kind of trace is seen, and what others do is not taken for ours."""
+"""The demo's check for leftovers is itself correct: it finds each kind, and does not report what belongs to others."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_another_agents_things_are_not_ours(tmp_path: Path) -> None:
         assert look(mine).beyond(before) == []
 
 
-def test_a_rule_that_was_taken_from_others_is_told() -> None:
+def test_a_removed_rule_of_others_is_reported() -> None:
     """Garrison may not remove what it did not make."""
     with made("nft", "add", "table", "inet", "stranger", undo=("nft", "delete", "table", "inet", "stranger")):
         before = look(Path("/nowhere"))
