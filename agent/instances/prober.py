@@ -122,7 +122,7 @@ class Prober:
                     return True
             except WrongState:
                 return False
-            if loop.time() + pause_s > deadline:
+            if (left_s := deadline - loop.time()) <= 0:
                 return False
-            await asyncio.sleep(pause_s)
+            await asyncio.sleep(min(pause_s, left_s))  # the last check is made when the time is over
             pause_s = min(pause_s * PERIOD_GROWTH, PERIOD_S)
