@@ -1,7 +1,7 @@
-"""How much of what others wrote goes into a message, so that a server takes each message (its `max_payload` is 1 MiB by default).
+"""Size limits for text from outside, so that every message of ours stays below the server's `max_payload` (1 MiB by default).
 
-What comes in and is published again and again (ids, versions, partitions, routes) is bounded where it is decoded: a message
-beyond it is refused. Texts that are made here from what an app, a buildpack or a user wrote are cut, with a mark.
+Fields that are received once and published many times (ids, versions, partitions, routes) are checked when a message is decoded;
+a message with a longer field is refused. Texts of our own that quote an app, a buildpack or a user are cut and end in `MARK`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MARK: Final = " [cut]"
 
 
 def check_ids(message: Struct, *names: str) -> None:
-    """ValueError: one of these fields has too many bytes."""
+    """Raises ValueError if one of these fields has more than ID_BYTES bytes of UTF-8."""
     for name in names:
         value = getattr(message, name)
         if isinstance(value, str) and (size := len(value.encode(errors="replace"))) > ID_BYTES:
@@ -25,7 +25,7 @@ def check_ids(message: Struct, *names: str) -> None:
 
 
 def shortened(text: str, limit_bytes: int) -> str:
-    """At most ``limit_bytes`` of UTF-8, the mark included; characters stay whole."""
+    """The text, cut to ``limit_bytes`` of UTF-8 including the mark. No character is split."""
     data = text.encode(errors="replace")
     if len(data) <= limit_bytes:
         return text
@@ -33,7 +33,7 @@ def shortened(text: str, limit_bytes: int) -> str:
 
 
 def cut(message: Struct, limit_bytes: int, *names: str) -> None:
-    """For ``__post_init__``: what of these fields is text becomes at most so long."""
+    """Shortens these fields in place where they are text; for the ``__post_init__`` of a frozen message."""
     for name in names:
         value = getattr(message, name)
         if isinstance(value, str) and len(value) * 4 > limit_bytes:

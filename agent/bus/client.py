@@ -1,8 +1,8 @@
-"""A plain bus client for the peers that `garrison up` plays (controller, gateway) and for tests.
+"""A simple bus client for the controller and the gateway of `garrison up`, and for tests.
 
-The agent itself speaks through `Bus`, which keeps wire order and an outbox; a development peer needs neither.
-This wrapper keeps nats-py behind agent.bus, comes back by itself after the server was away (one client per
-connection, see docs/bus.md, "Order of what comes in"), and hands each message to a plain function that cannot break the connection.
+The agent itself uses `Bus`, which preserves wire order and has an outbox; a development peer needs neither. This client
+reconnects by itself, with a new nats-py client for each connection (docs/bus.md, "One client a connection"). An exception
+in a handler is logged and does not end the connection.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nats.aio.msg import Msg
 from agent.bus.wire import honour_cancellation
 
 Handler = Callable[[str, str, bytes], None]
-"""subject, reply inbox (or ""), payload"""
+"""Called with subject, reply inbox (or ""), and payload."""
 
 CONNECT_TIMEOUT_S = 3.0
 RETRY_S = 0.25
@@ -28,7 +28,7 @@ PROBE_INTERVAL_S = 3.0
 
 
 class NotConnected(ConnectionError):
-    """The bus is not reachable now."""
+    """There is no connection to the bus at present. Retry after `PeerClient.wait_connected`."""
 
 
 class PeerClient:
@@ -44,7 +44,7 @@ class PeerClient:
         self._up = asyncio.Event()
 
     def subscribe(self, subject: str, handler: Handler) -> None:
-        """Before `run`: subscribed anew at every connection."""
+        """Call before `run`, which subscribes again after each connect."""
         self._handlers.append((subject, handler))
 
     @property
@@ -55,7 +55,7 @@ class PeerClient:
         await self._up.wait()
 
     async def run(self) -> None:
-        """Connects, and again after each loss, until cancelled."""
+        """Connects, and reconnects after each loss, until it is cancelled."""
         while True:
             for server in self._servers:
                 with contextlib.suppress(OSError, nats.errors.Error, TimeoutError):
@@ -100,7 +100,7 @@ class PeerClient:
         finally:
             self._client = None
             self._up.clear()
-            with contextlib.suppress(Exception):  # closing what may be broken already
+            with contextlib.suppress(Exception):  # the connection may be broken already
                 await asyncio.wait_for(client.close(), 0.5)
 
     def _guarded(self, handler: Handler) -> Callable[[Msg], Any]:
@@ -113,8 +113,9 @@ class PeerClient:
         return receive
 
     async def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
+        """Raises NotConnected. Success does not prove that the server has the message."""
         if self._client is None:
-            raise NotConnected
+            raise NotConnected("no connection to the bus")
         try:
             await self._client.publish(subject, payload, reply=reply)
         except (nats.errors.Error, OSError) as error:
@@ -123,11 +124,13 @@ class PeerClient:
 
     @contextlib.asynccontextmanager
     async def request_many(self, subject: str, payload: bytes) -> AsyncIterator[asyncio.Queue[bytes]]:
-        """Publishes with a reply inbox; every answer lands in the queue while the block runs. Without a
-        listener the server's 503 lands there, as b""."""
+        """Publishes a request and collects its replies in the queue until the block ends.
+
+        If nobody subscribes to the subject, the queue receives b"" (the server's 503). Raises NotConnected.
+        """
         client = self._client
         if client is None:
-            raise NotConnected
+            raise NotConnected("no connection to the bus")
         queue: asyncio.Queue[bytes] = asyncio.Queue()
         inbox = client.new_inbox()
 

@@ -1,4 +1,4 @@
-"""What the dispatcher hands to the worker: a decoded message and, where there is one, whom to answer."""
+"""Commands: decoded messages as the dispatcher passes them to the worker, with the reply inbox where a reply is expected."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class StageCommand(Struct, frozen=True):
 
 
 class RefuseStagingCommand(Struct, frozen=True):
-    """A staging request that cannot be read, and why: who asks waits for an answer."""
+    """A staging request that cannot be decoded. It is a command because its sender waits for a reply with the error."""
 
     task_id: str
     error: str
@@ -58,7 +58,7 @@ Command = (
 
 
 def when_leaving(command: Command) -> Command:
-    """An agent that ends refuses a staging, so that its sender does not wait in vain. Pure."""
+    """The command as an ending agent carries it out: a staging is refused, so that its sender does not wait in vain. Pure."""
     match command:
         case StageCommand(message, reply_to):
             return RefuseStagingCommand(message.task_id, "Error staging: the agent is leaving", reply_to)

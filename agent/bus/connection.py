@@ -1,17 +1,17 @@
 """The bus as the rest of the agent uses it: commands come in wire order, messages leave with a delivery guarantee.
 
-    publish_event  an event: kept on disk until the server has it, in order; an exit until it had a listener
-    publish        state and periodic messages: sent now or not at all; the worker publishes them anew after each connect
-    answer         the reply to a find: dropped when late
+    publish_event  an event: in order, and on disk until the server has it (an exit: until a subscriber had it)
+    publish        state and periodic messages: sent now or dropped; the worker publishes them again after each connect
+    answer         the reply to a find: sent now or dropped
 
-There is one client for each connection, and the endless loop over the servers is here (docs/bus.md, "One client a connection").
-What leaves goes through the sender (docs/bus.md, "Delivery guarantees").
+This module connects, reconnects for ever (docs/bus.md, "One client a connection") and dispatches received messages; `Sender`
+sends (docs/bus.md, "Delivery guarantees").
 
-Invariant: a command is applied before the next one is decoded, without an await in between. So a stop that the server wrote
-after a start always meets the start. One task, `_dispatch`, does all of it.
+Invariant: a command is applied before the next one is decoded, without an await in between. So a stop that the server sent
+after a start always finds the instance. The single task `_dispatch` ensures this.
 
-A connection is watched by round trips of our own. A client that looks connected may have stopped reading, and a stalled server
-keeps its socket open; only an answer proves anything.
+Round trips check whether the connection is alive, since nothing else shows it: a client that looks connected may have stopped
+reading, and a stalled server keeps its socket open.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ from agent.logs import Log
 LIVENESS_S = 3.0
 QUICK_RETRIES_S = 30.0
 STILL_AWAY_S = 60.0
-SMALL_BYTES = 4096  # every server takes as much
+SMALL_BYTES = 4096  # every server accepts messages of this size
 SLICE_S = 0.01
 
 
 class Bus:
-    """``ahead``: the records that are written before a message leaves that follows from them."""
+    """``ahead``: the memory, whose records must be on disk before a message that depends on them is sent."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Bus:
         self._remember_unregisters()
         self._connection: Connection | None = None
         self._connected, self._away = asyncio.Event(), asyncio.Event()
-        """Neither: it has not been tried yet."""
+        """Neither is set until the first attempt to connect has ended."""
         self._arrived: deque[Arrived] = deque()
         self._wake_dispatcher = asyncio.Event()
         self._greet_inbox = ""
@@ -89,7 +89,7 @@ class Bus:
         self._leaving = False
         self._lost_at_s = time.monotonic()
         self._unreachable: dict[str, tuple[str, float]] = {}
-        """Server: why, and when that was logged."""
+        """By server: the error last logged, and when (monotonic seconds)."""
 
     # -- for the rest of the agent -----------------------------------------------------------------------------
 
@@ -102,7 +102,7 @@ class Bus:
 
     @property
     def unsent(self) -> int:
-        """How many events wait to be sent, or for their barrier or listener."""
+        """The number of events that still wait to be sent, or for their barrier or listener."""
         return self._sender.unsent
 
     def publish_event(
@@ -113,10 +113,10 @@ class Bus:
         passed: Callable[[], None] | None = None,
         on_kept: Callable[[], None] | None = None,
     ) -> None:
-        """``reply_to``: the inbox of a staging request. ``passed``: called when the server has it; ``on_kept``: when the outbox
-        has it."""
+        """Queues an event. ``reply_to``: the inbox of a staging request; other events have fixed subjects. ``passed``: called
+        once the server has the event. ``on_kept``: called once the memory may forget it (see `Sender.publish_event`)."""
         subject = OUTBOUND.get(type(event), reply_to)
-        if not subject:  # a request without an inbox wants no answer
+        if not subject:  # a request without an inbox expects no reply
             if on_kept is not None:
                 on_kept()
             return
@@ -133,10 +133,11 @@ class Bus:
             self._unregistered.add(number, event)
 
     def is_kept(self, event: m.EventMessage) -> bool:
-        """True while the outbox has it and it is to be sent."""
+        """True while the outbox has an identical event that is still to be sent."""
         return m.encode(event) in self._sender.waiting
 
     def publish(self, message: m.StateMessage) -> None:
+        """Sends a state or periodic message, or drops it without a connection. A large heartbeat is split."""
         if isinstance(message, m.RouterRegister):
             for number in self._unregistered.registered(message):
                 if number in self._outbox.repeats:
@@ -148,7 +149,7 @@ class Bus:
             self._sender.publish(UnstoredMessage(OUTBOUND[type(part)], m.encode(part)))
 
     async def wait_passed(self, passed: asyncio.Event, timeout_s: float) -> None:
-        """Until ``passed`` is set; at most ``timeout_s``, and not at all while the bus is known to be away."""
+        """Waits until ``passed`` is set, for at most ``timeout_s``. Returns at once when the bus is known to be away."""
         waits = {asyncio.ensure_future(one.wait()) for one in (passed, self._away)}
         try:
             await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
@@ -160,14 +161,14 @@ class Bus:
     def answer(self, reply_to: str, reply: m.FindReply) -> None:
         self._sender.publish(UnstoredMessage(reply_to, m.encode(reply)))
 
-    # -- routes that were taken back ---------------------------------------------------------------------------
+    # -- unregistered routes -----------------------------------------------------------------------------------
 
     def repeat_unregisters(self) -> None:
-        """A router that was away has not received them; sent before the registers."""
+        """Sends the kept unregisters again for routers that were away. Call before publishing registers."""
         self._sender.repeat(self._unregisters_again())
 
     def _unregisters_again(self) -> Iterator[OutboxEntry | UnstoredMessage]:
-        """Those whose ports rest are followed by a barrier, from which the rest counts anew."""
+        """An unregister whose port still rests is sent as an event: the rest is counted from the barrier after it."""
         subject = OUTBOUND[m.RouterUnregister]
         for number, event in self._unregistered.repeat():
             if number in self._outbox.rested:
@@ -176,16 +177,16 @@ class Bus:
                 yield OutboxEntry(number, Kept(subject, m.encode(event)))
 
     def set_prune_threshold(self, prune_s: float | None) -> None:
-        """After so long without a register a router forgets a route."""
+        """``prune_s``: the time without a register after which a router drops a route; None: the router did not report it."""
         self._unregistered.set_prune_threshold(prune_s)
 
     def port_rests(self, port: int) -> bool:
-        """True while a router may still have a route to it: no other app may listen there."""
+        """True while a router may still have a route to this host port, so that no other app may get it."""
         return self._unregistered.rests(port, time.monotonic())
 
     def _remember_unregisters(self) -> None:
-        """What former agents have taken back. When it passed the barrier is not known: those ports rest anew. Agents of old
-        kept the routes as they came."""
+        """Load the unregisters of former agents. The time of their barrier is not known, so their ports rest for the full time
+        again. Routes are normalised, since older agents stored them as they were received."""
         now_s = time.monotonic()
         for entry in (*self._outbox, *self._outbox.repeats.values()):
             if entry.kept.repeats:
@@ -203,7 +204,7 @@ class Bus:
 
     def _sweep_unregisters(self) -> None:
         outbox = self._outbox
-        # what was dropped (too many) or set aside (no server takes it) never passes a barrier: no port waits for it
+        # an unregister that the outbox dropped or set aside never passes a barrier: its port must not wait for one
         self._unregistered.retain(lambda number: number in outbox or number in outbox.repeats)
         swept = self._unregistered.sweep(time.monotonic())
         for number in swept.over:
@@ -221,18 +222,19 @@ class Bus:
             self._log.error("outbox_not_removed", error=str(e), consequence="sent again by the next agent")
 
     def ignore_commands(self) -> None:
+        """From now on commands are ignored, except that stagings are refused with a reply."""
         self._ignoring = True
 
     async def farewell(self, timeout_s: float = 3.0) -> None:
-        """Wait until every event is settled or the time is over, then close the connection for good. What is left stays
-        on disk."""
+        """Waits until every event is settled, for at most ``timeout_s``, then closes the connection for good. The outbox keeps
+        the other events for the next agent."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._sender.wait_settled()
         self._leaving = True
         if (connection := self._connection) is not None:
             with contextlib.suppress(BusError):
-                await connection.barrier(0.5)  # a closed connection loses what was only just written
+                await connection.barrier(0.5)  # closing discards bytes that the server has not received yet
             await connection.close()
 
     # -- the connection ----------------------------------------------------------------------------------------
@@ -284,7 +286,7 @@ class Bus:
             await connection.close()
 
     def _begin(self, connection: Connection, inbox_prefix: str, on_connected: Callable[[], None]) -> None:
-        """Publish kept events, unregisters, what is true now, and a greeting that routers answer."""
+        """Publishes, in this order: kept events, unregisters, the present state, and a greeting that routers reply to."""
         self._connection = connection
         self._unreachable.clear()
         self._connected.set()
@@ -296,7 +298,7 @@ class Bus:
         self._sender.publish(UnstoredMessage(GREET, b"{}", self._greet_inbox))
 
     async def _watch(self, connection: Connection) -> None:
-        """A stalled server, or a client that no longer reads, is found only by a round trip."""
+        """Returns when the connection has ended. Raises BusError if a round trip fails."""
         while not connection.ended.is_set():
             try:
                 async with asyncio.timeout(LIVENESS_S):
@@ -315,14 +317,14 @@ class Bus:
             self._log.warning("bus_disconnected")
 
     def _note_unreachable(self, server: str, why: str) -> None:
-        """Several times a second, for days perhaps: a line when it is news, and one a minute."""
+        """Logs a new error at once and a repeated one each minute: attempts may fail several times a second for days."""
         now_s = time.monotonic()
         last_why, last_s = self._unreachable.get(server, ("", 0.0))
         if why != last_why or now_s - last_s > STILL_AWAY_S:
             self._unreachable[server] = (why, now_s)
             self._log.warning("bus_unreachable", server=server, error=why, consequence="retrying")
 
-    # -- what comes in -----------------------------------------------------------------------------------------
+    # -- receiving ---------------------------------------------------------------------------------------------
 
     def _hand_over(self, arrived: Arrived) -> None:
         if arrived.nobody:
@@ -335,11 +337,12 @@ class Bus:
         self._log.warning("bus_error", error=error)
 
     def _not_handed_over(self, subject: str) -> None:
-        """A future nats-py that makes its messages another way would end here; nothing may be lost silently."""
+        """Called if nats-py delivers a message that `Client.msg_class` did not see, as a future version might: a lost message
+        must be logged."""
         self._log.error("bus_message_not_handed_over", subject=subject)
 
     async def _dispatch(self, apply: Callable[[c.Command], None]) -> None:
-        """In wire order. A burst is taken in slices, so that timers and what it has begun have their turn between."""
+        """Applies commands in wire order. A burst is processed in slices of SLICE_S, so that other tasks run in between."""
         while True:
             slice_ends_s = time.monotonic() + SLICE_S
             while self._arrived:
@@ -359,16 +362,18 @@ class Bus:
             apply(c.when_leaving(command) if self._ignoring else command)
         except m.MessageError as e:
             self._log.warning("bus_message_refused", subject=what.subject, error=str(e))
-        except Exception:  # the outermost frame of a message: it costs itself only
+        except Exception:  # outermost frame of a message: an error in one must not stop the dispatcher
             self._log.exception("bus_command_failed", subject=what.subject)
 
 
 def _instead(event: m.EventMessage, size_bytes: int) -> bytes:
-    """What answers a staging request where the reply itself is more than the server takes: no answer costs its
-    controller 15 minutes."""
+    """The payload to send if the server does not accept one as large as the event; empty: none.
+
+    Only staging replies have one: without any reply the controller would wait for 15 minutes.
+    """
     if size_bytes < SMALL_BYTES or not isinstance(
         event, m.StagingReply1 | m.StagingReply2 | m.StagingRefused
     ):
         return b""
-    error = f"Error staging: the reply has {size_bytes} bytes, which is more than the bus takes"
+    error = f"Error staging: the reply has {size_bytes} bytes, more than the bus accepts"
     return m.encode(m.StagingRefused(event.task_id, error))

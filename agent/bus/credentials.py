@@ -1,7 +1,7 @@
-"""How the agent authenticates itself to a server. Read anew for each connection, so that a rotated file counts at once.
+"""How the agent authenticates itself to a server. Files are read again for each connection, so that a rotated file takes effect.
 
-Files are read here, whole, and looked at before nats-py sees them: its own reader turns for ever on a credentials file
-without a JWT (one that is being written, say), and reads JWT and seed at two different moments.
+Each file is read at once and checked before nats-py gets its content. nats-py's own reader loops for ever on a credentials file
+without a JWT (for example one that is being written), and it reads JWT and seed at different times.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CREDENTIALS_PARTS = ("-----BEGIN NATS USER JWT-----\n", "-----BEGIN USER NKEY S
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A configured server, its user information apart: no message about it can hold a password."""
+    """A configured server, with its credentials separated from the URL: a log line with the URL cannot contain a password."""
 
     url: str
     user: str | None = None
@@ -32,6 +32,7 @@ class Address:
 
 
 def address(server: str) -> Address:
+    """Parses ``[SCHEME://][USER[:PASSWORD]@]HOST[:PORT]``; without a scheme it is ``nats``. A user alone is a token."""
     scheme, rest = ("nats", server) if (known := _SCHEME.match(server)) is None else (known[1], known[2])
     information, at, host = rest.rpartition("@")
     url = f"{scheme}://{host}"
@@ -42,7 +43,7 @@ def address(server: str) -> Address:
 
 
 def options(settings: NatsSettings, server: Address) -> dict[str, Any]:
-    """For nats-py's connect. OSError, ValueError: a file that is not what it should be."""
+    """Arguments for nats-py's `connect`. Raises OSError or ValueError for a file that is unreadable or has the wrong content."""
     made: dict[str, Any] = {"servers": [server.url]}
     if settings.user is not None:
         made["user"], made["password"] = settings.user, settings.password or ""
@@ -60,7 +61,7 @@ def options(settings: NatsSettings, server: Address) -> dict[str, Any]:
 
 
 def read_credentials(path: Path) -> str:
-    """OSError, ValueError: it is not what it should be."""
+    """The text of a NATS credentials file. Raises OSError or ValueError (a part is missing, or it is not ASCII)."""
     text = path.read_text("ascii")
     for part in _CREDENTIALS_PARTS:
         _, found, after = text.partition(part)
@@ -70,23 +71,23 @@ def read_credentials(path: Path) -> str:
 
 
 def read_seed(path: Path) -> str:
-    """OSError, ValueError: it is not what it should be; the text never says what stands in it."""
+    """The seed of an nkey. Raises OSError or ValueError. An error text never quotes the content, which is a secret."""
     try:
         seed = path.read_text("ascii").strip()
         nkeys.from_seed(seed.encode())
-    except (ValueError, IndexError, nkeys.NkeysError):  # not ASCII, no base32, too short, no seed
+    except (ValueError, IndexError, nkeys.NkeysError):  # not ASCII, not base32, too short, not a seed
         raise ValueError(f"{path}: expected the seed of an nkey") from None
     return seed
 
 
 def load_chain(settings: TlsSettings) -> None:
-    """Certificate and key, tried. OSError (ssl.SSLError is one): they are not what they should be."""
+    """Checks that certificate and key can be loaded. Raises OSError, of which ssl.SSLError is a subclass."""
     _load_chain(ssl.create_default_context(), settings)
 
 
 def _load_chain(context: ssl.SSLContext, settings: TlsSettings) -> None:
     if settings.cert_file is not None:
-        # a key with a passphrase is refused; without the argument OpenSSL would ask on the terminal
+        # refuses a key with a passphrase; without this argument OpenSSL would ask for it on the terminal
         context.load_cert_chain(settings.cert_file, settings.key_file, password="")
 
 

@@ -1,7 +1,7 @@
-"""How deep values of strangers may nest: credentials, `vcap_application`, whatever a message carries that we only pass on. Pure.
+"""A limit on the nesting of untyped values in messages, such as credentials and `vcap_application`. Pure.
 
-Decoders and encoders recurse, and how far they come depends on the stack that is in use already: a message that one call decoded
-could not be encoded by the next. So the bound stands in one place, far below what any of them survives.
+Decoders and encoders recurse, and the depth that they reach depends on how much of the stack is in use. A message that was
+decoded in one place could then fail to be encoded in another. A limit far below the depth that any of them fails at prevents this.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ MAX_DEPTH: Final = 64
 
 
 def is_too_deep(value: Any) -> bool:
-    """Does it nest deeper than MAX_DEPTH? Level by level, so that the question itself does not recurse."""
+    """True if the value nests deeper than MAX_DEPTH. Goes level by level, since recursion could exhaust the stack itself."""
     level = [value]
     for _ in range(MAX_DEPTH):
         level = [
@@ -29,6 +29,6 @@ def is_too_deep(value: Any) -> bool:
 
 
 def check_depth(where: str, value: Any) -> None:
-    """ValueError where it nests too deep; a decoder adds the path."""
+    """Raises ValueError if the value nests too deep. A decoder adds the path to the text."""
     if is_too_deep(value):
         raise ValueError(f"{where}: expected at most {MAX_DEPTH} levels, got more")

@@ -1,8 +1,8 @@
-"""A heartbeat that is larger than a server takes goes in parts. Pure.
+"""Splits a heartbeat that is larger than the server's limit into parts. Pure.
 
-HM9000 takes the newest heartbeat of one `dea` as complete and deletes what it lacks. So each part has an id of its own
-(`ID`, `ID-2`, ...); an instance stays in its part; and a part that has become empty is still sent, so that what was in it
-is deleted.
+HM9000 (the health manager) considers the newest heartbeat of a `dea` complete and deletes every instance that is missing from it.
+Therefore each part has a `dea` id of its own (`ID`, `ID-2`, ...), an instance stays in its part, and a part that became empty is
+still sent, so that its former instances are deleted.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import msgspec
 
 from agent.bus import messages as m
 
-_ENVELOPE_BYTES = 512  # everything but the entries; the id has 256 at most
+_ENVELOPE_BYTES = 512  # everything but the entries; the id has at most 256 bytes
 
 
 class HeartbeatParts:
     def __init__(self) -> None:
         self._part_of: dict[str, int] = {}
-        """Instance id to its part, from 0."""
+        """The part of each instance id, counted from 0."""
         self._count = 1
 
     def split(self, whole: m.Heartbeat, limit_bytes: int) -> tuple[m.Heartbeat, ...]:
-        """The messages to send; one, as it is, while all fits into one."""
+        """The messages to send: the heartbeat unchanged, as long as it always fitted into one message."""
         if self._count == 1 and len(m.encode(whole)) <= limit_bytes:
             return (whole,)
         parts = self._assign(whole, max(0, limit_bytes - _ENVELOPE_BYTES))

@@ -1,7 +1,7 @@
-"""What goes over the bus, typed. Decoded once; past this file there are no dicts but those that are only passed on.
+"""The messages on the bus as typed values. Outside this module a dict is only ever passed on, never read.
 
-Field names and order are the wire's (docs/protocol.md). Unknown keys are
-ignored, as peers of fifteen years send many. A message that makes no sense raises :class:`MessageError`.
+Names and order of fields are those on the wire (docs/protocol.md). Unknown keys are ignored: peers from fifteen years of releases
+send many. A payload that is not a valid message raises :class:`MessageError`.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from agent.bus.replies import Stats as Stats
 from agent.bus.replies import Usage as Usage
 from agent.bus.routes import check_routes, routes_of
 
-#: Ids, versions and partitions stand in every heartbeat; ``__post_init__`` bounds their bytes.
+#: Every heartbeat repeats ids, versions and partitions; ``__post_init__`` also limits their size in bytes.
 AppId = Annotated[str, Meta(max_length=ID_BYTES)]
-#: Peers in Go drop a whole heartbeat for one number that fits no int; nothing of a host is as large.
+#: Peers in Go drop a whole heartbeat if one number overflows an int. No real value is near this limit.
 _MOST = (1 << 31) - 1
 Count = Annotated[int, Meta(ge=0, le=_MOST)]
 Megabytes = Annotated[int, Meta(ge=0, le=_MOST)]
 Seconds = Annotated[int, Meta(ge=0, le=_MOST)]
 Label = Annotated[str, Meta(max_length=ID_BYTES)]
-#: An id that a sender gives becomes the name of a directory.
+#: An id that the sender chose. It becomes the name of a directory.
 GivenId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{0,64}\Z")]
 
 
@@ -39,7 +39,7 @@ TASK_ID_CHARACTERS = 256
 
 
 class MessageError(ValueError):
-    """A payload that is no such message; the text names the path, the expectation and the value's type."""
+    """The payload is not a valid message. The text names the field, what was expected and the type found."""
 
 
 def _normalise_uris(message: StartMessage | UpdateMessage) -> None:
@@ -48,7 +48,7 @@ def _normalise_uris(message: StartMessage | UpdateMessage) -> None:
         msgspec.structs.force_setattr(message, "uris", routes_of(message.uris))
 
 
-# ---- in: run -------------------------------------------------------------------------------------------------------
+# ---- received: run -------------------------------------------------------------------------------------------------
 
 
 class AppLimits(Struct, frozen=True):
@@ -69,7 +69,7 @@ class EgressMessage(Struct, frozen=True):
 
 
 class Service(Struct, frozen=True):
-    """Only what must be there is checked; VCAP_SERVICES is made from the whole."""
+    """A bound service. Only the required keys are checked; VCAP_SERVICES contains all of it."""
 
     name: str
     label: str
@@ -118,14 +118,14 @@ class StartMessage(Struct, frozen=True):
         return str(self.droplet)
 
 
-#: The eight state names of the original; a filter may name any of them.
+#: The state names that a filter may contain: those of the DEA.
 STATE_NAMES = frozenset(
     {"BORN", "STARTING", "RUNNING", "STOPPING", "STOPPED", "CRASHED", "RESUMING", "EVACUATING", "DELETED"}
 )
 
 
 class Filter(Struct, frozen=True):
-    """Who is meant (docs/protocol.md, "Filters"). An empty list is no filter; an unknown state name refuses the message."""
+    """Selects instances (docs/protocol.md, "Filters"). An empty list selects all. With an unknown state the message is refused."""
 
     droplet: AppId | Count
     version: str | None = None
@@ -137,7 +137,7 @@ class Filter(Struct, frozen=True):
     def __post_init__(self) -> None:
         unknown = [name for name in self.states or () if name.upper() not in STATE_NAMES]
         if unknown:
-            raise ValueError(f"states: {unknown[0]!r} is no state")
+            raise ValueError(f"states: expected names of instance states, got {unknown[0][:50]!r}")
 
     @property
     def app(self) -> AppId:
@@ -153,20 +153,20 @@ class Filter(Struct, frozen=True):
 
 
 class StopMessage(Filter, frozen=True):
-    """`dea.stop`. ``only_app``: `droplet` was the only key, so stagings of the app end too."""
+    """`dea.stop`. ``only_app``: `droplet` was the only key, so the app's stagings are stopped too."""
 
     only_app: bool = msgspec.field(default=False, name="-only-app")
 
 
 class FindMessage(Filter, frozen=True):
-    """`dea.find.droplet`. ``path``: whether the key was there matters, not its value."""
+    """`dea.find.droplet`. ``path``: only the presence of the key matters, not its value."""
 
     path: str | UnsetType | None = UNSET
     include_stats: bool | None = False
 
 
 class UpdateMessage(Struct, frozen=True):
-    """`dea.update`. Without version or uris these stay (docs/protocol.md, "Update message")."""
+    """`dea.update`. None leaves uris or version unchanged (docs/protocol.md, "Update message")."""
 
     droplet: AppId | Count
     uris: tuple[str, ...] | None = None
@@ -182,7 +182,7 @@ class UpdateMessage(Struct, frozen=True):
 
 
 class RouterStart(Struct, frozen=True):
-    """`router.start`, and the answer to `router.greet`."""
+    """`router.start`, and the reply to `router.greet`."""
 
     minimumRegisterIntervalInSeconds: Any = None
     pruneThresholdInSeconds: Any = None
@@ -193,18 +193,18 @@ class RouterStart(Struct, frozen=True):
 
     @property
     def prune_s(self) -> float | None:
-        """After so long without a register the router forgets a route."""
+        """The time without a register after which the router drops a route; None: unknown."""
         return _seconds(self.pruneThresholdInSeconds)
 
 
 def _seconds(value: object) -> float | None:
-    """None: no positive number."""
+    """None: the value is not a positive number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
         return None
     return float(min(value, _MOST))
 
 
-# ---- in: staging ---------------------------------------------------------------------------------------------------
+# ---- received: staging ---------------------------------------------------------------------------------------------
 
 
 class AdminBuildpack(Struct, frozen=True):
@@ -239,7 +239,7 @@ class StagingStart(Struct, frozen=True):
     stack: str | None = None
     buildpack_cache_download_uri: str | None = None
     buildpack_cache_upload_uri: str | None = None
-    #: Looked at when all else is fine; senders of old write "nothing" in several ways.
+    #: Decoded by the staging, after everything else is valid: old senders express "none" in several ways.
     start_message: Any = None
     admin_buildpacks: tuple[AdminBuildpack, ...] | None = None
     egress_network_rules: tuple[EgressMessage, ...] | None = ()
@@ -254,7 +254,7 @@ class StagingStop(Struct, frozen=True):
     app_id: str
 
 
-# ---- out -----------------------------------------------------------------------------------------------------------
+# ---- published -----------------------------------------------------------------------------------------------------
 
 
 class Advertise(Struct, frozen=True):
@@ -337,7 +337,7 @@ _encoder = msgspec.json.Encoder()
 
 
 def decode(kind: type[T], payload: bytes) -> T:
-    """A message of ``kind``. MessageError says what is wrong with it."""
+    """The payload as a message of ``kind``. Raises MessageError."""
     try:
         if kind is StopMessage:
             keys = msgspec.json.decode(payload)
@@ -350,7 +350,7 @@ def decode(kind: type[T], payload: bytes) -> T:
 
 
 def convert(kind: type[T], value: object) -> T:
-    """As :func:`decode`, from what has been parsed already (a start message inside a staging message)."""
+    """As :func:`decode`, from a value that is parsed already (the start message within a staging message)."""
     try:
         return msgspec.convert(value, kind)
     except (msgspec.ValidationError, ValueError, RecursionError) as e:
@@ -362,7 +362,7 @@ class _WithTaskId(Struct, frozen=True):
 
 
 def task_id_of(payload: bytes) -> str:
-    """Of a staging request that is none, for the answer; as much as can be read of it."""
+    """The task id of an invalid staging request, for the reply to it; empty if it cannot be read."""
     try:
         task_id = msgspec.json.decode(payload, type=_WithTaskId).task_id
     except (msgspec.MsgspecError, ValueError, RecursionError):
@@ -375,5 +375,5 @@ def encode(message: Struct) -> bytes:
 
 
 def with_sha1(message: StartMessage, sha1: str) -> StartMessage:
-    """The start message of a staging, once the droplet is there (docs/protocol.md, "Staging replies")."""
+    """The start message of a staging, completed by the checksum of its droplet (docs/protocol.md, "Staging replies")."""
     return msgspec.structs.replace(message, sha1=sha1)

@@ -1,19 +1,19 @@
-"""Events that must not be lost, on disk until the server has them. In order, and with identical bytes when repeated.
+"""The outbox: events on disk until the server has them. An event is repeated with identical bytes, and the order is kept.
 
     N.event    to be sent
     N.repeat   an unregister that the server has; its port rests, and it is repeated for routers that were away
-    N.rested   the same, after the rest of its port: only repeated
-    N.damaged  could not be read, or no server takes it; left for a person
+    N.rested   the same after the port's rest: it is still repeated, but the port is free
+    N.damaged  unreadable, or refused by every server; kept for an operator to read
 
 Each event is one file, named by a number that only grows. It is written under another name and renamed, so a half-written
-file is never read as an event. The calls block, but are small (a few hundred bytes, no sync), and events are rare.
+file is never read as an event. The calls block, but are short (a few hundred bytes, no sync), and events are rare.
 
-A renamed file outlives the agent, but a crash of the host only once it is synced, which takes milliseconds. A sync of each
-event held up the event loop, and most events have left by the time it returns. So only events that wait (no bus, no
-listener) are synced, in a thread, all of one pass together. A crash of the host within a second may lose an event.
+A renamed file survives a kill of the agent, but it survives a crash of the host only once it is synced, which takes milliseconds.
+Syncing each event delayed the event loop, although most events are sent before the sync would return. So only events that
+wait (no bus, no listener) are synced, in a thread, all of one pass together. A crash of the host may lose the last few seconds.
 
-A file that cannot be written (a full disk) is tried again while its event waits. Until then the event is in memory only: it
-is sent as usual, but is lost if the agent is killed while the bus is away.
+If a file cannot be written (a full disk), the attempt is repeated while its event waits. Until it succeeds the event is in memory
+only: it is sent as usual, but is lost if the agent is killed while the bus is away.
 """
 
 from __future__ import annotations
@@ -35,14 +35,16 @@ EVENT: Final = ".event"
 REPEAT: Final = ".repeat"
 RESTED: Final = ".rested"
 _SUFFIXES: Final = frozenset({EVENT, REPEAT, RESTED})
-#: Nobody waits for a staging as long as this; a first reply that no second one has followed is given up then.
+#: In seconds. A first staging reply in doubt is dropped after this time: no controller still waits for the second one.
 _DOUBT_S: Final = 86400.0
 
 
 class Kept(msgspec.Struct, frozen=True):
-    """``listener``: must reach somebody, not only the server (droplet.exited). ``once``: never sent a second time, since its
-    receiver counts messages (a first staging reply). ``instead``: the payload for a server that does not take one as large
-    as this."""
+    """An event as the outbox stores it.
+
+    ``listener``: it must reach a subscriber, not only the server (droplet.exited). ``once``: it is never sent twice, since its
+    receiver counts messages (a first staging reply). ``instead``: a smaller payload for a server that refuses this one.
+    """
 
     subject: str
     payload: bytes
@@ -52,7 +54,7 @@ class Kept(msgspec.Struct, frozen=True):
 
     @property
     def repeats(self) -> bool:
-        """It stays here once the server has it, to be repeated for routers that were away."""
+        """True for an unregister: it stays in the outbox after the server has it, and is repeated for routers that were away."""
         return self.subject == OUTBOUND[RouterUnregister]
 
 
@@ -63,11 +65,12 @@ class OutboxEntry:
 
 
 class Outbox:
-    """What is in memory is what there is to send; the files are for the next agent. ``damaged``: what could not be read
-    at the start, and stays beside as `*.damaged`.
+    """The events of this agent. The files are read once, at the start; from then on they are written for the next agent only.
 
-    Iterated and counted: what is to be sent. ``repeats``: what was sent and is to be repeated, by
-    number; ``rested``: those of it whose port has rested."""
+    An event is in one of three sets: to be sent (iteration, `len`, `in`), in doubt (sent once, arrival unknown, never sent
+    again), or ``repeats`` (the server has it, and it is repeated; by number). ``rested``: numbers of ``repeats`` whose port has
+    rested. ``damaged``: names and errors of the files that could not be read.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._dir = directory
@@ -99,19 +102,19 @@ class Outbox:
                 self.rested.add(entry.number)
         elif not entry.kept.once:
             self._entries[entry.number] = entry
-        elif age_s < _DOUBT_S:  # whether the former agent had sent it is not known
+        elif age_s < _DOUBT_S:  # the former agent may have sent it
             self._doubtful[entry.number] = entry
         else:
             path.unlink()
 
     def add(self, kept: Kept) -> OutboxEntry:
-        """In memory; `write` makes it last."""
+        """Adds an event in memory. `write` writes its file."""
         entry = self._entries[self._next] = OutboxEntry(self._next, kept)
         self._next += 1
         return entry
 
     def write(self, entry: OutboxEntry) -> None:
-        """OSError: the disk does not take it (full, say); no half of it stays, and the event is sent all the same."""
+        """Writes the file of an event. After OSError (a full disk) no part of the file is left; the event can still be sent."""
         path = self._path(entry.number)
         new = path.with_suffix(".new")
         try:
@@ -127,39 +130,39 @@ class Outbox:
             raise
 
     def doubt(self, number: int) -> None:
-        """It was sent and may or may not have arrived: not to be sent again. Idempotent."""
+        """Mark an event as sent with unknown arrival; it is not sent again. Idempotent."""
         if (entry := self._entries.pop(number, None)) is not None:
             self._doubtful[number] = entry
 
     def doubted(self, subject: str) -> tuple[int, ...]:
-        """What was sent there and may or may not have arrived."""
+        """Numbers of the events in doubt with this subject."""
         return tuple(number for number, one in self._doubtful.items() if one.kept.subject == subject)
 
     def keep(self, number: int) -> None:
-        """Sent, and to be repeated. Idempotent. OSError: the file stays as it was, so the next agent sends it once more."""
+        """Move a sent event to ``repeats``. Idempotent. After OSError the file is unchanged: the next agent sends the event again."""
         if (entry := self._entries.pop(number, None)) is not None:
             self.repeats[number] = entry
             self._rename(number, EVENT, REPEAT)
 
     def rest(self, number: int) -> None:
-        """The rest of its port is over; it is still repeated. OSError: the next agent lets the port rest once more."""
+        """Note that the port of a repeated unregister has rested. After OSError the next agent lets the port rest again."""
         if number in self.repeats and number not in self.rested:
             self.rested.add(number)
             self._rename(number, REPEAT, RESTED)
 
     def _rename(self, number: int, old: str, new: str) -> None:
-        with contextlib.suppress(FileNotFoundError):  # it could not be written, which has been logged
+        with contextlib.suppress(FileNotFoundError):  # the file could not be written, which was logged then
             self._path(number, old).rename(self._path(number, new))
 
     def take_unsynced(self) -> tuple[int, ...]:
-        """What waits and is not known to be on the disk itself; for `sync`. Each is answered once."""
+        """The waiting events that were written since the last call, for `sync`."""
         taken, self._unsynced = self._unsynced, set()
         return tuple(sorted(number for number in taken if number in self._entries))
 
     def sync(self, numbers: Iterable[int]) -> None:
-        """Blocking, for a thread. OSError: some are not safe from a crash of the host, as all else of that moment."""
+        """Syncs these events to the disk. Blocks, so call it in a thread. After OSError a crash of the host may lose them."""
         for number in numbers:
-            with contextlib.suppress(FileNotFoundError):  # it has left meanwhile
+            with contextlib.suppress(FileNotFoundError):  # the event was sent and removed meanwhile
                 fd = os.open(self._path(number), os.O_RDONLY | os.O_CLOEXEC)
                 try:
                     os.fdatasync(fd)
@@ -172,13 +175,13 @@ class Outbox:
             os.close(directory)
 
     def remove(self, number: int) -> None:
-        """Idempotent. OSError: the file stays, so the next agent sends it once more."""
+        """Removes an event and its file. Idempotent. After OSError the file is left: the next agent sends the event again."""
         if self._forget(number):
             for suffix in _SUFFIXES:
                 self._path(number, suffix).unlink(missing_ok=True)
 
     def set_aside(self, number: int) -> None:
-        """What no server takes: out of the way, and left for a person to read. OSError as above."""
+        """Removes an event that every server refuses, but leaves its file as `*.damaged`. OSError as for `remove`."""
         if self._forget(number):
             for suffix in _SUFFIXES:
                 self._rename(number, suffix, ".damaged")

@@ -1,11 +1,13 @@
-"""Writes before anything is sent: the agent's memory, then the event's file.
+"""Write-ahead for the sender: decides when a message may be sent, and writes the files of the outbox.
 
-Invariant: an event leaves only after everything that was marked in the memory before it is on disk, and after its own file is
-written or could not be. Only one of the two, memory or outbox, may forget it at a time: `on_kept` is called when the file is
-there. If the disk does not take the file, `on_kept` is called when the event has left instead. Until then the memory still has
-what the event follows from, so an agent that is killed with a full disk and no bus leaves the next one enough to publish.
+Invariant: an event is sent only after every change that was marked in the memory before it is on disk, and after its own file has
+been written or has failed to be written.
 
-A file that the disk does not take is tried again in each pass of `sync` while its event waits.
+At every moment the memory or the outbox has what the next agent needs to publish the event. So the memory may forget it (`on_kept`)
+only when the file exists or, if the file could not be written, when the event was sent. Without this rule an agent that is
+killed with a full disk and no bus would lose the event.
+
+A file that could not be written is tried again in each pass of `sync` while its event waits.
 """
 
 from __future__ import annotations
@@ -17,13 +19,17 @@ from typing import Final, NamedTuple, Protocol
 from agent.bus.outbox import Outbox, OutboxEntry
 from agent.logs import Log
 
-#: Events between two barriers: at most so many are repeated when the connection dies.
+#: The number of messages between two barriers: at most this many are repeated when the connection is lost.
 BATCH: Final = 16
 SYNC_PAUSE_S = 1.0
 
 
 class WriteAhead(Protocol):
-    """The memory, as a publisher needs it (agent/memory/ahead.py)."""
+    """What a publisher uses of the memory (`agent.memory.Memory`).
+
+    ``generation`` counts the changes that were marked so far. `wait_written` returns when all changes up to that number are on
+    disk, or could not be written.
+    """
 
     @property
     def generation(self) -> int: ...
@@ -32,7 +38,7 @@ class WriteAhead(Protocol):
 
 
 class NothingAhead:
-    """Where nothing is remembered there is nothing to wait for."""
+    """A bus without a memory (in tests) never waits."""
 
     generation = 0
 
@@ -47,7 +53,7 @@ class _Unwritten(NamedTuple):
 
 
 class OutboxWriter:
-    """``on_progress`` is called when something may leave that could not before."""
+    """``on_progress``: called when more messages may be sent than before."""
 
     def __init__(
         self, outbox: Outbox, ahead: WriteAhead, log: Log, *, on_progress: Callable[[], None]
@@ -57,19 +63,19 @@ class OutboxWriter:
         self._log = log
         self._on_progress = on_progress
         self._durable = 0
-        """The memory's generation that is known to be written."""
+        """The memory's generation that is known to be on disk."""
         self._unwritten: dict[int, _Unwritten] = {}
         self._failed: dict[int, _Unwritten] = {}
-        """By number: what the disk did not take."""
+        """By number: events whose file could not be written."""
         self._to_write = asyncio.Event()
 
     def add(self, entry: OutboxEntry, on_kept: Callable[[], None] | None) -> None:
-        """To be written by `run`."""
+        """Queues an event for `run`, which writes its file."""
         self._unwritten[entry.number] = _Unwritten(entry, self._ahead.generation, on_kept)
         self._to_write.set()
 
     def request_memory(self) -> int:
-        """The generation that is to be on disk before a message that is made now may leave."""
+        """The generation that must be on disk before a message that is made now may be sent."""
         generation = self._ahead.generation
         if generation > self._durable:
             self._to_write.set()
@@ -80,17 +86,17 @@ class OutboxWriter:
         return generation <= self._durable
 
     def may_leave(self, number: int) -> bool:
-        """True once the event is on disk, or the disk did not take it."""
+        """True once the event's file has been written or has failed to be written."""
         return number not in self._unwritten
 
     def no_longer_needed(self, number: int) -> None:
-        """The event has left, or was dropped."""
+        """The event was sent or dropped: `on_kept` is called now if the file could not be written."""
         if (one := self._failed.pop(number, None)) is not None:
             self._note_kept(one)
 
     async def run(self) -> None:
-        """For a TaskGroup: for ever."""
-        self._to_write.set()  # an error may have ended this before
+        """Writes queued events, until it is cancelled."""
+        self._to_write.set()  # a former run may have ended by an error with events still queued
         while True:
             await self._to_write.wait()
             self._to_write.clear()
@@ -102,13 +108,13 @@ class OutboxWriter:
                 self._write(one)
                 if count % BATCH == 0:
                     self._on_progress()
-                    await asyncio.sleep(0)  # 0.1 ms each: others have their turn between
+                    await asyncio.sleep(0)  # each write takes 0.1 ms: let other tasks run
             self._on_progress()
 
     def _write(self, one: _Unwritten) -> None:
         entry = one.entry
         del self._unwritten[entry.number]
-        if entry.number in self._outbox:  # else it was dropped meanwhile
+        if entry.number in self._outbox:  # else the event was dropped meanwhile
             try:
                 self._outbox.write(entry)
             except OSError as e:
@@ -123,7 +129,7 @@ class OutboxWriter:
         self._note_kept(one)
 
     def _write_again(self) -> None:
-        """The first error ends the pass: the disk is still full."""
+        """Stops at the first error: the disk is still full."""
         for number, one in tuple(self._failed.items()):
             try:
                 self._outbox.write(one.entry)
@@ -136,11 +142,12 @@ class OutboxWriter:
             return
         try:
             one.on_kept()
-        except Exception as e:  # it costs its own event only
+        except Exception as e:  # an error of one event must not stop the others
             self._log.exception("outbox_note_failed", subject=one.entry.kept.subject, error=repr(e))
 
     async def sync(self) -> None:
-        """For a TaskGroup: for ever. What has waited for a whole pause is worth a sync."""
+        """Repeats failed writes and syncs the files of waiting events, until it is cancelled. An event is synced only after it has
+        waited for a whole pause: most are sent sooner."""
         waiting: tuple[int, ...] = ()
         while True:
             await asyncio.sleep(SYNC_PAUSE_S)

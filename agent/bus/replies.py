@@ -1,4 +1,4 @@
-"""Answers: to questions (`dea.find.droplet`) and to staging requests. What others wrote is cut where it enters one."""
+"""Replies to `dea.find.droplet` and to staging requests. Texts from outside are shortened when a reply is made (bounds.py)."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class StagingReply1(StagingReply, frozen=True):
 
 
 class StagingRefused(StagingReply, frozen=True):
-    """The only reply of a refused staging, and the one that replaces the second after a stop."""
+    """The only reply to a refused staging; also replaces the second reply after a stop."""
 
     task_id: str
     error: str

@@ -1,29 +1,29 @@
-"""Routes as routers compare them. Pure."""
+"""Routes in the form in which routers compare them, and their size limits. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Final
 
-#: Of one route: a host name has 253 at most, the rest is its path.
+#: The limit of one route: a host name has at most 253 bytes, the rest is the path.
 ROUTE_BYTES: Final = 1024
-#: Of all of an instance: they go in one register, again and again.
+#: The limit of all routes of an instance together: one register carries them.
 ROUTES_BYTES: Final = 256 << 10
 
 
 def route_of(uri: str) -> str:
-    """The one form of a route. gorouter compares routes without case, query and trailing slash (its `Uri.RouteKey`), so
-    two spellings are one route: registering both and then removing one of them would remove the live route."""
+    """The canonical form of a route. gorouter ignores case, query and trailing slash (`Uri.RouteKey`), so two spellings name
+    one route. If both were registered, unregistering one of them would remove the route that is still wanted."""
     return uri.partition("?")[0].removesuffix("/").lower()
 
 
 def routes_of(uris: Iterable[str]) -> tuple[str, ...]:
-    """Each route once, in the order of its first appearance."""
+    """The canonical routes without duplicates, in the order of first appearance."""
     return tuple(dict.fromkeys(map(route_of, uris)))
 
 
 def check_routes(uris: Iterable[str]) -> None:
-    """ValueError: more than a register can carry."""
+    """Raises ValueError if the routes are too large for one register."""
     total = 0
     for uri in uris:
         size = len(uri.encode(errors="replace"))

@@ -1,24 +1,24 @@
-"""Everything that leaves: events and unstored messages in one queue, which one task empties in order.
+"""Sends all outgoing messages: one queue for events and unstored messages, emptied in order by one task.
 
-    event             stays in the outbox until the barrier behind it has passed; an exit also until it had a listener
-    unstored message  is sent now or not at all; what is true is published anew after each connect
+    event             kept in the outbox until the barrier after it has passed; an exit also until it had a listener
+    unstored message  sent now or dropped; the present state is published again after each connect
 
-Invariant: messages leave in the order in which they were published. With one queue for events and one for the others a
-register overtook an earlier unregister, and the route lived on. An exit without a listener is the one exception: it waits
-aside and is tried again, and what is behind it goes on (docs/bus.md, "Events without a listener").
+Invariant: messages are sent in the order in which they were published. With separate queues a register could overtake an earlier
+unregister of the same route, and routers would then drop a live route or keep a dead one. The one exception is an exit without a
+listener: it is set aside and tried again, while the messages behind it are sent (docs/bus.md, "Events without a listener").
 
-A published message proves nothing, a barrier does: its PONG says that the server has everything before it. One barrier
-follows each batch of events. If the connection dies before the PONG, the batch is sent again with identical bytes.
+A successful publish does not prove that the server has the message. A barrier does: its PONG proves that the server has everything
+sent before it. One barrier follows each batch. If the connection is lost before the PONG, the events of the batch are sent again,
+with identical bytes.
 
-First staging replies must not be sent again, because their receiver counts: the first message in its inbox is the first
-reply, the next one the second. A first reply is in doubt if its barrier did not pass, or if the agent ended before it did.
-Then the second reply is sent twice. If the first reply had arrived, the first copy counts as the second reply; if not, one
-copy is taken for a first reply, which does no harm, and the other one counts. Receivers ignore what comes later.
+A first staging reply must never be sent again, because its receiver counts: the first message in the inbox is the first reply, the
+next one the second. A first reply is in doubt if the connection or the agent ended before its barrier passed. The second reply is
+then sent twice. If the first reply had arrived, the receiver takes the first copy for the second reply and ignores the other.
+If it had not, the receiver takes the first copy for a first reply, which is harmless, and the second copy counts.
 
-The next agent must know what this one has published, also if this one is killed a moment later. So each message waits at its
-place in the queue until the memory has written all that was marked before the message was made (`WriteAhead`). Then an event
-is written to the outbox, and then it leaves. `on_kept` is called once the outbox has the event: from then on the memory need
-not know that it is to be published.
+The next agent must know what this one has published, even if this one is killed right afterwards. So a message waits at its place in
+the queue until everything marked in the memory before it is on disk; an event also waits until its file is written
+(outbox_writer.py).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LIMIT = 10_000
 
 @dataclass(frozen=True, slots=True)
 class UnstoredMessage:
-    """``generation``: of the memory, as it was when the message was made."""
+    """A message that is sent at most once. ``generation``: of the memory, when the message was made."""
 
     subject: str
     payload: bytes
@@ -52,12 +52,15 @@ class UnstoredMessage:
 
 @dataclass(frozen=True, slots=True)
 class Unlistened:
+    """An exit that the server has, but that no subscriber received. ``since_s``: of the first try, monotonic seconds."""
+
     entry: OutboxEntry
     since_s: float
 
 
 class Sender:
-    """``on_passed``: an event that is to be repeated has passed the barrier; True: it stays in the outbox for that."""
+    """``on_passed``: called with the number of an unregister whose barrier has passed; True keeps it in the outbox, to be repeated.
+    ``listener_patience_s``: how long an exit without a listener is tried again."""
 
     def __init__(
         self,
@@ -78,15 +81,15 @@ class Sender:
         self._unlistened: dict[int, Unlistened] = {}
         self._retry_at_s = 0.0
         self._asked: dict[str, bool] = {}
-        """Inbox of an exit in flight: whether the server has answered that it has no listener."""
+        """By reply inbox of an exit in flight: whether the server has replied that it has no listener."""
         self._in_flight: list[OutboxEntry] = []
         self._waits: dict[int, Callable[[], None]] = {}
-        """Number of an event: what to call when the server has it."""
+        """By number of an event: called when the server has it."""
         self._wake = asyncio.Event()
         self.writer = OutboxWriter(outbox, ahead or NothingAhead(), log, on_progress=self._wake.set)
         self._settled = asyncio.Event()
 
-    # -- published ---------------------------------------------------------------------------------------------
+    # -- publishing --------------------------------------------------------------------------------------------
 
     def publish_event(
         self,
@@ -95,13 +98,16 @@ class Sender:
         *,
         on_kept: Callable[[], None] | None = None,
     ) -> int:
-        """The event's number. ``passed``: called when the barrier behind it has passed, by this agent or never. ``on_kept``:
-        called when the outbox has it on disk, or when it has left without that."""
+        """Queues an event and returns its number.
+
+        ``passed``: called when the barrier after it has passed; never if that happens under a later agent. ``on_kept``: called
+        when its file exists or, if the file could not be written, when it was sent or dropped.
+        """
         entry = self._outbox.add(kept)
         if passed is not None:
             self._waits[entry.number] = passed
         self.writer.add(entry, on_kept)
-        if len(self._outbox) > LIMIT:  # a bus that is away for days: the oldest are of no use to anybody
+        if len(self._outbox) > LIMIT:  # the bus has been away for days: the oldest event has the least use
             oldest = next(iter(self._outbox))
             self._log.error("outbox_full_oldest_dropped", subject=oldest.kept.subject, limit=LIMIT)
             self._drop(oldest.number)
@@ -109,8 +115,8 @@ class Sender:
         return entry.number
 
     def repeat(self, ones: Iterable[OutboxEntry | UnstoredMessage]) -> None:
-        """Publish again what the server has already, unless it is queued. No barrier follows an unstored message: a
-        thousand of them must not hold up the registers behind them."""
+        """Queues unregisters that the server has already, except those that are in the queue. A batch of unstored messages needs no
+        barrier, so a thousand of them do not delay the registers behind them."""
         numbers = {one.number for one in self._queue if isinstance(one, OutboxEntry)}
         payloads = {one.payload for one in self._queue if isinstance(one, UnstoredMessage)}
         for one in ones:
@@ -119,33 +125,33 @@ class Sender:
                 self._put(one)
 
     def publish(self, message: UnstoredMessage) -> None:
+        """Queues a message; without a connection it is dropped."""
         self._put(replace(message, generation=self.writer.request_memory()))
 
     def _put(self, one: OutboxEntry | UnstoredMessage) -> None:
         self._settled.clear()
-        if (
-            self._connection is not None
-        ):  # without one, an event waits in the outbox and an unstored message is dropped
+        # without a connection an event waits in the outbox, and an unstored message is dropped
+        if self._connection is not None:
             self._queue.append(one)
             self._wake.set()
 
     @property
     def unsent(self) -> int:
-        """How many events wait to be sent, or for their barrier or listener."""
+        """The number of events that still wait to be sent, or for their barrier or listener."""
         return len(self._outbox)
 
     @property
     def waiting(self) -> frozenset[bytes]:
-        """Their payloads."""
+        """The payloads of these events."""
         return frozenset(entry.kept.payload for entry in self._outbox)
 
     @property
     def unlistened(self) -> int:
-        """How many exits the server has and had no listener for, so far."""
+        """The number of exits that the server has, but that had no listener so far."""
         return len(self._unlistened)
 
     async def wait_settled(self) -> None:
-        """Until every event is settled and the queue is empty."""
+        """Waits until the server has every event and the queue is empty."""
         while self._outbox or self._queue:
             self._settled.clear()
             await self._settled.wait()
@@ -153,12 +159,13 @@ class Sender:
     # -- the connection's life ---------------------------------------------------------------------------------
 
     def connected(self, connection: Connection, inbox_prefix: str) -> None:
-        """All kept events go first, in their order."""
+        """Starts sending over a new connection: first all events of the outbox, in their order."""
         self._connection, self._inbox_prefix = connection, inbox_prefix
         self._queue = deque(self._outbox)
         self._wake.set()
 
     def disconnected(self) -> None:
+        """Drops the queue; the events are still in the outbox. A first staging reply in flight is now in doubt."""
         self._connection = None
         self._queue.clear()
         self._unlistened.clear()
@@ -169,14 +176,14 @@ class Sender:
         self._wake.set()
 
     def note_nobody(self, inbox: str) -> None:
-        """From the hand-over, so before the PONG of the barrier behind it."""
+        """The server has replied that the exit with this reply inbox had no listener. This reply precedes the barrier's PONG."""
         if inbox in self._asked:
             self._asked[inbox] = True
 
     # -- sending -----------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """For a TaskGroup: for ever."""
+        """Sends batch after batch, until it is cancelled."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._until_retry_s()):
@@ -199,14 +206,14 @@ class Sender:
                 self._settled.set()
 
     def _until_retry_s(self) -> float | None:
-        """None: nobody is to be asked again, or there is no connection to ask over."""
+        """Seconds until exits without a listener are tried again; None: there are none, or there is no connection."""
         if not self._unlistened or self._connection is None:
             return None
         return max(0.0, self._retry_at_s - time.monotonic())
 
     def _take_batch(self) -> list[OutboxEntry | UnstoredMessage]:
-        """Exits without a listener are older than what is queued: they go first when their time has come, or when
-        another exit leaves."""
+        """The next messages that may be sent. Exits without a listener are older than the queue: they come first, when their retry
+        is due or when another exit is sent."""
         batch: list[OutboxEntry | UnstoredMessage] = []
         while self._queue and len(batch) < BATCH and _is_ready(self._queue[0], self.writer):
             batch.append(self._queue.popleft())
@@ -236,7 +243,7 @@ class Sender:
                 self._settle(entry, nobody=self._asked.get(inbox, False))
 
     async def _publish_event(self, connection: Connection, entry: OutboxEntry, reply: str) -> bool:
-        """False: no server takes it; it is out of the way."""
+        """False: the server refuses the event, and it was set aside."""
         kept = entry.kept
         copies = 2 if not kept.once and self._outbox.doubted(kept.subject) else 1
         for _ in range(copies):
@@ -248,7 +255,7 @@ class Sender:
         return True
 
     async def _publish(self, connection: Connection, subject: str, payload: bytes, reply: str) -> bool:
-        """False: the fault is the message's, which has been logged."""
+        """False: the message cannot be sent over any connection, which was logged. Raises BusError."""
         try:
             await connection.publish(subject, payload, reply)
         except Unsendable as e:
@@ -257,7 +264,7 @@ class Sender:
         return True
 
     def _settle(self, entry: OutboxEntry, *, nobody: bool) -> None:
-        """The server has it; for an exit, did it have a listener?"""
+        """The event's barrier has passed. ``nobody``: the event is an exit and had no listener."""
         if nobody:
             now_s = time.monotonic()
             unlistened = self._unlistened.setdefault(entry.number, Unlistened(entry, now_s))
@@ -270,7 +277,7 @@ class Sender:
         if (passed := self._waits.pop(entry.number, None)) is not None:
             passed()
         for doubted in () if entry.kept.once else self._outbox.doubted(entry.kept.subject):
-            self._drop(doubted)  # the request is answered, whether or not the first reply arrived
+            self._drop(doubted)  # the second reply settles the request, whether or not the first one arrived
         if entry.kept.repeats and self._on_passed(entry.number):
             self._keep(entry.number)
         else:

@@ -1,4 +1,4 @@
-"""Each subject once: what it is called, what its payload is, which command it becomes."""
+"""All subjects: the commands that are made from received messages, and the subject of each published message."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from agent.bus import messages as m
 
 @dataclass(frozen=True, slots=True)
 class Inbound:
-    """A subscription. ``make`` gets the payload and the reply subject; MessageError: not for us."""
+    """A subscription. ``make`` makes a command from the payload and the reply inbox; it raises MessageError for a message that is
+    refused. ``staging``: only subscribed to if this host stages."""
 
     subject: str
     make: Callable[[bytes, str], c.Command]
@@ -20,12 +21,12 @@ class Inbound:
 
 def _find(payload: bytes, reply_to: str) -> c.Command:
     if not reply_to:
-        raise m.MessageError("a question without a reply subject")
+        raise m.MessageError("expected a reply inbox, got none")
     return c.FindCommand(m.decode(m.FindMessage, payload), reply_to)
 
 
 def _router_start(payload: bytes, reply_to: str) -> c.Command:
-    """Any payload is a greeting: a router that describes nothing of itself is a router all the same."""
+    """Accepts any payload: a router may send `router.start` without describing itself."""
     try:
         return c.RouterStartCommand(m.decode(m.RouterStart, payload))
     except m.MessageError:

@@ -192,7 +192,7 @@ async def test_a_staging_reply_that_is_too_large_is_replaced_by_an_error(
     (answer,) = [json.loads(payload) for payload in peer.on("box")]
     assert answer["task_id"] == "t"
     assert re.fullmatch(
-        r"Error staging: the reply has 9\d{3} bytes, which is more than the bus takes", answer["error"]
+        r"Error staging: the reply has 9\d{3} bytes, more than the bus accepts", answer["error"]
     )
     await until(lambda: not kept_files(tmp_path), "nothing is kept")
 
