@@ -1,8 +1,8 @@
 """CopyIn and CopyOut: trees between the host and a container, with the path rules of rsync (docs/warden.md, "Copies").
 
 A tar stream goes through a pipe. On the way in, this process packs the host's files, which it trusts. On the way out, the
-stream is hostile: whoever is root inside chooses the tar that packs it. So `extract` makes files, directories and links only,
-each below the target by a descriptor, and never follows a link.
+stream is hostile (extract.py). The end on the host has a thread of its own: whoever is inside can stop tar, and the thread
+waits as long. On the threads that everybody shares, a few such copies would stop the whole server.
 """
 
 from __future__ import annotations
@@ -10,25 +10,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import stat
 import subprocess
 import tarfile
-from collections.abc import Coroutine
-from pathlib import Path
-from typing import Any, BinaryIO, Final
+import threading
+from collections.abc import Callable, Coroutine
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
 
 from container.container import Container
 from container.errors import ContainerError
 from container.spec import JobSpec
 from container.warden.errors import WardenError
-from wsh.units import MIB
+from container.warden.extract import extract
 
 _ENV: Final = ("PATH=/usr/bin:/bin", "LANG=C.UTF-8")
-_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_CHUNK_BYTES: Final = MIB
-#: A header of a name or link may be that long; more is no path.
-_DEPTH: Final = 256
 
 
 async def copy_in(container: Container, source: str, target: str) -> None:
@@ -49,7 +44,7 @@ async def copy_in(container: Container, source: str, target: str) -> None:
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
     await _both(
         _with_fd(container.copy_in(read_fd, directory or "/"), read_fd),
-        asyncio.to_thread(_pack, write_fd, path, name),
+        _in_own_thread(lambda: _pack(write_fd, path, name), write_fd),
     )
 
 
@@ -81,23 +76,54 @@ async def copy_out(container: Container, source: str, target: str, owner: str | 
     if not wanted.is_absolute():
         raise WardenError(f"dst_path: expected an absolute path, got {target}")
     skipped = 0
+    rename: str | None
     if source.endswith("/"):  # the contents alone
         directory, source, skipped, rename = wanted, os.path.normpath(source), 1, None
     elif target.endswith("/") or wanted.is_dir() or await _is_directory(container, source):
-        directory, rename = wanted, None
+        directory, rename = wanted, PurePosixPath(source).name or None
     else:
         directory, rename = wanted.parent, wanted.name
     await asyncio.to_thread(directory.mkdir, parents=True, exist_ok=True)
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
     await _both(
         _with_fd(container.copy_out(source, write_fd), write_fd),
-        asyncio.to_thread(_extract_from, read_fd, directory, skipped, rename),
+        _in_own_thread(lambda: _extract_from(read_fd, directory, skipped, rename), read_fd),
     )
     if owner is not None:
         argv = ("chown", "-R", "-h", "--", owner, str(wanted))
         done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, check=False)
         if done.returncode:
             raise WardenError(f"owner: {done.stderr.strip()}")
+
+
+async def _in_own_thread(work: Callable[[], None], fd: int) -> None:
+    """Runs what may block for as long as the container likes. ``work`` closes ``fd``. WardenError: there is no thread for it.
+
+    The thread ends when the other end of its pipe is closed, so also after a cancellation. A server that ends does not
+    wait for it.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: BaseException | None) -> None:
+        if not done.done():
+            done.set_exception(error) if error is not None else done.set_result(None)
+
+    def run() -> None:
+        error: BaseException | None = None
+        try:
+            work()
+        except BaseException as e:  # raised again where it is awaited
+            error = e
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(settle, error)
+
+    try:
+        threading.Thread(target=run, name="warden-copy", daemon=True).start()
+    except RuntimeError as e:
+        os.close(fd)
+        raise WardenError(f"copy: {e}") from e
+    await done
 
 
 async def _with_fd(work: Coroutine[Any, Any, None], fd: int) -> None:
@@ -125,69 +151,3 @@ def _extract_from(fd: int, target: Path, skipped: int, rename: str | None) -> No
             extract(file, root, skipped=skipped, rename=rename)
         finally:
             os.close(root)
-
-
-def extract(stream: BinaryIO, root_fd: int, *, skipped: int = 0, rename: str | None = None) -> None:
-    """Makes the members of a tar stream below a directory. Devices, pipes and sockets are left out, and so are the set-id bits.
-
-    ``skipped``: how many parts at the beginning of each name are cut off. ``rename``: the name of the only file.
-    WardenError: a name leads out of the directory; OSError; tarfile.TarError.
-    """
-    with tarfile.open(fileobj=stream, mode="r|", errors="surrogateescape") as tar:
-        for member in tar:
-            parts = _parts(member.name)[skipped:]
-            if rename is not None and parts:
-                parts = [rename, *parts[1:]]
-            if parts:
-                _make(tar, member, root_fd, parts, skipped)
-            tar.members.clear()  # type: ignore[attr-defined]  # of a stream it would keep all of them
-
-
-def _parts(name: str) -> list[str]:
-    parts = [part for part in name.split("/") if part not in ("", ".")]
-    if name.startswith("/") or ".." in parts or len(parts) > _DEPTH:
-        raise WardenError(f"the container sent a name that leads out of the target: {name[:100]!r}")
-    return parts
-
-
-def _make(
-    tar: tarfile.TarFile, member: tarfile.TarInfo, root_fd: int, parts: list[str], skipped: int
-) -> None:
-    with contextlib.ExitStack() as opened:
-        parent = _open_parent(opened, root_fd, parts)
-        name, mode = parts[-1], stat.S_IMODE(member.mode) & 0o777
-        if member.isdir():
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(name, 0o700, dir_fd=parent)
-            made = os.open(name, _DIRECTORY, dir_fd=parent)
-            opened.callback(os.close, made)
-            os.fchmod(made, mode)
-            return
-        if not (member.isreg() or member.issym() or member.islnk()):
-            return
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=parent)
-        if member.issym():
-            os.symlink(member.linkname, name, dir_fd=parent)
-        elif member.islnk():
-            former = _parts(member.linkname)[skipped:]
-            where = _open_parent(opened, root_fd, former)
-            os.link(former[-1], name, src_dir_fd=where, dst_dir_fd=parent, follow_symlinks=False)
-        else:
-            source = tar.extractfile(member)
-            assert source is not None
-            with os.fdopen(os.open(name, _NEW_FILE, 0o600, dir_fd=parent), "wb") as file:
-                while piece := source.read(_CHUNK_BYTES):
-                    file.write(piece)
-                os.fchmod(file.fileno(), mode)
-
-
-def _open_parent(opened: contextlib.ExitStack, root_fd: int, parts: list[str]) -> int:
-    """The directory of the last part; missing ones are made. OSError ELOOP, ENOTDIR: a link or a file is in the way."""
-    parent = root_fd
-    for part in parts[:-1]:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(part, 0o755, dir_fd=parent)
-        parent = os.open(part, _DIRECTORY, dir_fd=parent)
-        opened.callback(os.close, parent)
-    return parent

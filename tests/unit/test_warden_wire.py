@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import os
-import tarfile
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +12,6 @@ from container.spec import Protocol
 from container.warden import codec, limits, netout, syslog
 from container.warden import messages as m
 from container.warden.config import NetworkKeys, WardenConfigError, log_level, parse, pool_network
-from container.warden.copies import extract
 from container.warden.errors import WardenError, bytes_of, text_of
 from container.warden.frames import BadFrame, FrameReader, pack_frame
 from container.warden.jobs import Account, account
@@ -174,80 +169,6 @@ def test_lines_for_syslog() -> None:
     assert list(map(len, lines.end())) == [20000 - 2 * 8192]
     assert lines.end() == []
     assert syslog.tag_of(b"a b\n[c]:\xff") == b"warden.a_b__c__\xff"
-
-
-# ---- what comes out of a container -----------------------------------------------------------------------------------
-
-
-def stream_of(*members: tuple[str, dict[str, Any], bytes]) -> io.BytesIO:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w|") as tar:
-        for name, fields, data in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            for key, value in fields.items():
-                setattr(member, key, value)
-            tar.addfile(member, io.BytesIO(data))
-    return io.BytesIO(out.getvalue())
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Any:
-    (tmp_path / "root").mkdir()
-    fd = os.open(tmp_path / "root", os.O_RDONLY | os.O_DIRECTORY)
-    yield fd
-    os.close(fd)
-
-
-SYMLINK, LINK, DEVICE, FIFO = tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE
-
-
-@pytest.mark.parametrize(
-    "members",
-    [
-        [("../evil", {}, b"x")],
-        [("/etc/evil", {}, b"x")],
-        [("a/../../evil", {}, b"x")],
-        [("out", {"type": SYMLINK, "linkname": "../.."}, b""), ("out/evil", {}, b"x")],
-        [("out", {"type": SYMLINK, "linkname": "/"}, b""), ("out", {"type": tarfile.DIRTYPE}, b"")],
-        [("link", {"type": LINK, "linkname": "../secret"}, b"")],
-        [
-            ("out", {"type": SYMLINK, "linkname": ".."}, b""),
-            ("l", {"type": LINK, "linkname": "out/secret"}, b""),
-        ],
-        [("/".join("a" * 300), {}, b"x")],
-    ],
-)
-def test_a_stream_cannot_lead_out_of_the_target(root: int, tmp_path: Path, members: Any) -> None:
-    (tmp_path / "secret").write_text("secret")
-    with pytest.raises((WardenError, OSError)):
-        extract(stream_of(*members), root)
-    assert not list(tmp_path.rglob("evil"))
-    assert (tmp_path / "secret").stat().st_nlink == 1
-
-
-def test_a_stream_makes_files_directories_and_links_only(root: int, tmp_path: Path) -> None:
-    """A file replaces a link instead of writing through it. Set-id bits go."""
-    (tmp_path / "outside").write_text("untouched")
-    extract(
-        stream_of(
-            ("./d", {"type": tarfile.DIRTYPE, "mode": 0o2755}, b""),
-            ("./d/f", {"mode": 0o6755}, b"data"),
-            ("./d/l", {"type": LINK, "linkname": "./d/f"}, b""),
-            ("./s", {"type": SYMLINK, "linkname": str(tmp_path / "outside")}, b""),
-            ("./s", {"mode": 0o600}, b"new"),
-            ("./null", {"type": DEVICE, "devmajor": 1, "devminor": 3}, b""),
-            ("./pipe", {"type": FIFO}, b""),
-        ),
-        root,
-    )
-    made = tmp_path / "root"
-    assert sorted(str(path.relative_to(made)) for path in made.rglob("*")) == ["d", "d/f", "d/l", "s"]
-    assert (made / "d/f").stat().st_mode & 0o7777 == 0o755
-    assert (made / "d").stat().st_mode & 0o7777 == 0o755
-    assert (made / "d/l").read_bytes() == b"data"
-    assert (made / "s").read_bytes() == b"new"
-    assert (tmp_path / "outside").read_text() == "untouched"
 
 
 # ---- the configuration -------------------------------------------------------------------------------------------------
