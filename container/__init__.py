@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from container.network import NoPorts as NoPorts
     from container.network.firewall import FirewallError as FirewallError
     from container.network.ports import PortTaken as PortTaken
+    from container.network.shaping import ShapingError as ShapingError
+    from container.network.shaping import Traffic as Traffic
     from container.parts import ContainerState as ContainerState
     from container.parts import Info as Info
     from container.parts import WrongState as WrongState
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from container.recovery import Recovery as Recovery
     from container.settings import DepotSettings as DepotSettings
     from container.spec import Access as Access
+    from container.spec import Bandwidth as Bandwidth
     from container.spec import BindMount as BindMount
     from container.spec import ContainerSpec as ContainerSpec
     from container.spec import EgressRule as EgressRule
@@ -82,14 +85,15 @@ _MODULES = {
     "network": ("NoPorts",),
     "network.firewall": ("FirewallError",),
     "network.ports": ("PortTaken",),
+    "network.shaping": ("ShapingError", "Traffic"),
     "parts": ("ContainerState", "Info", "WrongState"),
     "jobs.pipes": ("Pipe", "TooMuch"),
     "pools": ("NoLease",),
     "recovery": ("Recovery",),
     "settings": ("DepotSettings",),
     "spec": (
-        "Access", "BindMount", "ContainerSpec", "EgressRule", "JobSpec", "Limits", "Output", "Past", "PortMapping",
-        "PortRange", "Protocol", "SpecError", "User", "parse_network",
+        "Access", "Bandwidth", "BindMount", "ContainerSpec", "EgressRule", "JobSpec", "Limits", "Output", "Past",
+        "PortMapping", "PortRange", "Protocol", "SpecError", "User", "parse_network",
     ),
     "users": ("IdsTaken",),
     "wshd": ("LaunchError", "WshdError", "WshdGone", "WshdSilent"),

@@ -17,7 +17,7 @@ from container.body import Body
 from container.events import Events
 from container.jobs import ExitStatus, Job, PipedJob, RunResult, TerminalJob
 from container.parts import Action, ContainerState, Info, WrongState
-from container.spec import EgressRule, JobSpec, Limits, PortMapping, User
+from container.spec import Bandwidth, EgressRule, JobSpec, Limits, PortMapping, User
 from container.wshd import WshdGone, WshdSilent
 from wsh.vcap import VCAP_HOME
 
@@ -215,6 +215,8 @@ class Container:
         cgroup, disk = self._parts.cgroup, self._parts.disk
         assert cgroup is not None
         usage = disk.usage() if disk is not None else None
+        link, bandwidth = self._parts.link, self.limits.bandwidth
+        use = await self._body.networks.measure(link, bandwidth) if link is not None else None
         user_ns, system_ns = cgroup.cpu_user_system_ns()
         return Info(
             state=self.state,
@@ -230,6 +232,9 @@ class Container:
             pids=cgroup.pids(),
             disk_bytes=usage.bytes if usage is not None else 0,
             disk_inodes=usage.inodes if usage is not None else 0,
+            traffic=use.traffic if use is not None else None,
+            bandwidth_in=use.inbound if use is not None else None,
+            bandwidth_out=use.outbound if use is not None else None,
         )
 
     def oom_kills(self) -> int:
@@ -262,6 +267,17 @@ class Container:
             raise WrongState(f"container {self.handle}: has no disk of its own, since disk_limits is off")
         await asyncio.to_thread(self._parts.disk.resize, limit_bytes)
         self._change_limits(replace(self.limits, disk_bytes=limit_bytes))
+
+    async def limit_bandwidth(self, bandwidth: Bandwidth | None) -> None:
+        """Set the limit of its traffic, the same into the container and out of it; None: no limit. Connections go on.
+
+        SpecError: the burst is below one packet; ShapingError: the kernel cannot limit; OSError, FirewallError, WrongState.
+        """
+        self._check(Action.CHANGE)
+        if self._parts.link is None:
+            raise WrongState(f"{self.handle}: has no network")
+        await self._body.networks.limit(self._parts.link, bandwidth, self.limits.bandwidth)
+        self._change_limits(replace(self.limits, bandwidth=bandwidth))
 
     # Network.
 

@@ -148,9 +148,9 @@ def let_go(build: Build) -> None:
 def wanted_link(build: Build) -> Restored | None:
     """The link that the network must restore for a container that was taken up; None: it has no network."""
     parts = build.parts
-    return (
-        Restored(parts.link_id, parts.lease, parts.egress, parts.ports) if parts.lease is not None else None
-    )
+    if parts.lease is None:
+        return None
+    return Restored(parts.link_id, parts.lease, parts.egress, parts.ports, parts.limits.bandwidth)
 
 
 async def remove_remains(shared: Shared, directory: Path, found: Snapshot | None) -> None:

@@ -14,10 +14,10 @@ from container.cgroups import CgroupSet
 from container.disk import Disk
 from container.errors import ContainerError
 from container.events import EventKind
-from container.network import Link
+from container.network import Link, Traffic
 from container.pools import AddressLease, IdLease
 from container.snapshot import Phase, Snapshot
-from container.spec import EgressRule, Limits, PortMapping
+from container.spec import Bandwidth, EgressRule, Limits, PortMapping
 
 
 class ContainerState(StrEnum):
@@ -76,7 +76,11 @@ class WrongState(ContainerError, RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """A measurement of one moment. ``memory_bytes``: rss + cache - inactive_file."""
+    """A measurement of one moment. ``memory_bytes``: rss + cache - inactive_file.
+
+    ``traffic`` None: it has no network, or its link is gone. ``bandwidth_in``, ``bandwidth_out``: the limits that the kernel has
+    for its packets into the container and out of it; None: no limit.
+    """
 
     state: ContainerState
     events: tuple[EventKind, ...]
@@ -91,6 +95,9 @@ class Info:
     pids: int
     disk_bytes: int
     disk_inodes: int
+    traffic: Traffic | None = None
+    bandwidth_in: Bandwidth | None = None
+    bandwidth_out: Bandwidth | None = None
 
 
 @dataclass(slots=True)

@@ -94,7 +94,8 @@ def _reserve(shared: Shared, held: Holdings) -> Restored | None:
     if lease is None or held.link_id is None:
         return None
     shared.addresses.claim(lease)
-    return Restored(held.link_id, lease, held.egress, held.ports)
+    bandwidth = held.limits.bandwidth if held.limits is not None else None
+    return Restored(held.link_id, lease, held.egress, held.ports, bandwidth)
 
 
 async def _sweep_cgroups(shared: Shared, owned: set[str], later: list[Holdings]) -> None:

@@ -84,6 +84,7 @@ class Holdings(msgspec.Struct, frozen=True):
     network: str | None = None
     ports: tuple[PortMapping, ...] = ()
     egress: tuple[EgressRule, ...] = ()
+    limits: Limits | None = None
 
 
 def decode(data: bytes) -> Snapshot:

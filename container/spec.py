@@ -158,9 +158,25 @@ class PortMapping:
 
 
 @dataclass(frozen=True, slots=True)
+class Bandwidth:
+    """A limit of a container's traffic: a rate in bytes a second, and how many bytes may pass at once after a pause.
+
+    Both count Ethernet frames. A burst must hold one packet, whose size the depot knows (its mtu and 14 bytes). SpecError.
+    """
+
+    rate_bytes_s: int
+    burst_bytes: int
+
+    def __post_init__(self) -> None:
+        for name, most in (("rate_bytes_s", 2**64 - 1), ("burst_bytes", 2**32 - 1)):
+            if not 1 <= (value := getattr(self, name)) <= most:
+                raise SpecError(f"bandwidth.{name}", f"expected 1 to {most}, got {value}")
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """None: no limit. Inodes of a disk are fixed at create, and so is what its limit may be raised to later:
-    ``disk_max_bytes``, None: ``disk_bytes``.
+    ``disk_max_bytes``, None: ``disk_bytes``. ``bandwidth`` holds for each direction.
     """
 
     memory_bytes: int | None = None
@@ -169,6 +185,7 @@ class Limits:
     disk_bytes: int | None = None
     disk_inodes: int = 200_000
     disk_max_bytes: int | None = None
+    bandwidth: Bandwidth | None = None
 
     def __post_init__(self) -> None:
         for name in ("memory_bytes", "cpu_shares", "pids", "disk_bytes", "disk_inodes", "disk_max_bytes"):
@@ -211,8 +228,8 @@ class ContainerSpec:
             raise SpecError("handle", f"expected 1 to 63 of [A-Za-z0-9_.-], got {self.handle!r}")
         if self.hostname is not None and not _HOSTNAME.match(self.hostname):
             raise SpecError("hostname", f"expected a host name, got {self.hostname!r}")
-        if not self.network and (self.ports or self.egress or self.address):
-            raise SpecError("network", "ports, egress rules and an address need a network")
+        if not self.network and (self.ports or self.egress or self.address or self.limits.bandwidth):
+            raise SpecError("network", "ports, egress rules, an address and a bandwidth need a network")
         if self.address is not None:
             parse_network(f"{self.address}/30")
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from container.network.firewall import FirewallError
-from container.network.networks import Link, Networks, Restored
+from container.network.link import Link, Restored
+from container.network.networks import Networks
 from container.network.options import NetworkOptions
 from container.network.ports import NoPorts, PortTaken
+from container.network.shaping import ShapingError, Traffic
 
 __all__ = [
     "FirewallError",
@@ -15,4 +17,6 @@ __all__ = [
     "NoPorts",
     "PortTaken",
     "Restored",
+    "ShapingError",
+    "Traffic",
 ]

@@ -13,6 +13,7 @@ import errno
 import hashlib
 import os
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +33,7 @@ from container.network.netlink import (
 )
 from container.network.policy import interface_of
 from container.pools import AddressLease
+from container.spec import Bandwidth, EgressRule, PortMapping
 from wsh.units import MIB
 
 #: The container's neighbour on its way out. No interface has this MAC: the kernel takes every packet for somebody else's
@@ -47,6 +49,26 @@ _REPLY_BYTES: Final = 1 << 16
 _RISE_S: Final = 10.0
 _BUFFER_BYTES: Final = MIB
 _NUD_PERMANENT: Final = 0x80
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A container's network, as its caller holds it."""
+
+    link_id: str
+    interface: str
+    lease: AddressLease
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """A link of a former manager that is to be taken up again."""
+
+    link_id: str
+    lease: AddressLease
+    egress: tuple[EgressRule, ...]
+    ports: tuple[PortMapping, ...]
+    bandwidth: Bandwidth | None = None
 
 
 def mac_of(link_id: str, end: str) -> str:

@@ -95,6 +95,23 @@ def queued(listener: socket.socket) -> Iterator[tuple[int, bytes]]:
         yield from messages(data)
 
 
+def answered(asker: socket.socket, kind: int, flags: int, body: bytes, what: str) -> bytes:
+    """Sends one request, waits until it is acknowledged, and returns the payload of its answer; empty: it had none.
+
+    OSError: the kernel refused; it names ``what``.
+    """
+    asker.send(message(kind, flags | REQUEST | ACK, body))
+    found = b""
+    while True:
+        for answer, payload in messages(asker.recv(_READ_BYTES)):
+            if answer != ERROR:
+                found = payload
+            elif error_number(payload):
+                raise refusal(payload, what)
+            else:
+                return found
+
+
 def dumped(asker: socket.socket, what: str) -> Iterator[bytes]:
     """The payloads of a dump that was asked for, to its end. OSError: the kernel refused; it names ``what``."""
     while True:

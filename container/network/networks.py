@@ -24,28 +24,20 @@ from container.network import conntrack
 from container.network.firewall import Firewall, FirewallError
 from container.network.firewall.backends import back_end
 from container.network.forwarding import Forwarding
-from container.network.link import GATEWAY_MAC, PREFIX_LENGTH, Links, LinkWatch, exists
+from container.network.link import GATEWAY_MAC, PREFIX_LENGTH, Link, Links, LinkWatch, Restored, exists
 from container.network.options import NetworkOptions
 from container.network.policy import LinkRules, Policy, Ruleset, interface_of, make_egress
 from container.network.ports import HostPorts
+from container.network.shaping import LinkUse, Shaper
 from container.plan import Ethernet
 from container.pools import AddressLease, LeasePool
-from container.spec import EgressRule, PortMapping, Protocol
+from container.spec import Bandwidth, EgressRule, PortMapping, Protocol
 
 T = TypeVar("T")
 Change = Callable[[Ruleset], Ruleset]
 _UDP: Final = 17
 _RETRY_S: Final = 1.0
 _NAMESPACE_ENDS_S: Final = 3.0  # the kernel ends hundreds of namespaces a second
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """A container's network, as its caller holds it."""
-
-    link_id: str
-    interface: str
-    lease: AddressLease
 
 
 @dataclass(slots=True)
@@ -55,16 +47,6 @@ class _Waiting:
     change: Change
     anew: bool
     done: asyncio.Future[None]
-
-
-@dataclass(frozen=True, slots=True)
-class Restored:
-    """A link of a former manager that is to be taken up again."""
-
-    link_id: str
-    lease: AddressLease
-    egress: tuple[EgressRule, ...]
-    ports: tuple[PortMapping, ...]
 
 
 class Networks:
@@ -81,6 +63,7 @@ class Networks:
     ) -> None:
         self._policy = policy
         self._mtu = settings.mtu
+        self._shaper = Shaper(settings.mtu, log)
         self._firewall = firewall
         self._links = links
         self._ports = ports
@@ -143,12 +126,20 @@ class Networks:
 
     # What callers ask for. A caller that is cancelled leaves nothing half done.
 
-    async def attach(self, link_id: str, pid: int, lease: AddressLease, egress: Sequence[EgressRule]) -> Link:
+    async def attach(
+        self,
+        link_id: str,
+        pid: int,
+        lease: AddressLease,
+        egress: Sequence[EgressRule],
+        bandwidth: Bandwidth | None = None,
+    ) -> Link:
         """Makes a link to the network namespace of ``pid``, and its rules. On an error neither is left.
 
-        OSError: the kernel refused the link; FirewallError: it refused the rules.
+        SpecError: a burst below one packet; OSError, ShapingError: the kernel refused the link or its limit; FirewallError:
+        it refused the rules.
         """
-        return await self._unbroken(self._attach(link_id, pid, lease, egress), f"attach-{link_id}")
+        return await self._unbroken(self._attach(link_id, pid, lease, egress, bandwidth), f"attach-{link_id}")
 
     async def up(self, link: Link) -> None:
         """Returns when the link passes packets, after its far end was set up. OSError: it does not."""
@@ -165,6 +156,25 @@ class Networks:
         """Replaces all egress rules of a container in one transaction. FirewallError."""
         new = make_egress(egress, self._policy)
         await self._change(lambda held: held.set_egress(link.link_id, new))
+
+    async def limit(self, link: Link, bandwidth: Bandwidth | None, former: Bandwidth | None) -> None:
+        """Limits a link both ways, None: no more. After an error it is limited as before, by ``former``.
+
+        SpecError: a burst below one packet; ShapingError, OSError, FirewallError: the kernel refused.
+        """
+        link_id = link.link_id
+        work = self._shaper.limit(
+            link_id,
+            bandwidth,
+            former,
+            lambda: self._held.find(link_id) is not None,
+            lambda shaped: self._change(lambda held: held.shape(link_id, shaped)),
+        )
+        await self._unbroken(work, f"limit-{link_id}")
+
+    async def measure(self, link: Link, asked: Bandwidth | None) -> LinkUse:
+        """What has passed through a link, and its limits as the kernel has them. OSError."""
+        return await self._shaper.measure(link.link_id, asked)
 
     async def detach(self, link: Link) -> None:
         """Removes the rules and gives back the ports. The pair itself goes with its namespace: :meth:`gone`. Idempotent."""
@@ -195,6 +205,7 @@ class Networks:
                 one.lease,
                 make_egress(one.egress, self._policy),
                 one.ports,
+                one.bandwidth is not None,
             )
             for one in found
         ]
@@ -203,8 +214,11 @@ class Networks:
                 if not self._ports.claim(mapping):
                     self._log.warning("host_port_taken_meanwhile", port=mapping.host_port, link=link.link_id)
 
+        limited = {one.link_id: one.bandwidth for one in found if one.bandwidth is not None}
+        await self._shaper.restore(limited)
         opened = self._forwarding.remembered()
         await self._change(lambda held: held.guard(opened).add(*links), anew=True)
+        await self._shaper.sweep(frozenset(limited))
         try:
             await self._forwarding.start()
         except FirewallError as e:  # the containers run: better cut off for a while than given up
@@ -232,15 +246,22 @@ class Networks:
         return await finish(self._background.start(work, name=name, watched=True))
 
     async def _attach(
-        self, link_id: str, pid: int, lease: AddressLease, egress: Sequence[EgressRule]
+        self,
+        link_id: str,
+        pid: int,
+        lease: AddressLease,
+        egress: Sequence[EgressRule],
+        bandwidth: Bandwidth | None,
     ) -> Link:
-        interface = interface_of(link_id)
-        rules = LinkRules(interface, link_id, lease, make_egress(egress, self._policy))
+        interface, shaped = interface_of(link_id), bandwidth is not None
+        rules = LinkRules(interface, link_id, lease, make_egress(egress, self._policy), shaped=shaped)
         try:
             await self._links.add(link_id, pid, lease, self._mtu)
+            await self._shaper.begin(link_id, bandwidth)
             await self._change(lambda held: held.add(rules))
         except BaseException:
             await self._links.delete(interface)
+            await self._shaper.remove(link_id)
             raise
         return Link(link_id, interface, lease)
 
@@ -258,12 +279,12 @@ class Networks:
 
     async def _detach(self, link_id: str) -> None:
         rules = self._held.find(link_id)
-        if rules is None:
-            return
-        await self._change(lambda held: held.remove(link_id))
-        await self._forget(link_id, conntrack.forget_address, rules.lease.container_ip)
-        for mapping in rules.ports:
-            self._ports.give_back(mapping)
+        if rules is not None:
+            await self._change(lambda held: held.remove(link_id))
+            await self._forget(link_id, conntrack.forget_address, rules.lease.container_ip)
+            for mapping in rules.ports:
+                self._ports.give_back(mapping)
+        await self._shaper.remove(link_id)
 
     async def _forget(self, link_id: str, what: Callable[..., None], *which: object) -> None:
         try:

@@ -36,6 +36,11 @@ def interface_of(link_id: str) -> str:
     return f"{INTERFACE_PREFIX}{link_id}-0"
 
 
+def shaper_of(link_id: str) -> str:
+    """The name of the ifb that a link's packets pass on their way out, where they are limited."""
+    return f"{INTERFACE_PREFIX}{link_id}-2"
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """What holds for all containers of a host. Networks are texts that `parse_network` takes."""
@@ -135,13 +140,22 @@ def _permits(rule: EgressRule) -> Iterator[Permit]:
 
 @dataclass(frozen=True, slots=True)
 class LinkRules:
-    """What the firewall enforces for one container's link."""
+    """What the firewall enforces for one container's link.
+
+    ``shaped``: what the gate lets in goes through the link's ifb (docs/network.md, "Bandwidth").
+    """
 
     interface: str
     link_id: str
     lease: AddressLease
     egress: Egress
     ports: tuple[PortMapping, ...] = ()
+    shaped: bool = False
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The host's interfaces that its gate names."""
+        return (self.interface, shaper_of(self.link_id)) if self.shaped else (self.interface,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +180,8 @@ class Ruleset:
 
     @property
     def interfaces(self) -> list[str]:
-        """The host's ends of all links."""
-        return [link.interface for link in self.links.values()]
+        """The host's interfaces of all links."""
+        return [device for link in self.links.values() for device in link.devices]
 
     def add(self, *links: LinkRules) -> Ruleset:
         """With further links. They must be new."""
@@ -191,6 +205,13 @@ class Ruleset:
         link = self.links[link_id]
         changed_links = {**self.links, link_id: replace(link, egress=egress)}
         return self._with(changed_links, used=[egress], unused=[link.egress])
+
+    def shape(self, link_id: str, shaped: bool) -> Ruleset:
+        """With a link's packets going through its ifb, or not. Unchanged: there is no such link, or it is so already."""
+        link = self.links.get(link_id)
+        if link is None or link.shaped == shaped:
+            return self
+        return self._with({**self.links, link_id: replace(link, shaped=shaped)})
 
     def guard(self, uplinks: frozenset[str]) -> Ruleset:
         """With exactly these uplinks guarded."""

@@ -7,7 +7,7 @@ takes, and nothing more. `backends.py` lists the back ends by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Protocol
 
 from container.errors import ContainerError
@@ -36,10 +36,10 @@ class Firewall(Protocol):
         FirewallError: refused, also when the kernel holds something else than ``before``.
         """
 
-    async def replace(self, ruleset: Ruleset, interfaces: Collection[str]) -> None:
+    async def replace(self, ruleset: Ruleset, interfaces: frozenset[str]) -> None:
         """Makes everything anew in one transaction, whatever stood there before.
 
-        ``interfaces``: the links' host ends that exist now; some kernels refuse rules for one that does not.
+        ``interfaces``: those of the links that exist now; some kernels refuse rules for one that does not.
         FirewallError: refused; one of the interfaces may have gone meanwhile.
         """
 

@@ -10,7 +10,7 @@ ports and never an anonymous set. docs/network.md, "The rule set of nftables", e
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -25,6 +25,7 @@ from container.network.policy import (
     Policy,
     Ruleset,
     RulesetChange,
+    shaper_of,
 )
 from container.spec import PortMapping, Protocol
 
@@ -175,6 +176,8 @@ def change(changes: RulesetChange) -> str:
         text += _delete_gate(link) + _delete_egress(link, link.egress)
         text += "".join(_delete_port(mapping) for mapping in link.ports)
     for old, new in changes.altered:
+        if old.shaped != new.shaped:
+            text += _add_gate(new)
         if old.egress != new.egress:
             text += _delete_egress(old, old.egress) + _add_egress(new, new.egress)
         text += "".join(_delete_port(mapping) for mapping in old.ports if mapping not in new.ports)
@@ -185,14 +188,14 @@ def change(changes: RulesetChange) -> str:
     return text + ("" if changes.guarded is None else _set_guarded(changes.guarded))
 
 
-def whole(ruleset: Ruleset, interfaces: Collection[str]) -> str:
-    """Everything anew, in one transaction. A container whose interface is gone has no gate; its other parts stay until
-    it is destroyed, so that what removes them finds them."""
+def whole(ruleset: Ruleset, interfaces: frozenset[str]) -> str:
+    """Everything anew, in one transaction. A container whose interface or ifb is gone has no gate; its other parts stay
+    until it is destroyed, so that what removes them finds them."""
     links = ruleset.links.values()
     text = base(ruleset.policy) + (_set_guarded(ruleset.guarded) if ruleset.guarded else "")
     text += "".join(map(_add_chain, _chains(ruleset.users)))
     text += "".join(map(_add_link, links))
-    return text + "".join(_add_gate(link) for link in links if link.interface in interfaces)
+    return text + "".join(_add_gate(link) for link in links if interfaces.issuperset(link.devices))
 
 
 def _chains(lists: Iterable[Permits]) -> Iterable[Chain]:
@@ -260,13 +263,16 @@ def _add_gate(link: LinkRules) -> str:
     """A link's ingress chain: only the container's own address passes.
 
     Packets arrive addressed to a MAC that is not the host's (link.py, `GATEWAY_MAC`). Marking them as "for this host"
-    is what lets them in at all, so a link without this chain is closed.
+    is what lets them in at all, so a link without this chain is closed. The mark outlasts the way through an ifb, after
+    which no ingress chain is asked again. Flushed, so that the rule replaces one that stands.
     """
     chain = f"i_{link.link_id}"
     hook = f'type filter hook ingress device "{link.interface}" priority -500; policy drop;'
+    verdict = f'fwd to "{shaper_of(link.link_id)}"' if link.shaped else "accept"
     return (
         f"add chain netdev {TABLE} {chain} {{ {hook} }}\n"
-        f"add rule netdev {TABLE} {chain} ip saddr {link.lease.container_ip} meta pkttype set host accept\n"
+        f"flush chain netdev {TABLE} {chain}\n"
+        f"add rule netdev {TABLE} {chain} ip saddr {link.lease.container_ip} meta pkttype set host {verdict}\n"
     )
 
 
