@@ -278,9 +278,8 @@ class Linked(Rung):
         assert build.launch is not None
         if parts.lease is None:
             return
-        parts.link = await networks.attach(
-            build.link_id, parts.pid, parts.lease, spec.egress, spec.limits.bandwidth
-        )
+        limit = spec.limits.bandwidth
+        parts.link = await networks.attach(build.link_id, parts.pid, parts.lease, spec.egress, limit)
         for mapping in spec.ports:
             parts.ports += (await networks.publish(parts.link, mapping),)
         build.launch.go()

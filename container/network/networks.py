@@ -167,8 +167,8 @@ class Networks:
             link_id,
             bandwidth,
             former,
-            lambda: self._held.find(link_id) is not None,
-            lambda shaped: self._change(lambda held: held.shape(link_id, shaped)),
+            lambda: self._held.find(link_id),
+            lambda shaped, anew: self._change(lambda held: held.shape(link_id, shaped), anew=anew),
         )
         await self._unbroken(work, f"limit-{link_id}")
 

@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from container.aio import Log
 from container.errors import ContainerError
@@ -34,11 +34,16 @@ from container.network.netlink import (
     dumped,
     message,
 )
-from container.network.policy import INTERFACE_PREFIX, interface_of, shaper_of
+from container.network.policy import INTERFACE_PREFIX, LinkRules, interface_of, shaper_of
 from container.spec import Bandwidth, SpecError
 
 _NEWLINK, _DELLINK, _NEWQDISC, _DELQDISC, _GETQDISC, _GETSTATS = 16, 17, 36, 37, 38, 94
-_REPLACE, _EXCLUSIVE, _CREATE = 0x100, 0x200, 0x400
+_ECHO, _REPLACE, _EXCLUSIVE, _CREATE = (
+    0x8,
+    0x100,
+    0x200,
+    0x400,
+)  # a qdisc is shown to its asker only with ECHO
 _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO, _IFLA_INFO_KIND, _STATS_LINK_64 = 3, 4, 18, 1, 1
 _IFF_UP: Final = 1
 _TCA_KIND, _TCA_OPTIONS, _TBF_PARMS, _TBF_RATE64, _TBF_BURST = 1, 2, 1, 4, 6
@@ -48,11 +53,15 @@ _PARMS: Final = struct.Struct(
     "=BBHhHI 12x III"
 )  # tc_tbf_qopt: cell log, link layer, -, -, -, rate; peak; limit, buffer, mtu
 _ETHERNET: Final = 1
+#: The answers for a device without the qdisc, without any, or that has just gone, and of a kernel without qdiscs.
+_NO_QDISC: Final = (errno.ENOENT, errno.EINVAL, errno.ENODEV, errno.EOPNOTSUPP)
 _U32: Final = 0xFFFF_FFFF
 _TICK_NS: Final = 64  # the kernel keeps and reports a burst as the time that it takes
 _HEADER_BYTES: Final = 14
 _QUEUE_SHARE_S: Final = 10  # a tenth of a second of packets may wait
 _QUEUE_PACKETS: Final = 16
+
+_Lead: TypeAlias = Callable[[bool, bool], Awaitable[None]]
 
 
 class ShapingError(ContainerError, RuntimeError):
@@ -142,30 +151,32 @@ class Shaper:
         link_id: str,
         bandwidth: Bandwidth | None,
         former: Bandwidth | None,
-        is_there: Callable[[], bool],
-        lead: Callable[[bool], Awaitable[None]],
+        find: Callable[[], LinkRules | None],
+        lead: _Lead,
     ) -> None:
         """Puts ``bandwidth`` in the place of ``former``; None: no limit. After an error ``former`` is in force.
 
-        ``lead`` makes the firewall lead through the ifb, or past it. ``is_there``: whether the link is (still) in use.
+        ``find`` returns what the firewall enforces for the link now. ``lead(shaped, anew)`` makes it lead through the ifb, or past
+        it; ``anew``: it may know another ifb of that name, which others have removed.
         """
         self._check(bandwidth)
         async with self._changing:
-            if not is_there():
+            if find() is None:
                 raise OSError(errno.ENODEV, f"link {link_id} is gone")
             try:
-                await self._put(link_id, bandwidth, lead)
+                await self._put(link_id, bandwidth, find, lead)
             except BaseException:
                 with suppress(OSError, ContainerError):
-                    await self._put(link_id, former, lead)
+                    await self._put(link_id, former, find, lead)
                 raise
 
     async def _put(
-        self, link_id: str, bandwidth: Bandwidth | None, lead: Callable[[bool], Awaitable[None]]
+        self, link_id: str, bandwidth: Bandwidth | None, find: Callable[[], LinkRules | None], lead: _Lead
     ) -> None:
-        if bandwidth is not None:
-            await asyncio.to_thread(self._shape, link_id, bandwidth)
-        await lead(bandwidth is not None)
+        is_new = bandwidth is not None and await asyncio.to_thread(self._shape, link_id, bandwidth)
+        was_shaped, shaped = (rules := find()) is not None and rules.shaped, bandwidth is not None
+        if was_shaped != shaped or is_new:
+            await lead(shaped, is_new and was_shaped)
         if bandwidth is None:
             await asyncio.to_thread(_lift, link_id)
 
@@ -195,14 +206,16 @@ class Shaper:
         """What the kernel has of a link; nothing where there is none. OSError."""
         return await asyncio.to_thread(_measure, link_id, asked)
 
-    def _shape(self, link_id: str, bandwidth: Bandwidth) -> None:
+    def _shape(self, link_id: str, bandwidth: Bandwidth) -> bool:
+        """True: its ifb was made now."""
         ifb, options = shaper_of(link_id), tbf_options(bandwidth, self._mtu)
         with asking(socket.NETLINK_ROUTE) as asker:
-            if not _index_of(ifb):
+            if is_new := not _index_of(ifb):
                 _make_ifb(asker, ifb, self._mtu)
             _set_tbf(asker, ifb, options)
             _set_up(asker, ifb)
             _set_tbf(asker, interface_of(link_id), options)
+        return is_new
 
     def _restore(self, wanted: Mapping[str, Bandwidth]) -> dict[str, str]:
         errors = dict[str, str]()
@@ -265,8 +278,12 @@ def _set_up(asker: socket.socket, interface: str) -> None:
 
 def _lift(link_id: str) -> None:
     if index := _index_of(interface_of(link_id)):
-        with asking(socket.NETLINK_ROUTE) as asker, suppress(FileNotFoundError):  # there is no such qdisc
-            answered(asker, _DELQDISC, 0, _tcmsg(index, _HANDLE), f"tbf of {interface_of(link_id)}")
+        with asking(socket.NETLINK_ROUTE) as asker:
+            try:
+                answered(asker, _DELQDISC, 0, _tcmsg(index, _HANDLE), f"tbf of {interface_of(link_id)}")
+            except OSError as e:
+                if e.errno not in _NO_QDISC:
+                    raise
     _delete(shaper_of(link_id))
 
 
@@ -343,8 +360,10 @@ def _limit_of(asker: socket.socket, interface: str, asked: Bandwidth | None) -> 
     if not (index := _index_of(interface)):
         return None
     try:
-        answer = answered(asker, _GETQDISC, 0, _tcmsg(index), f"qdisc of {interface}")
-    except OSError:  # a link without a qdisc of its own: EINVAL or ENOENT, as the kernel likes
-        return None
+        answer = answered(asker, _GETQDISC, _ECHO, _tcmsg(index), f"qdisc of {interface}")
+    except OSError as e:
+        if e.errno in _NO_QDISC:
+            return None
+        raise
     options = _tbf_in(answer)
     return bandwidth_of(options, asked) if options is not None else None

@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from container.aio import Log
 from container.container import Container
 from container.errors import ContainerError
@@ -15,13 +17,13 @@ from container.events import EventKind
 from container.jobs import Job
 from container.jobs.spool import STREAMS
 from container.parts import ContainerState, Info, WrongState
-from container.spec import JobSpec
+from container.spec import Bandwidth, JobSpec
 from container.warden import messages as m
 from container.warden import records, syslog
 from container.warden.errors import WardenError, bytes_of
 from container.warden.jobs import WardenJob
 from container.warden.layout import snapshot_keys
-from container.warden.limits import NO_BANDWIDTH, memory_stat
+from container.warden.limits import bandwidth_stat, memory_stat
 from container.warden.records import SavedContainer, SavedJob
 
 _BORN, ACTIVE, STOPPED, DESTROYED = "born", "active", "stopped", "destroyed"
@@ -137,9 +139,15 @@ class WardenContainer:
             memory_stat=memory_stat(info.memory_stat, info.memory_limit_bytes),
             cpu_stat=m.CpuStat(info.cpu_ns, info.cpu_user_ns // _TICKS_NS, info.cpu_system_ns // _TICKS_NS),
             disk_stat=m.DiskStat(info.disk_bytes, info.disk_inodes),
-            bandwidth_stat=m.BandwidthStat(NO_BANDWIDTH, NO_BANDWIDTH, NO_BANDWIDTH, NO_BANDWIDTH),
+            bandwidth_stat=bandwidth_stat(info, box.limits.bandwidth, self._saved.burst),
             job_ids=tuple(sorted(one.id for one in self.jobs.values() if one.is_running)),
         )
+
+    async def limit_bandwidth(self, rate: int, burst: int, least_burst: int) -> None:
+        """Limits both directions. The kernel lets no burst below one packet work, so a smaller one is only remembered."""
+        await self.container.limit_bandwidth(Bandwidth(rate, max(burst, least_burst)))
+        self._saved = msgspec.structs.replace(self._saved, burst=burst if burst < least_burst else None)
+        self.save()
 
     async def stop(self, grace_s: float = STOP_GRACE_S) -> None:
         """Returns when all its processes and jobs have ended. Nothing to do if it is stopped already."""
@@ -211,7 +219,7 @@ class WardenContainer:
         """Writes what the next server must know."""
         jobs = {str(one.id): one.saved for one in self.jobs.values()}
         jobs |= {str(job_id): saved for job_id, saved in self._starting.items()}
-        self._saved = SavedContainer(self._saved.handle, self._saved.grace_s, jobs)
+        self._saved = msgspec.structs.replace(self._saved, jobs=jobs)
         self.container.keep_record(records.encode(self._saved))
         self._annotate()
 

@@ -7,6 +7,8 @@ from dataclasses import fields, replace
 from resource import RLIM_INFINITY
 from typing import Final
 
+from container.parts import Info
+from container.spec import Bandwidth
 from container.warden import messages as m
 
 #: How a request says that there is no limit.
@@ -89,6 +91,18 @@ def disk_response(limit_bytes: int, inodes: int) -> m.LimitDiskResponse:
         *(inodes, inodes, inodes, inodes),
         *(limit_bytes, limit_bytes, limit_bytes, limit_bytes),
     )
+
+
+def bandwidth_stat(info: Info, limit: Bandwidth | None, asked_burst: int | None) -> m.BandwidthStat:
+    """What the kernel has in force. ``asked_burst``: shown in place of that of ``limit``, which had to be larger."""
+    shown = list[int]()
+    for found in (info.bandwidth_in, info.bandwidth_out):
+        if found is None:
+            shown += [NO_BANDWIDTH, NO_BANDWIDTH]
+        else:
+            burst = asked_burst if asked_burst and found == limit else found.burst_bytes
+            shown += [found.rate_bytes_s, burst]
+    return m.BandwidthStat(*shown)
 
 
 #: Lines of cgroup v2 that are lines of v1 under another name.

@@ -15,11 +15,15 @@ class SavedJob(msgspec.Struct, frozen=True):
 
 
 class SavedContainer(msgspec.Struct, frozen=True):
-    """``handle`` None: its id is its handle. ``grace_s`` None: it is never destroyed for want of connections."""
+    """``handle`` None: its id is its handle. ``grace_s`` None: it is never destroyed for want of connections.
+
+    ``burst``: the burst that a client has asked for, where the one in force had to be larger.
+    """
 
     handle: bytes | None = None
     grace_s: int | None = None
     jobs: dict[str, SavedJob] = {}
+    burst: int | None = None
     version: int = VERSION
 
 

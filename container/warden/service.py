@@ -19,6 +19,7 @@ from container.container import Container
 from container.depot import Depot, UnknownHandle
 from container.disk import DiskError
 from container.errors import ContainerError
+from container.network.shaping import least_burst_bytes
 from container.parts import ContainerState
 from container.pools import NoLease
 from container.spec import Access, BindMount, ContainerSpec, Limits, PortMapping
@@ -385,4 +386,6 @@ class WardenService:
     ) -> m.LimitBandwidthResponse:
         box = self._find(request.handle, connection)
         box.check(ACTIVE, STOPPED)
-        raise WardenError("limit_bandwidth: not offered by this version")
+        least = least_burst_bytes(self._depot.settings.mtu)
+        await box.limit_bandwidth(request.rate, request.burst, least)
+        return m.LimitBandwidthResponse(request.rate, request.burst)
