@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from container.network import FirewallError
@@ -34,7 +34,7 @@ class InMemoryFirewall:
             raise FirewallError("the rule set is not what the caller expects")
         self._hold(after)
 
-    async def replace(self, ruleset: Ruleset, interfaces: frozenset[str]) -> None:
+    async def replace(self, ruleset: Ruleset, interfaces: Collection[str]) -> None:
         self.calls.append("replace")
         self._hold(ruleset)
 

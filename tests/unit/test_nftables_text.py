@@ -197,3 +197,22 @@ def test_a_container_whose_interface_is_gone_has_no_gate() -> None:
     assert f'device "{one.interface}"' not in gone
     assert f'device "{one.interface}"' in there
     assert "udp . 53 : 10.254.1.2 . 5353" in gone
+
+
+def test_a_shaped_container_s_gate_leads_to_its_ifb() -> None:
+    """Replaced in one transaction, both ways; without the ifb there is no gate, and so no way out."""
+    one = link(1)
+    held = EMPTY.add(one)
+    shaped = held.shape(one.link_id, True)
+    device = f"w-{one.link_id}-2"
+
+    for before, after, verdict in ((held, shaped, f'fwd to "{device}"'), (shaped, held, "accept")):
+        _, flush, rule = change(changed(before, after)).splitlines()
+        assert flush == f"flush chain netdev garrison i_{one.link_id}"
+        assert rule.endswith(f"ip saddr 10.254.1.2 meta pkttype set host {verdict}")
+    assert shaped.shape(one.link_id, True) is shaped
+    assert shaped.interfaces == [one.interface, device]
+    assert "fwd to" in whole(shaped, [one.interface, device])
+    assert "add chain netdev" not in whole(shaped, [one.interface])
+    assert "add chain netdev" not in whole(shaped, [device])
+    assert change(changed(shaped, EMPTY)) == change(changed(held, EMPTY))

@@ -96,7 +96,11 @@ def test_of_a_later_version_is_read_what_it_holds_of_the_host() -> None:
     with pytest.raises(LaterSnapshot):
         snapshot.decode(data)
     assert snapshot.decode_holdings(data) == Holdings(
-        link_id=FULL.link_id, ids_first=FULL.ids_first, network=FULL.network, egress=FULL.egress
+        link_id=FULL.link_id,
+        ids_first=FULL.ids_first,
+        network=FULL.network,
+        egress=FULL.egress,
+        limits=FULL.limits,
     )
     assert snapshot.decode_holdings(b"[") == Holdings()
 

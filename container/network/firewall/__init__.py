@@ -7,7 +7,7 @@ takes, and nothing more. `backends.py` lists the back ends by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from container.errors import ContainerError
@@ -36,7 +36,7 @@ class Firewall(Protocol):
         FirewallError: refused, also when the kernel holds something else than ``before``.
         """
 
-    async def replace(self, ruleset: Ruleset, interfaces: frozenset[str]) -> None:
+    async def replace(self, ruleset: Ruleset, interfaces: Collection[str]) -> None:
         """Makes everything anew in one transaction, whatever stood there before.
 
         ``interfaces``: those of the links that exist now; some kernels refuse rules for one that does not.

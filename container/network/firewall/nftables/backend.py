@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 
 from container import linux
@@ -41,7 +41,7 @@ class Nftables:
     async def commit(self, before: Ruleset, after: Ruleset) -> None:
         await self.apply(text.change(changed(before, after)))
 
-    async def replace(self, ruleset: Ruleset, interfaces: frozenset[str]) -> None:
+    async def replace(self, ruleset: Ruleset, interfaces: Collection[str]) -> None:
         await self.apply(text.whole(ruleset, interfaces))
 
     def foreign_changes(self, on_change: Callable[[str], None]) -> Callable[[], None]:

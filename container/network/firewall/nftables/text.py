@@ -10,7 +10,7 @@ ports and never an anonymous set. docs/network.md, "The rule set of nftables", e
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -188,14 +188,14 @@ def change(changes: RulesetChange) -> str:
     return text + ("" if changes.guarded is None else _set_guarded(changes.guarded))
 
 
-def whole(ruleset: Ruleset, interfaces: frozenset[str]) -> str:
+def whole(ruleset: Ruleset, interfaces: Collection[str]) -> str:
     """Everything anew, in one transaction. A container whose interface or ifb is gone has no gate; its other parts stay
     until it is destroyed, so that what removes them finds them."""
     links = ruleset.links.values()
     text = base(ruleset.policy) + (_set_guarded(ruleset.guarded) if ruleset.guarded else "")
     text += "".join(map(_add_chain, _chains(ruleset.users)))
     text += "".join(map(_add_link, links))
-    return text + "".join(_add_gate(link) for link in links if interfaces.issuperset(link.devices))
+    return text + "".join(_add_gate(link) for link in links if all(one in interfaces for one in link.devices))
 
 
 def _chains(lists: Iterable[Permits]) -> Iterable[Chain]:
