@@ -274,14 +274,13 @@ class Linked(Rung):
     name = "network"
 
     async def make(self, build: Build) -> None:
-        networks, parts, spec = build.shared.networks, build.parts, build.wanted
+        network, parts, spec = build.shared.networks, build.parts, build.wanted
         assert build.launch is not None
-        if parts.lease is None:
+        if (lease := parts.lease) is None:
             return
-        limit = spec.limits.bandwidth
-        parts.link = await networks.attach(build.link_id, parts.pid, parts.lease, spec.egress, limit)
+        parts.link = await network.attach(build.link_id, parts.pid, lease, spec.egress, spec.limits.bandwidth)
         for mapping in spec.ports:
-            parts.ports += (await networks.publish(parts.link, mapping),)
+            parts.ports += (await network.publish(parts.link, mapping),)
         build.launch.go()
 
     async def undo(self, build: Build) -> None:
