@@ -79,14 +79,16 @@ static uid_t host_id(int sock, const char *inside)
     char path[64], map[128] = "";
     unsigned long long first, base, count;
     uint64_t id;
-    if (!parse_number(inside, UINT32_MAX - 1, &id) || getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &peer, &size))
-        fail(UNREACHABLE, "user", inside);
+    if (!parse_number(inside, UINT32_MAX - 1, &id))
+        fail(UNREACHABLE, "--user: expected a user id as a decimal number, got", inside);
+    if (getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &peer, &size))
+        fail(UNREACHABLE, "SO_PEERCRED", strerror(errno));
     (void)snprintf(path, sizeof path, "/proc/%d/uid_map", (int)peer.pid);
     scoped_fd int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0 || read(fd, map, sizeof map - 1) <= 0)
         fail(UNREACHABLE, path, strerror(errno));
     if (sscanf(map, "%llu %llu %llu", &first, &base, &count) != 3 || first || id >= count)
-        fail(UNREACHABLE, "user", "is not mapped in the container");
+        fail(UNREACHABLE, "--user: expected an id that is mapped in the container, got", inside);
     return (uid_t)(base + id);
 }
 

@@ -17,7 +17,7 @@ struct channel {
 /* The event that a channel waits for: POLLIN on `from` while its buffer is empty, else POLLOUT on `to`. */
 struct pollfd;
 void channel_ask(const struct channel *channel, struct pollfd *ret_poll);
-/* Does at most one read and one write. */
+/* Does at most one read or one write, if poll has reported `events`. */
 void channel_turn(struct channel *channel, short events);
 static inline bool channel_done(const struct channel *channel)
 {

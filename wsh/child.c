@@ -1,5 +1,6 @@
 /*
- * A job's process between fork and exec. The steps have no branches; a step that fails writes its name to the error pipe.
+ * A job's process between fork and exec. The first step that fails is named on the error pipe, and the process exits. seccomp is
+ * the last step before exec, since the filter may forbid the system calls of the others.
  */
 #include "child.h"
 #include <grp.h>
@@ -81,7 +82,8 @@ static int become_user(const struct child *child)
     if (syscall(SYS_setgroups, r->group_count, child->groups) || syscall(SYS_setresgid, r->gid, r->gid, r->gid) ||
         syscall(SYS_setresuid, r->uid, r->uid, r->uid))
         return -1;
-    /* The memory is still a copy of pid 1's. A change of user sets fs.suid_dumpable, which may let everybody trace it. */
+    /* The memory is still a copy of pid 1's. The change of user has set its dumpable flag to fs.suid_dumpable, which may let every
+     * process of the same user trace it (prctl(2)). */
     if (prctl(PR_SET_DUMPABLE, 0))
         return -1;
     return set_capabilities(r->uid == 0 ? plan->bounding & 0x1ffffffffffULL : 0);

@@ -51,19 +51,19 @@ static void answer(int channel, const char *word)
         _exit(1);
 }
 
-static void join(const int *files, int count)
+static void join(const int *files, const char *const *paths, int count)
 {
     for (int i = 0; i < count; i++)
         if (write_all(files[i], "0", 1))
-            die("join", "cgroup");
+            die("join cgroup", paths[i]);
 }
 
 static void enter_cgroups(const struct plan *plan, const struct opened *opened)
 {
-    join(opened->cgroup_job, plan->cgroup_job_count);
+    join(opened->cgroup_job, plan->cgroup_job, plan->cgroup_job_count);
     if (unshare(CLONE_NEWCGROUP))
         die("unshare", "cgroup namespace");
-    join(opened->cgroup_init, plan->cgroup_init_count);
+    join(opened->cgroup_init, plan->cgroup_init, plan->cgroup_init_count);
     for (int i = 0; i < plan->cgroup_init_count; i++)
         (void)close(opened->cgroup_init[i]);
 }
@@ -124,7 +124,7 @@ static int enter_tree(const struct plan *plan)
     if (unshare(CLONE_NEWNS) || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL))
         die("unshare", "mount namespace");
     if (mount(STAGE_ROOT, STAGE_ROOT, NULL, MS_BIND | MS_REC, NULL))
-        die("bind", "the root on itself");
+        die("bind mount", STAGE_ROOT);
     scoped_fd int old = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (old < 0 || chdir(STAGE_ROOT) || syscall(SYS_pivot_root, ".", "."))
         die("pivot_root", STAGE_ROOT);
@@ -151,7 +151,7 @@ static void give_up_rights(const struct plan *plan)
     for (int capability = 0; capability <= 63; capability++)
         if (!(plan->bounding >> capability & 1) && prctl(PR_CAPBSET_READ, capability) == 1 &&
             prctl(PR_CAPBSET_DROP, capability))
-            die("bounding set", "drop");
+            die("prctl", "PR_CAPBSET_DROP");
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_DUMPABLE, 0) ||
         prctl(PR_SET_NAME, "wshd"))
         die("prctl", "no_new_privs, undumpable");

@@ -1,6 +1,9 @@
 /*
  * The list of jobs, their ends and their records.
  *
+ * The first line of a record is written when three things have happened: exec's result is known, the process has been reaped,
+ * and every byte that was in its pipes by then is in the spool. So whoever reads that line can read the job's whole output.
+ *
  * A job that changes only sets a mark (`changed` of its output, `news` of the list). At the end of the turn `serve` replies to the
  * clients that wait for it, and only after that a removed job is freed. So no caller holds a job that has been freed.
  */

@@ -9,6 +9,9 @@
  *   "enter"                                    ──►  cgroups, namespaces, pivot, mounts, network, limits
  *   prints `ready`; exits 0                    ◄──  "ready", or one line that says what failed
  *
+ * Only root of the host may map ids and mount layers, and an idmapped mount needs the user namespace to exist. So pid 1 is
+ * cloned first, and waits until the launcher has built its tree. It is cloned under the one id that is not mapped inside:
+ * otherwise root inside could set its resource limits (prlimit).
  * If the launcher dies before "ready", its channel closes, and that ends the child.
  */
 #include "launch.h"
@@ -28,7 +31,7 @@
 static void become(uid_t id)
 {
     if (setgroups(0, NULL) || setresgid(id, id, id) || setresuid(id, id, id))
-        die("become", "the container's own id");
+        die("setresuid", id ? "the container's id that is not mapped inside" : "back to root");
 }
 
 static pid_t clone_child(void)
@@ -53,7 +56,7 @@ static void write_map(pid_t pid, const char *which, const struct plan *plan)
         die("write", path);
 }
 
-static void say(const char *text)
+static void print(const char *text)
 {
     if (write_all(1, text, strlen(text)))
         die("write", "standard output");
@@ -75,12 +78,13 @@ static void wait_go(void)
     }
     if (memcmp(line, "go\n", 3)) {
         errno = EINVAL;
-        die("launch", "expected `go`");
+        die("launch", "expected the line `go` on standard input");
     }
 }
 
-/* Waits for the child's message. Anything but `expected` is the child's error; it is passed on. */
-static void hear(int channel, const char *expected, bool watch_input)
+/* Waits for a message of the child. Anything but `expected` is the line of the child's die(): it is printed, and the launch
+ * ends. `watch_input`: the end of standard input ends the launch too. */
+static void await_child(int channel, const char *expected, bool watch_input)
 {
     char text[1024];
     struct pollfd both[] = {{channel, POLLIN, 0}, {watch_input ? 0 : -1, POLLIN, 0}};
@@ -96,16 +100,16 @@ static void hear(int channel, const char *expected, bool watch_input)
         (void)write_all(2, text, (size_t)got);
     else {
         errno = ECHILD;
-        die("launch", "the container's pid 1 ended without a word");
+        die("launch", "the container's pid 1 ended and reported no error");
     }
     tree_undo();
     _exit(1);
 }
 
-static void tell(int channel, const char *word)
+static void signal_child(int channel, const char *word)
 {
     if (send(channel, word, strlen(word), MSG_NOSIGNAL) < 0)
-        die("launch", "the container's pid 1 is gone");
+        die("launch", "the container's pid 1 has ended");
 }
 
 /* Resets what jobs would inherit from the manager: niceness, protection from the OOM killer, ignored signals. */
@@ -135,7 +139,7 @@ int launch(const struct plan *plan)
         die("socketpair", "launch");
     /* Keep the capabilities through the change of id. */
     if (prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP))
-        die("securebits", "launcher");
+        die("prctl", "PR_SET_SECUREBITS");
     become(plan->id_base + plan->id_count - 1);
     pid_t pid = clone_child();
     if (pid == 0) {
@@ -146,8 +150,8 @@ int launch(const struct plan *plan)
     become(0);
     write_map(pid, "uid_map", plan);
     write_map(pid, "gid_map", plan);
-    tell(channel[0], "mapped");
-    hear(channel[0], "mapped", false);
+    signal_child(channel[0], "mapped");
+    await_child(channel[0], "mapped", false);
     char path[64];
     (void)snprintf(path, sizeof path, "/proc/%d/ns/user", pid);
     scoped_fd int userns = open(path, O_RDONLY | O_CLOEXEC);
@@ -155,11 +159,11 @@ int launch(const struct plan *plan)
         die("open", path);
     tree_build(plan, &opened, userns);
     (void)snprintf(path, sizeof path, "pid %d\n", pid);
-    say(path);
+    print(path);
     if (plan->veth)
         wait_go();
-    tell(channel[0], "enter");
-    hear(channel[0], "ready", plan->veth);
-    say("ready\n");
+    signal_child(channel[0], "enter");
+    await_child(channel[0], "ready", plan->veth);
+    print("ready\n");
     return 0;
 }

@@ -1,4 +1,4 @@
-/* wshd: see PROTOCOL.md. This file only reads the command line. */
+/* wshd, the init of a container (PROTOCOL.md). This file only reads the command line and starts the launcher. */
 #include "launch.h"
 #include <stdio.h>
 
@@ -18,7 +18,7 @@ static _Noreturn void usage(void)
     _exit(2);
 }
 
-/* Words given as arguments would show the host's paths in /proc/1/cmdline inside. */
+/* Copies the words and wipes the arguments: /proc/1/cmdline inside would show the host's paths. */
 static char **take_words(char **from, int count)
 {
     char **words = calloc((size_t)count + 1, sizeof *words);
@@ -38,7 +38,7 @@ int main(int argc, char **argv)
     bool no_net = false;
     char **words;
     int at = 1, count, fd;
-    /* Nothing that is opened below may become a standard descriptor. */
+    /* Fills descriptors 0 to 2 if the caller closed them: nothing opened below may become a standard descriptor. */
     while ((fd = open("/dev/null", O_RDWR | O_CLOEXEC)) >= 0 && fd < 3)
         ;
     close_fd(&fd);

@@ -1,8 +1,10 @@
 /*
  * Moves output from a job's pipes into its spool files by splice, without a buffer in this process.
  *
- * Past the limit, `kill` ends the job; `drop-oldest` punches a hole at the head of the file (aligned to blocks, so that offsets
- * stay valid and no reader sees zeros); `block` stops reading until a reader has trimmed.
+ * Past the limit, `kill` ends the job; `block` stops reading until a reader has trimmed; `drop-oldest` punches a hole at the head
+ * of the file. A hole keeps the offsets of all later bytes. It is aligned to blocks: in a block that is only partly cut the kernel
+ * writes zeros, which a reader could not tell from output. A file system that refuses a byte does not stop the job: the byte is
+ * dropped and counted as lost.
  */
 #include "output.h"
 #include <poll.h>
@@ -59,6 +61,7 @@ static ssize_t discard(struct stream *stream, size_t size)
     return got;
 }
 
+/* Subtracts the moved bytes from those that the record waits for. */
 static ssize_t paid(struct stream *stream, ssize_t moved)
 {
     if (moved < 0)

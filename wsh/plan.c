@@ -1,6 +1,7 @@
 /* A table with a row for each directive: its name, how many values it takes, and the function that stores them. */
 #include "plan.h"
 #include <linux/capability.h>
+#include <stdio.h>
 
 static _Noreturn void refuse(const char *directive, const char *why)
 {
@@ -8,25 +9,34 @@ static _Noreturn void refuse(const char *directive, const char *why)
     die(directive, why);
 }
 
+static _Noreturn void refuse_value(const char *directive, const char *expected, const char *value)
+{
+    char why[384];
+    (void)snprintf(why, sizeof why, "expected %s, got %.200s", expected, value);
+    refuse(directive, why);
+}
+
 static uint64_t number(const char *directive, const char *word, uint64_t max)
 {
     uint64_t value;
+    char expected[64];
+    (void)snprintf(expected, sizeof expected, "a decimal number up to %llu", (unsigned long long)max);
     if (!parse_number(word, max, &value))
-        refuse(directive, word);
+        refuse_value(directive, expected, word);
     return value;
 }
 
 static const char *absolute(const char *directive, const char *path)
 {
     if (path[0] != '/')
-        refuse(directive, path);
+        refuse_value(directive, "an absolute path", path);
     return path;
 }
 
 static void add(const char *directive, const char **list, int *count, int max, const char *path)
 {
     if (*count == max)
-        refuse(directive, "too many");
+        refuse(directive, "given more often than the protocol allows");
     list[(*count)++] = absolute(directive, path);
 }
 
@@ -34,11 +44,11 @@ static void set_filter(const char *directive, struct filter *filter, const char 
 {
     int size = hex_decode(hex, (uint8_t *)filter->code, sizeof filter->code);
     if (size <= 0 || size % (int)sizeof(struct sock_filter))
-        refuse(directive, "not an array of sock_filter in hexadecimal");
+        refuse(directive, "expected an array of struct sock_filter in lower-case hexadecimal");
     filter->count = (unsigned short)((size_t)size / sizeof(struct sock_filter));
 }
 
-static void do_version(struct plan *p, char **v) { (void)p; if (strcmp(v[0], "1")) refuse("version", v[0]); }
+static void do_version(struct plan *p, char **v) { (void)p; if (strcmp(v[0], "1")) refuse_value("version", "1", v[0]); }
 static void do_handle(struct plan *p, char **v) { p->handle = v[0]; }
 static void do_hostname(struct plan *p, char **v) { p->hostname = v[0]; }
 static void do_ids(struct plan *p, char **v)
@@ -62,11 +72,11 @@ static void do_bind(struct plan *p, char **v)
     static const char *const words[] = {"ro", "rw", "ro-mapped", "rw-mapped"};
     int word = 0;
     if (p->bind_count == MAX_BINDS)
-        refuse("bind", "too many");
+        refuse("bind", "given more often than the protocol allows");
     while (word < 4 && strcmp(v[2], words[word]))
         word++;
     if (word == 4)
-        refuse("bind", v[2]);
+        refuse_value("bind", "ro, rw, ro-mapped or rw-mapped", v[2]);
     p->binds[p->bind_count++] =
         (struct bind){absolute("bind", v[0]), absolute("bind", v[1]), .read_only = word % 2 == 0, .mapped = word >= 2};
 }
@@ -74,8 +84,10 @@ static void do_file(struct plan *p, char **v)
 {
     char *end;
     unsigned long mode = strtoul(v[1], &end, 8);
-    if (p->file_count == MAX_FILES || *end || !*v[1] || mode > 0777)
-        refuse("file", v[0]);
+    if (p->file_count == MAX_FILES)
+        refuse("file", "given more often than the protocol allows");
+    if (*end || !*v[1] || mode > 0777)
+        refuse_value("file", "an octal mode up to 777", v[1]);
     p->files[p->file_count++] = (struct plan_file){absolute("file", v[0]), v[2], (mode_t)mode};
 }
 static void do_shm(struct plan *p, char **v) { p->shm_bytes = number("shm", v[0], UINT64_MAX / 2); }
@@ -90,14 +102,16 @@ static void do_cgroup_job(struct plan *p, char **v)
 static void do_cgroup_mount(struct plan *p, char **v)
 {
     /* the name of a directory, and also a mount's options */
-    if (p->cgroup_mount_count == MAX_CGROUPS || !*v[0] || strspn(v[0], "abcdefghijklmnopqrstuvwxyz_,2") != strlen(v[0]))
-        refuse("cgroup-mount", v[0]);
+    if (p->cgroup_mount_count == MAX_CGROUPS)
+        refuse("cgroup-mount", "given more often than the protocol allows");
+    if (!*v[0] || strspn(v[0], "abcdefghijklmnopqrstuvwxyz_,2") != strlen(v[0]))
+        refuse_value("cgroup-mount", "names of controllers, joined by commas, or cgroup2", v[0]);
     p->cgroup_mounts[p->cgroup_mount_count++] = v[0];
 }
 static void do_net(struct plan *p, char **v)
 {
     if (strcmp(v[0], "none") && strcmp(v[0], "veth"))
-        refuse("net", v[0]);
+        refuse_value("net", "none or veth", v[0]);
     p->veth = !strcmp(v[0], "veth");
 }
 static void do_eth0(struct plan *p, char **v)
@@ -114,9 +128,9 @@ static void do_bounding(struct plan *p, char **v)
     char *end;
     p->bounding = strtoull(v[0], &end, 16);
     if (*end || !*v[0])
-        refuse("bounding", v[0]);
+        refuse_value("bounding", "a hexadecimal mask of 64 bits", v[0]);
     if (p->bounding >> CAP_SYS_ADMIN & 1)
-        refuse("bounding", "CAP_SYS_ADMIN undoes every mask inside");
+        refuse("bounding", "CAP_SYS_ADMIN is not allowed: with it a job could unmount the masks");
 }
 static void do_seccomp(struct plan *p, char **v) { set_filter("seccomp", &p->job_filter, v[0]); }
 static void do_seccomp_init(struct plan *p, char **v) { set_filter("seccomp-init", &p->init_filter, v[0]); }
@@ -153,7 +167,7 @@ void plan_parse(struct plan *plan, char **words, int count)
 {
     *plan = (struct plan){.overlay = "", .shm_bytes = 64 << 20, .shell = "/bin/bash"};
     if (count < 2 || strcmp(words[0], "version"))
-        refuse("plan", "must begin with `version`");
+        refuse("plan", "expected the directive `version` first");
     for (int at = 0; at < count;) {
         const struct directive *found = NULL;
         for (size_t i = 0; i < sizeof directives / sizeof *directives; i++)
@@ -162,7 +176,7 @@ void plan_parse(struct plan *plan, char **words, int count)
         if (!found)
             refuse("unknown directive", words[at]);
         if (count - at - 1 < found->values)
-            refuse(found->name, "too few values");
+            refuse(found->name, "the plan ends before the last value of this directive");
         found->apply(plan, words + at + 1);
         at += 1 + found->values;
     }
@@ -184,7 +198,7 @@ char **plan_read(int fd, int *ret_count)
         if (got < 0 && errno == EINTR)
             continue;
         if (got < 0)
-            die("plan", "read");
+            die("read", "plan");
         if (got == 0)
             break;
         size += (size_t)got;
@@ -192,11 +206,11 @@ char **plan_read(int fd, int *ret_count)
             refuse("plan", "larger than 1 MiB");
     }
     if (!size || text[size - 1])
-        refuse("plan", "does not end with NUL");
+        refuse("plan", "expected words that each end with a NUL");
     int count = 0;
     for (size_t at = 0; at < size; at += strlen(text + at) + 1) {
         if (count == MAX_WORDS)
-            refuse("plan", "too many words");
+            refuse("plan", "more than 4096 words");
         words[count++] = text + at;
     }
     *ret_count = count;

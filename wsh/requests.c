@@ -1,4 +1,9 @@
-/* Requests: each is one packet, has a row in the table, and gets one packet as its reply. A bad client is disconnected. */
+/*
+ * Requests: each is one packet, has a row in the table, and gets one packet as its reply.
+ *
+ * Every client is untrusted. A bad request gets an `error`; a packet that cannot be parsed ends the connection. The replies to
+ * `wait`, `spawn` and `stop` come later; until then the client is suspended, and its next packets stay in the socket's queue.
+ */
 #include "replies.h"
 #include <linux/mount.h>
 #include <linux/openat2.h>
@@ -136,12 +141,14 @@ static void do_spawn(struct request *r)
     int fd_at = 0;
     size_t length = strlen(s.id);
     if (!length || length >= JOB_NAME || r->count % 2) {
-        reply_error(r->client, EINVAL, "job");
+        reply_error(r->client, EINVAL, "spawn: expected a JOB of 1 to 63 bytes, then KEY VALUE pairs");
         return;
     }
     for (int i = 2; i + 1 < r->count; i += 2)
         if (!spawn_word(&s, r, r->words[i], r->words[i + 1], &fd_at)) {
-            reply_error(r->client, EINVAL, r->words[i]);
+            char text[256];
+            (void)snprintf(text, sizeof text, "spawn: unknown key or bad value: %.60s=%.120s", r->words[i], r->words[i + 1]);
+            reply_error(r->client, EINVAL, text);
             return;
         }
     struct job *job = job_find(&service->jobs, s.id);
@@ -217,7 +224,7 @@ static void do_signal(struct request *r)
     if (!job)
         return;
     if (!parse_number(r->words[2], 64, &number) || !number)
-        reply_error(r->client, EINVAL, "signal");
+        reply_error(r->client, EINVAL, "signal: expected a number from 1 to 64");
     else if (job->reaped || kill(-job->pid, (int)number))
         reply_error(r->client, ESRCH, job->id);
     else
@@ -231,7 +238,7 @@ static void do_winsize(struct request *r)
     if (!job)
         return;
     if (job->terminal < 0 || !parse_number(r->words[2], 65535, &rows) || !parse_number(r->words[3], 65535, &columns)) {
-        reply_error(r->client, EINVAL, "winsize");
+        reply_error(r->client, EINVAL, "winsize: expected a job with a terminal, then ROWS COLS up to 65535");
         return;
     }
     struct winsize size = {.ws_row = (unsigned short)rows, .ws_col = (unsigned short)columns};
@@ -249,7 +256,7 @@ static void do_trim(struct request *r)
         return;
     bool out = !strcmp(r->words[2], "stdout");
     if ((!out && strcmp(r->words[2], "stderr")) || !parse_number(r->words[3], INT64_MAX, &offset)) {
-        reply_error(r->client, EINVAL, "trim");
+        reply_error(r->client, EINVAL, "trim: expected stdout or stderr, then an offset in bytes");
         return;
     }
     job_trim(job, out ? 0 : 1, offset);
@@ -273,7 +280,7 @@ static void do_stop(struct request *r)
 {
     uint64_t grace_ms;
     if (!parse_number(r->words[1], 86400000, &grace_ms)) {
-        reply_error(r->client, EINVAL, "grace");
+        reply_error(r->client, EINVAL, "stop: expected a grace of 0 to 86400000 ms");
         return;
     }
     r->client->stopping = true;
@@ -287,7 +294,7 @@ static void do_attach(struct request *r)
     scoped_fd int target = sys_openat2(r->client->service->inside->root_fd, path, O_PATH, 0,
                                        RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS);
     if (r->fd_count != 1)
-        reply_error(r->client, EINVAL, "attach needs one descriptor");
+        reply_error(r->client, EINVAL, "attach: expected one descriptor, a detached mount");
     else if (target < 0 || sys_move_mount(r->fds[0], "", target, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH))
         reply_error(r->client, errno, path);
     else
@@ -310,12 +317,14 @@ static void dispatch(struct request *r)
     for (size_t i = 0; i < sizeof requests / sizeof *requests; i++)
         if (!strcmp(requests[i].name, r->words[0])) {
             if (r->count < requests[i].least || r->count > requests[i].most)
-                reply_error(r->client, EINVAL, r->words[0]);
+                reply_error(r->client, EINVAL, "wrong number of words for this request");
             else
                 requests[i].handle(r);
             return;
         }
-    reply_error(r->client, EINVAL, r->words[0]);
+    char text[128];
+    (void)snprintf(text, sizeof text, "unknown request %.60s", r->words[0]);
+    reply_error(r->client, EINVAL, text);
 }
 
 /* False: the packet is no request, or the client has gone. */

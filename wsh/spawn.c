@@ -1,6 +1,7 @@
 /*
  * Starting a job. The parent prepares everything that can fail without a process. The child does the rest without branches, and
- * writes what failed to the error pipe. If the pipe closes without a message, exec has succeeded.
+ * writes what failed to the error pipe. The pipe is closed by exec (O_CLOEXEC), so its end without a message means that exec has
+ * succeeded. pid 1 never blocks on the child: the reply to `spawn` waits for the pipe in the loop.
  */
 #include "child.h"
 #include <signal.h>
@@ -22,7 +23,7 @@ static const struct {
     {"nice", RLIMIT_NICE},       {"nofile", RLIMIT_NOFILE}, {"nproc", RLIMIT_NPROC},     {"rss", RLIMIT_RSS},
     {"rtprio", RLIMIT_RTPRIO},   {"sigpending", RLIMIT_SIGPENDING}, {"stack", RLIMIT_STACK},
 };
-_Static_assert(sizeof limit_names / sizeof *limit_names == LIMITS, "room for each of them");
+_Static_assert(sizeof limit_names / sizeof *limit_names == LIMITS, "LIMITS is the number of names");
 
 static bool limit_value(const char *word, rlim_t *ret_value)
 {
@@ -146,7 +147,7 @@ const char *spawn_refusal(const struct spawn_request *request)
 {
     const struct spawn_request *r = request;
     if (r->record_fd < 0 || (r->io == IO_SPOOL && (r->stdout_fd < 0 || r->stderr_fd < 0)))
-        return "spawn needs the descriptors of its io";
+        return "expected the descriptor record, and stdout and stderr for io spool";
     if (!harmless(r->stdin_fd, true))
         return "stdin must be a pipe or a sealed memfd";
     if (r->io == IO_DIRECT && !(harmless(r->stdout_fd, false) && harmless(r->stderr_fd, false)))

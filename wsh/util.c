@@ -1,3 +1,4 @@
+/* Fatal errors, parsers of single words, and wrappers of system calls that libc lacks. */
 #include "util.h"
 #include <linux/openat2.h>
 #include <stdio.h>

@@ -3,8 +3,8 @@
  *
  * If standard input is a terminal, the job gets a terminal of its own; otherwise it gets three pipes that wsh makes. wsh copies
  * bytes in both directions. Its own descriptors never enter the container: a process that a job left behind could read what
- * the user types afterwards, or truncate the file behind a descriptor. One connection spawns and waits for the job; others send
- * signals and window sizes meanwhile.
+ * the user types afterwards, or truncate the file behind a descriptor. One connection spawns and waits for the job; a second one
+ * sends signals and window sizes meanwhile.
  */
 #include "carry.h"
 #include <poll.h>
@@ -65,9 +65,9 @@ static void read_environment(struct options *o, const char *number)
     while (size < sizeof words && (got = read((int)fd, words + size, sizeof words - size)) > 0)
         size += (size_t)got;
     if (got < 0 || size == sizeof words)
-        fail(UNREACHABLE, "environment", got < 0 ? strerror(errno) : "too long");
+        fail(UNREACHABLE, "--env-fd", got < 0 ? strerror(errno) : "expected at most 1 MiB, got more");
     if (size && words[size - 1])
-        fail(UNREACHABLE, "environment", "its last word does not end with NUL");
+        fail(UNREACHABLE, "--env-fd", "expected K=V words that each end with a NUL");
     for (size_t at = 0; at < size; at += strlen(words + at) + 1)
         if (words[at] && o->env_count < MAX_ENV)
             o->env[o->env_count++] = words + at;
@@ -137,7 +137,7 @@ static int reach(const char *path)
     if (got < 0)
         fail(UNREACHABLE, path, why());
     if (got < 7 || memcmp(greeting, "wshd\0001", 7))
-        fail(UNREACHABLE, path, "no wshd of version 1 answers there");
+        fail(UNREACHABLE, path, "expected a wshd of protocol version 1 there");
     return fd;
 }
 
@@ -148,7 +148,7 @@ static void add(const char *word)
 {
     size_t size = strlen(word) + 1;
     if (size > sizeof packet - packet_size)
-        fail(UNREACHABLE, "command", "too long");
+        fail(UNREACHABLE, "command", "expected at most 1 MiB of arguments and environment, got more");
     memcpy(packet + packet_size, word, size);
     packet_size += size;
 }
@@ -257,8 +257,8 @@ static void make_raw(void)
     raw = !tcsetattr(0, TCSADRAIN, &wanted);
 }
 
-/* Sends a signal or a new window size over a connection of its own. It is no error if the job has gone. */
-static void tell(int sock, const char *job, int number)
+/* Sends a signal or a new window size on the second connection. The reply is ignored: the job may have ended. */
+static void forward(int sock, const char *job, int number)
 {
     struct winsize size;
     char words[256], reply[REPLY];
@@ -283,7 +283,7 @@ static int status_of(int record, bool terminal)
     if (sscanf(line, "exit %d", &number) == 1)
         return number;
     if (sscanf(line, "signal %d", &number) != 1)
-        fail(UNREACHABLE, "no status", "the container has ended");
+        fail(UNREACHABLE, "no exit status", "the container has ended");
     if (terminal && number == SIGHUP)
         (void)dprintf(2, "\nwsh: hung up: the container is being stopped\n");
     return 128 + number;
@@ -311,7 +311,7 @@ static void serve(struct streams *streams, int sock, int side, int signals, cons
             continue;
         struct signalfd_siginfo info;
         if (fds[1].revents && read(signals, &info, sizeof info) == sizeof info && !ended)
-            tell(side, job, (int)info.ssi_signo);
+            forward(side, job, (int)info.ssi_signo);
         for (int i = 0; i < streams->count; i++)
             channel_turn(&streams->channels[i], fds[2 + i].revents);
         if (fds[0].revents) {
@@ -327,7 +327,7 @@ int main(int argc, char **argv)
     (void)argc;
     static struct streams streams;
     int fd;
-    /* Nothing that is opened below may become a standard descriptor. */
+    /* Fills descriptors 0 to 2 if the caller closed them: nothing opened below may become a standard descriptor. */
     while ((fd = open("/dev/null", O_RDWR | O_CLOEXEC)) >= 0 && fd < 3)
         ;
     close_fd(&fd);

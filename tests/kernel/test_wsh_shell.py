@@ -125,7 +125,7 @@ def test_wsh_gives_the_terminal_back_when_the_container_dies(tmp_path: Path) -> 
         with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave) as process:
             read_until(master, b"on\r\n")
             box.kill()
-            read_until(master, b"wsh: no status: the container has ended\r\n")
+            read_until(master, b"wsh: no exit status: the container has ended\r\n")
         assert process.returncode == 125
         assert termios.tcgetattr(slave) == before
         os.close(master)
@@ -180,7 +180,10 @@ def test_wsh_of_another_version_is_told(tmp_path: Path) -> None:
         command = [str(program("asan", "wsh")), "--socket", str(tmp_path / "s"), "true"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
         thread.join()
-    assert (done.returncode, done.stderr.rstrip().endswith("no wshd of version 1 answers there")) == (
+    assert (
+        done.returncode,
+        done.stderr.rstrip().endswith("expected a wshd of protocol version 1 there"),
+    ) == (
         125,
         True,
     )

@@ -216,7 +216,11 @@ def test_the_environment_comes_by_a_descriptor(box: Box) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"), [(b"A=b", "its last word does not end with NUL"), (b"A=b\0" * (1 << 19), "too long")]
+    ("data", "said"),
+    [
+        (b"A=b", "expected K=V words that each end with a NUL"),
+        (b"A=b\0" * (1 << 19), "expected at most 1 MiB, got more"),
+    ],
 )
 def test_a_broken_environment_is_refused(box: Box, data: bytes, said: str) -> None:
     """With the status of wsh itself."""
@@ -227,7 +231,7 @@ def test_a_broken_environment_is_refused(box: Box, data: bytes, said: str) -> No
         wsh(box, "--env-fd", str(fd), "true"), capture_output=True, text=True, pass_fds=(fd,), timeout=60
     )
     os.close(fd)
-    assert (done.returncode, done.stderr) == (125, f"wsh: environment: {said}\n")
+    assert (done.returncode, done.stderr) == (125, f"wsh: --env-fd: {said}\n")
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_run_gives_output_and_status(box: Box) -> None:
         (("file", "/etc/x", "9", "text"), "file"),
         (("overlay", "no_such_option=1"), "no_such_option"),
         (("overlay", ",".join(f"o{number}=1" for number in range(9))), "overlay"),
-        (("version", "2"), "version: 2"),
+        (("version", "2"), "version: expected 1, got 2"),
         (("bounding", "200000"), "CAP_SYS_ADMIN"),
         (("file", "/" + "x" * 5000, "644", ""), "x"),
         (("bind", "/etc", "/mnt/../../etc", "ro"), "mount point"),
