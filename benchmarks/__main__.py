@@ -1,7 +1,7 @@
-"""`make bench`: Garrison beside `crun run`, `crun exec` and `bwrap`, in one run, as ratios.
+"""`make bench`: times Garrison, `crun run`, `crun exec` and `bwrap` in one run, and prints the ratios.
 
-Runs in a network and mount namespace of its own (the test host). Prints a table and writes
-``benchmarks/results/latest.json``. No figure is asserted here.
+Ratios of one run can be compared between machines; times cannot. The run has a network and mount namespace of its own.
+It prints a table and writes ``benchmarks/results/latest.json``. A ratio above its bound is printed, and is no failure.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from container import Container, ContainerSpec, Depot, DepotSettings, JobSpec, L
 RESULTS = Path(__file__).parent / "results" / "latest.json"
 TRUE = JobSpec(argv=("/bin/true",), user=User.ROOT, cwd="/")
 WHOLE, CROWD = "create + run + destroy", "40 create + run at once"
-#: figure, Garrison's subject, the peer's subject that it is held against, the ratio that must be reached
+#: (title, subject of Garrison, subject of the peer, highest ratio that is acceptable; None: no bound)
 RATIOS = (
     ("create, complete, against `crun run true`", "create", "crun run", 0.8),
     ("create + run(true) + destroy, against `crun run true`", WHOLE, "crun run", None),
@@ -37,7 +37,7 @@ RATIOS = (
 
 
 def private_host() -> None:
-    """A network and mount namespace of our own, so that the machine's firewall and mounts stay untouched."""
+    """Enter a new network and mount namespace, so that the machine's firewall and mounts are not changed. Needs root."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(0x00020000 | 0x40000000) != 0:
         raise OSError(ctypes.get_errno(), "unshare of mount and network namespaces (needs root)")
@@ -49,7 +49,7 @@ def private_host() -> None:
 
 
 def garrison_subjects(depot: Depot, spec: ContainerSpec, live: Container) -> dict[str, Subject]:
-    """``live`` is a container that is there all the time."""
+    """The timed actions of Garrison. ``live`` is a container that exists during the whole run."""
     made: list[str] = []
 
     async def create() -> None:
@@ -99,7 +99,7 @@ def peer(argv: list[str], cwd: Path | None = None) -> Subject:
 
 
 def peer_subjects(base: Path, stack: Path, held: ExitStack) -> dict[str, Subject]:
-    """Those of the peers that are installed."""
+    """The timed actions of the peers that are installed."""
     found = peers.present()
     subjects = {}
     if "crun" in found:
@@ -126,7 +126,7 @@ async def measure(base: Path, stack: Path) -> dict[str, Figure]:
     try:
         with ExitStack() as held:
             subjects = garrison_subjects(depot, spec, await depot.create(spec))
-            crowd = {CROWD: subjects.pop(CROWD)}  # alone: its noise would fall on the others
+            crowd = {CROWD: subjects.pop(CROWD)}  # timed alone, because its load would slow the others down
             figures = await interleave({**subjects, **peer_subjects(base, stack, held)})
             return figures | await interleave(crowd)
     finally:

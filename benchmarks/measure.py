@@ -1,4 +1,4 @@
-"""Interleaved timing: every subject once, then every subject again, so that drift hits all alike."""
+"""Interleaved timing: each round times every subject once, so that a change of the machine's speed affects all of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ async def nothing() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is timed, and what takes it back afterwards, untimed."""
+    """A timed action, and the action that undoes it, which is not timed."""
 
     action: Action
     undo: Action = nothing

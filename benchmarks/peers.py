@@ -1,6 +1,6 @@
-"""The peers that a figure is held against: crun and bubblewrap, run as whole processes.
+"""The programs that Garrison is compared with: crun and bubblewrap, each run as a process.
 
-A peer that is not there is named and left out; nothing here decides what is good.
+A peer that is not installed is left out, and the report names it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Peer:
 
 
 def install_missing() -> None:
-    """Installs the peers from Debian; a failure leaves them missing, which :func:`present` then says."""
+    """Installs the missing peers with apt-get. A failure is ignored: :func:`present` then leaves the peer out."""
     wanted = [package for program, package in PACKAGES.items() if not shutil.which(program)]
     if wanted and shutil.which("apt-get"):
         subprocess.run(
@@ -68,7 +68,7 @@ def run(argv: list[str], cwd: Path | None = None) -> None:
 
 @contextmanager
 def crun_container(bundle: Path, name: str) -> Iterator[None]:
-    """A container that sleeps, to execute in."""
+    """A running container in which `crun exec` can be timed."""
     run(["crun", "run", "--detach", name], cwd=bundle)
     try:
         yield

@@ -1,7 +1,6 @@
 """The buildpacks that ship with Garrison: Heroku's contract (bin/detect, bin/compile, bin/release), run in the stack.
 
-They are data of the wheel: the agent binds `path()` read-only into a staging container and never runs them itself.
-`ORDER` is the order of detection; the more particular come first, because a Python app often has a Procfile too.
+They are data of the wheel. The agent binds `path()` read-only into a staging container, and runs them only there.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 ORDER = ("python", "staticfile", "procfile")
+"""The order of detection. A Python app often has a Procfile too, so `procfile` is last."""
 
 
 def path() -> Path:

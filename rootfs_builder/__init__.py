@@ -4,7 +4,7 @@
     recipes.py  busybox, debian: how the tree of each is made
     stack.py    a built stack on disk: manifest, versions, the atomic swap
 
-Everything is synchronous and may take a minute; callers with a loop use a thread. Nothing of the other rooms is imported.
+All functions block, `build` for up to a minute; an event loop calls them in a thread.
 """
 
 from rootfs_builder.recipes import RECIPES, build, default_stacks_dir

@@ -1,7 +1,7 @@
-"""What the host's apt says about a suite: its sources and how to reach them.
+"""Reads the host's apt configuration: the sources of a suite, and the settings to reach them.
 
-mmdebstrap falls back to a mirror of its own when none is given, and ignores the host's configuration; so the
-entries of the suite are read from /etc/apt and handed over as text. Foreign entries (other suites) stay out.
+mmdebstrap ignores the host's configuration and uses its own default mirror, which the host may not reach.
+So the entries of the suite are read from /etc/apt and passed as text. Entries of other suites are left out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _REACH = re.compile(
 
 
 def _belongs(suite_word: str, suite: str) -> bool:
-    """``bookworm``, ``bookworm-updates``, ``bookworm-security``, ``bookworm/updates``."""
+    """True for the suite and its pockets: ``bookworm``, ``bookworm-updates``, ``bookworm-security``, ``bookworm/updates``."""
     return suite_word == suite or suite_word.startswith((f"{suite}-", f"{suite}/"))
 
 
@@ -45,7 +45,7 @@ def _one_line_entries(text: str, suite: str) -> Iterator[str]:
 
 
 def host_sources(suite: str, apt_dir: Path = Path("/etc/apt")) -> tuple[str, ...]:
-    """The host's one-line entries for ``suite``, deb822 files translated; empty when it has none."""
+    """The host's entries for ``suite`` in the one-line format, also those of deb822 files; empty if it has none."""
     entries: list[str] = []
     for path in (apt_dir / "sources.list", *sorted((apt_dir / "sources.list.d").glob("*.list"))):
         if path.is_file():

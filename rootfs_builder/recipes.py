@@ -1,7 +1,7 @@
 """The recipes: how the tree of each stack is made.
 
-A recipe fills an empty directory and says which packages are in it; what every stack shares (vcap, empty mount
-points, /app, locale, no device nodes, no host's name) is added by `finish`, last.
+A recipe fills an empty directory and returns the packages that it installed. `finish` then makes what is the same in every
+stack: the user vcap, empty mount points, /app, the locale; and removes device nodes and the host's name.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SUITE = "bookworm"
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 DEBIAN_PACKAGES = ("bash", "ca-certificates", "python3", "python3-venv", "tar")
 
-#: Directory, mode, owner: where a container mounts, or where an app may write.
+#: (directory, mode, owner) of the mount points of a container, and of the directories that an app may write to.
 _MOUNT_POINTS = (
     ("dev", 0o755, 0),
     ("proc", 0o555, 0),
@@ -40,7 +40,7 @@ _MOUNT_POINTS = (
     ("home", 0o755, 0),
     (VCAP_HOME.lstrip("/"), 0o755, VCAP_ID),
 )
-#: Left behind by apt and dpkg: caches, lists, logs, and whatever names the host or its mirrors.
+#: Files of apt and dpkg that are removed: caches, lists, logs, and files that name the host or its mirrors.
 _LEFT_OVER = (
     "etc/apt/sources.list",
     "etc/apt/apt.conf.d/99mmdebstrap",
@@ -67,19 +67,19 @@ def default_stacks_dir() -> Path:
 
 
 def _run(step: str, argv: list[str], *, env: Mapping[str, str] | None = None) -> str:
-    """Run one program; its last words become the error."""
+    """Run one program and return its output. BuildError: it is missing or failed; the text has its last five lines."""
     try:
         done = subprocess.run(argv, capture_output=True, text=True, errors="replace", env=env, check=False)
     except FileNotFoundError as e:
-        raise BuildError(f"{step}: {argv[0]} is not installed") from e
+        raise BuildError(f"{step}: the program {argv[0]} is not installed") from e
     if done.returncode != 0:
-        last_words = "\n".join((done.stderr or done.stdout).strip().splitlines()[-5:])
-        raise BuildError(f"{step}: {argv[0]} ended with {done.returncode}: {last_words}")
+        last_lines = "\n".join((done.stderr or done.stdout).strip().splitlines()[-5:])
+        raise BuildError(f"{step}: {argv[0]} ended with status {done.returncode}: {last_lines}")
     return done.stdout
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a file of the tree; never through a link that a package put there."""
+    """Write a file of the tree. A link that a package put there is replaced, never followed: it may lead to the host."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     path.write_text(text)
@@ -92,7 +92,7 @@ def _add_line(path: Path, line: str) -> None:
 
 
 def finish(root: Path) -> None:
-    """What is the same in every stack."""
+    """Make what is the same in every stack, and remove what must not be in any."""
     for relative in _LEFT_OVER:
         path = root / relative
         if path.is_dir() and not path.is_symlink():
@@ -125,7 +125,7 @@ def _shell(root: Path) -> str:
 
 
 def _busybox_program(scratch: Path) -> tuple[Path, str]:
-    """The static busybox of the host, or of its package fetched by the host's apt; and the package's version."""
+    """A static busybox and its ``package=version``: the host's own, else from the package, fetched by the host's apt."""
     known = subprocess.run(
         ["dpkg-query", "-W", "-f", "${Package}=${Version}", "busybox-static"],
         capture_output=True,
@@ -145,8 +145,8 @@ def _busybox_program(scratch: Path) -> tuple[Path, str]:
 
 
 def busybox(root: Path, progress: Progress) -> tuple[str, ...]:
-    """One static program and its names; enough for kernel tests, too little for apps."""
-    progress("taking the static busybox of the host's packages")
+    """busybox and a link for each applet: enough for kernel tests, not for apps."""
+    progress("copying the static busybox of the host")
     for directory in ("bin", "sbin", "etc", "usr", "usr/bin", "usr/sbin", "var"):
         (root / directory).mkdir(mode=0o755)
     with tempfile.TemporaryDirectory(prefix="garrison-busybox-") as scratch:
@@ -157,7 +157,7 @@ def busybox(root: Path, progress: Progress) -> tuple[str, ...]:
         if not (root / applet).exists():
             (root / applet).symlink_to("/bin/busybox")
     if not (root / "bin/sh").is_symlink():
-        raise BuildError("busybox: it has no sh")
+        raise BuildError("busybox: expected an applet named sh, it has none")
     _replace(root / "etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n")
     _replace(root / "etc/group", "root:x:0:\nnogroup:x:65534:\n")
     return (package,)
@@ -167,7 +167,7 @@ def debian(root: Path, progress: Progress) -> tuple[str, ...]:
     """Debian 12, minimal, with Python: what apps are staged and run on."""
     sources = host_sources(SUITE)
     if not sources:
-        raise BuildError(f"debian: the host's apt has no source for {SUITE}")
+        raise BuildError(f"debian: /etc/apt has no source for {SUITE}; add one to sources.list.d")
     progress(f"mmdebstrap: {SUITE} from the host's apt sources (about 40 s)")
     argv = ["mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory", "--skip=output/dev"]
     argv += [f"--include={','.join(DEBIAN_PACKAGES)}"]
@@ -175,11 +175,11 @@ def debian(root: Path, progress: Progress) -> tuple[str, ...]:
     for unwanted in ("doc", "man", "info", "locale", "lintian", "bug"):
         argv += [f"--dpkgopt=path-exclude=/usr/share/{unwanted}/*"]
     argv += [SUITE, str(root), *sources]
-    # A mount namespace of its own: what a killed mmdebstrap has mounted goes with it. The distribution's own PATH:
-    # its tarfilter is a Python script that takes the first python3.
+    # In a mount namespace of its own, so that the mounts of a killed mmdebstrap end with it. With the distribution's PATH,
+    # because mmdebstrap's tarfilter is a Python script, which must get the distribution's python3.
     env = {**os.environ, "PATH": SYSTEM_PATH, "LC_ALL": "C.UTF-8", "TMPDIR": tempfile.gettempdir()}
     _run("mmdebstrap", ["unshare", "--mount", "--propagation", "private", *argv], env=env)
-    progress("trimming")
+    progress("removing caches")
     query = ["dpkg-query", f"--admindir={root}/var/lib/dpkg", "-W", "-f", "${Package}=${Version}\n"]
     packages = tuple(_run("listing packages", query).split())
     for cache in root.glob("usr/**/__pycache__"):
@@ -197,13 +197,13 @@ def build(
     *,
     recipe: Recipe | None = None,
 ) -> Stack:
-    """Build a stack and let it take the place of its predecessor, at once or not at all.
+    """Build a stack, and replace its predecessor in one step. After an error the predecessor is still there.
 
-    Raises BuildError for a step that failed, and for a host that cannot build (no root, not Linux).
+    ``recipe`` overrides that of ``name``. BuildError: the name is unknown, a step failed, or this is not root on Linux.
     """
     recipe = recipe or RECIPES.get(name)
     if recipe is None:
-        raise BuildError(f"expected one of {', '.join(RECIPES)}, got {name!r}")
+        raise BuildError(f"stack: expected one of {', '.join(RECIPES)}, got {name!r}")
     if os.geteuid() != 0 or platform.system() != "Linux":
         raise BuildError("building a root file system needs root on Linux")
     stacks_dir = stacks_dir or default_stacks_dir()

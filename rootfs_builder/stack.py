@@ -1,11 +1,11 @@
-"""A built stack on disk, and how a new one takes the place of the old.
+"""A built stack on disk, and how a new version replaces the old one.
 
-    STACKS/NAME                    a link, renamed into place: a reader sees the old one or the new one
+    STACKS/NAME                    a link, replaced by rename: a reader sees the old version or the new one
     STACKS/.versions/NAME-ID/      rootfs/ and manifest.json; never changed once published
-    STACKS/.versions/.new-*        a build under way; removed by the next build when it was killed
+    STACKS/.versions/.new-*        a build under way; the next build removes what a killed one left
 
-A container holds the *version* it was made from, so the old one keeps working after a rebuild; `prune` takes away
-versions that the caller says nobody uses. Owners on disk are plain numbers: shifting is the container's business.
+A container uses the *version* that it was made from, so it keeps working after a rebuild. `prune` removes versions that are
+not in use according to the caller. Owners on disk are the numbers inside a container; mounts map them to host ids.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ FORMAT = 1
 
 
 class BuildError(RuntimeError):
-    """A stack could not be built; the text says which step and why. Nothing of it is left."""
+    """A stack could not be built; the text has the step and the reason. Nothing of the build is left."""
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What is in a stack. ``sha256`` is of the tree: names, kinds, modes, owners, link targets, contents."""
+    """The contents of a stack. ``sha256`` covers names, kinds, modes, owners, link targets and contents of the tree."""
 
     name: str
     sha256: str
@@ -47,7 +47,7 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """A published stack. ``rootfs`` is the version's own path, not through the link."""
+    """A published version of a stack. ``path`` and ``rootfs`` name the version itself, not the link to it."""
 
     name: str
     path: Path
@@ -59,7 +59,7 @@ class Stack:
 
 
 def digest_tree(root: Path) -> tuple[str, int, int]:
-    """(sha256, bytes of regular files, number of entries) of a tree at rest; hard links count once in bytes."""
+    """(sha256, bytes of regular files, number of entries) of a tree that does not change. A file with hard links counts once."""
     total, count, seen = 0, 0, set[tuple[int, int]]()
     digest = hashlib.sha256()
     for directory, names, files in os.walk(root):
@@ -109,11 +109,11 @@ def list_stacks(stacks_dir: Path) -> tuple[Stack, ...]:
 
 @contextmanager
 def building(stacks_dir: Path) -> Iterator[Path]:
-    """A fresh directory for a build, alone on this ``stacks_dir``; gone afterwards unless it was published."""
+    """A new directory for a build; it is removed at the end unless it was published. Waits for any other build here."""
     versions = stacks_dir / ".versions"
     versions.mkdir(parents=True, exist_ok=True)
     with (stacks_dir / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the process, however that ends
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel releases it when this process ends, also by a kill
         for stale in versions.glob(".new-*"):
             shutil.rmtree(stale)
         fresh = versions / f".new-{secrets.token_hex(4)}"
@@ -127,7 +127,7 @@ def building(stacks_dir: Path) -> Iterator[Path]:
 
 
 def publish(name: str, fresh: Path, stacks_dir: Path, packages: tuple[str, ...]) -> Stack:
-    """Give a finished build its manifest, make it durable, and let the name lead to it."""
+    """Write the manifest of a finished build, sync the disk, and point the name to the new version."""
     now = datetime.now(UTC)
     sha256, size_bytes, files = digest_tree(fresh / ROOTFS)
     manifest = Manifest(name, sha256, now.isoformat(timespec="seconds"), size_bytes, files, packages)
@@ -142,7 +142,10 @@ def publish(name: str, fresh: Path, stacks_dir: Path, packages: tuple[str, ...])
 
 
 def prune(stacks_dir: Path, in_use: Collection[Path]) -> tuple[Path, ...]:
-    """Remove versions that no name leads to and whose root file system is not ``in_use``; says which."""
+    """Remove the versions that no name points to and that are not ``in_use`` (paths of versions or root file systems).
+
+    Returns what was removed.
+    """
     current = {stack.path for stack in list_stacks(stacks_dir)}
     used = {path.resolve() for path in in_use}
     removed = []

@@ -1,4 +1,4 @@
-"""Where the two C programs are: ``wshd``, a container's init, and ``wsh``, its shell client (PROTOCOL.md)."""
+"""Finds the two C programs: ``wshd``, a container's init, and ``wsh``, its shell client (PROTOCOL.md)."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ def _find(program: str) -> Path:
 
 
 def wshd_path() -> Path:
-    """Path of wshd. ``GARRISON_WSH_BIN`` names another directory, e.g. that of the sanitized build."""
+    """Path of wshd, from the directory ``GARRISON_WSH_BIN`` if that is set (for a sanitized build, for example).
+
+    FileNotFoundError: it is not built.
+    """
     return _find("wshd")
 
 
 def wsh_path() -> Path:
-    """Path of wsh."""
+    """Path of wsh, found like wshd."""
     return _find("wsh")

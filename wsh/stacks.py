@@ -1,4 +1,4 @@
-"""The layout of a built stack on disk, which its builder and the agent agree on.
+"""The layout of a built stack on disk, shared by its builder and the agent.
 
     STACKS/NAME                    a link to the newest version
     STACKS/.versions/NAME-ID/      ROOTFS and MANIFEST; never changed once published
@@ -21,6 +21,6 @@ def is_built(version: Path) -> bool:
 
 
 def rootfs_of(package_path: Path) -> Path:
-    """The tree that containers stand on: of the version, not of the link to it, which a build may lead elsewhere."""
+    """The root file system below ``package_path``. Links are resolved, because a later build points them to another version."""
     real = package_path.resolve()
     return real / ROOTFS if is_built(real) else real

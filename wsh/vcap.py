@@ -1,7 +1,7 @@
-"""The user that stacks, containers and droplets agree on: vcap, as the platform has always called it.
+"""vcap, the user of apps in stacks, containers and droplets. The name is the platform's.
 
-The number stands in the passwd file of every stack, on the files of every droplet layer, and in the jobs of every
-container, so it is written down once, in the lowest package.
+Its number is in the passwd file of every stack, on the files of every droplet layer, and in the jobs of every container.
+It is defined only here, in the lowest package, so that they agree.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A process that enters the same jail as the unpacking worker, and then tries what a hostile archive might make the worker do.
 
-`python -I droplets_probe.py TARGET`: says "in" once it is shut in, waits for a line, and prints what each attempt came to (the
-name of its errno, or what it got). Everything is loaded before, as in the worker.
+`python -I droplets_probe.py TARGET`: prints "in" once it is in the jail, waits for a line, and prints the result of each attempt (the
+name of its errno, or what it got). All modules are loaded before it enters the jail, as in the worker.
 """
 
 from __future__ import annotations

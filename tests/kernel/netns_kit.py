@@ -1,7 +1,7 @@
 """Helpers of the network tests: namespaces that threads enter, a network behind the host, and services that reply with their name.
 
-A socket belongs to the namespace of the thread that made it, and may then be used by any thread: so the test itself
-speaks from inside a container, from the host and from the world, and no probe has to be started anywhere.
+A socket belongs to the namespace of the thread that made it, and any thread may use it afterwards. So the test itself sends
+and receives inside a container, on the host and behind it, and needs no process there.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The program with which docs/containers.md begins works as it stands there."""
+"""The example program in docs/containers.md runs unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Downloads over real HTTP: the texts of the original for everything that can go wrong."""
+"""Downloads over real HTTP: each failure gives the error text of the original DEA."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The jail of the unpacking worker, seen from within and from the host."""
+"""The jail of the unpacking worker, checked from inside and from the host."""
 
 from __future__ import annotations
 

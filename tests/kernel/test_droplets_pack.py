@@ -1,4 +1,4 @@
-"""Packing with a tee: droplet, checksum and layer in one pass over a tar that GNU tar writes into a pipe."""
+"""Packing: one pass over the output of GNU tar makes the droplet, its checksum and its layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The nftables back end by itself: a library that is not there, refusals, whole transactions, and what is held."""
+"""The nftables back end alone: without its library, refused batches, atomic transactions, and what it keeps in memory."""
 
 from __future__ import annotations
 

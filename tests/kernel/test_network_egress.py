@@ -1,4 +1,4 @@
-"""Rules out of a container that runs: ranges, lists, ICMP, their order, chains that are shared, and refusals."""
+"""Egress rules of a running container: ranges, lists, ICMP, their order, shared chains, and refused rules."""
 
 from __future__ import annotations
 

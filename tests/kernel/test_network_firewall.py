@@ -1,6 +1,6 @@
-"""The contract of firewall back ends: `Networks` over nftables, and over one that only remembers.
+"""The contract of firewall back ends: `Networks` on nftables, and on one in memory.
 
-What a container reaches under the rules is test_network_contract.py's. Here: batches, refusals, foreign changes, restarts.
+Covers batches, refusals, foreign changes and restarts. What a container reaches under the rules is in test_network_contract.py.
 """
 
 from __future__ import annotations

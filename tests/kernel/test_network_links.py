@@ -1,4 +1,4 @@
-"""A container's link, and that the host is otherwise as it was."""
+"""The link of a container, and that nothing else of the host changes."""
 
 from __future__ import annotations
 

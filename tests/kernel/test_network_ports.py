@@ -1,4 +1,4 @@
-"""Published ports: reserved against the host, released, taken up again, and never inherited with a connection."""
+"""Published ports: no program of the host can take them; release, take-up, and no connection survives into the next owner."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A published port that a listener of the host took while no manager ran."""
+"""A published port on which a program of the host began to listen while no manager ran."""
 
 from __future__ import annotations
 

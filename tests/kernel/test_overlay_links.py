@@ -1,4 +1,4 @@
-"""Hard links of a layer stay links inside, over writes, renames and removals, and the layer stays as it was."""
+"""The names of a hard link in a layer stay one file inside, after writes, renames and removals; the layer is not changed."""
 
 from __future__ import annotations
 

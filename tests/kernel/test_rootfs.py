@@ -1,4 +1,4 @@
-"""Stacks: the real busybox is built; a new one takes the place of the old at once or not at all; a broken build leaves none."""
+"""Stacks: a real busybox build; a new version replaces the old one in one step; a failed build leaves nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layer of an app that was taken over from a former agent is in use until its container has gone."""
+"""The layer of an app taken up from a former agent counts as in use until its container is removed."""
 
 from __future__ import annotations
 

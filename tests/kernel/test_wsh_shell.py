@@ -1,4 +1,4 @@
-"""wsh, the shell client: status, signals, terminal, window size, and a container that goes away under it."""
+"""wsh, the shell client: status, signals, terminal, window size, and a container that ends while wsh runs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""start.py APP: which command starts this Python app, as YAML.
+"""start.py APP: prints the start command of a Python app, as YAML.
 
-A Procfile wins (the agent reads it); otherwise the web framework among the requirements decides. gunicorn binds
-0.0.0.0:$PORT by itself.
+The command depends on the web framework among the requirements. If the app has a Procfile, the agent uses that instead.
+gunicorn listens on 0.0.0.0:$PORT by default.
 """
 
 import json
@@ -13,7 +13,7 @@ MODULES = ("app", "wsgi", "main", "application", "server")
 
 
 def required_names(app):
-    """Names of distributions that the app names itself, in lower case."""
+    """Names of the distributions that the app requires directly, in lower case."""
     names = set()
     requirements = app / "requirements.txt"
     if requirements.is_file():
@@ -29,7 +29,7 @@ def required_names(app):
 
 
 def default_start(app):
-    """The command, or None."""
+    """The start command; None if nothing in the app suggests one."""
     names = required_names(app)
     module = next((name for name in MODULES if (app / f"{name}.py").is_file()), None)
     if "django" in names and (app / "manage.py").is_file():

@@ -1,7 +1,8 @@
-"""Serves the site on $PORT. Names that begin with a dot, and the Staticfile, are not part of it.
+"""Serves the site on $PORT. Files whose name begins with a dot, and the Staticfile, are not served.
 
-A directory answers with its index.html, and with 404 without one, unless the Staticfile has `directory: visible`. A copy
-that a browser has kept is right (304) when it is exactly this file: a page may also go back to an older one.
+A request for a directory gets its index.html; without one it gets 404, or a listing if the Staticfile has `directory:
+visible`. A browser's copy is confirmed (304) only if it is exactly the current file: after a rollback the current file may
+have an older date than the copy.
 """
 
 import http.server
@@ -52,11 +53,11 @@ class Site(http.server.SimpleHTTPRequestHandler):
                 self.end_headers()
                 return None
             if self.headers.get("If-Modified-Since") != self.date_time_string(info.st_mtime):
-                del self.headers["If-Modified-Since"]  # http.server would take any date that is not older
+                del self.headers["If-Modified-Since"]  # http.server would confirm any copy that is not older
         return super().send_head()
 
     def status(self):
-        """Of the file that would be sent; None: there is none."""
+        """The stat result of the file that would be sent; None if there is none."""
         path = Path(self.translate_path(self.path))
         try:
             return (path / "index.html" if path.is_dir() else path).stat()
