@@ -339,7 +339,7 @@ class Bus:
     def _not_handed_over(self, subject: str) -> None:
         """Called if nats-py delivers a message that `Client.msg_class` did not see, as a future version might: a lost message
         must be logged."""
-        self._log.error("bus_message_not_handed_over", subject=subject)
+        self._log.error("bus_message_lost", subject=subject)
 
     async def _dispatch(self, apply: Callable[[c.Command], None]) -> None:
         """Applies commands in wire order. A burst is processed in slices of SLICE_S, so that other tasks run in between."""

@@ -31,4 +31,4 @@ def check_routes(uris: Iterable[str]) -> None:
         if size > ROUTE_BYTES:
             raise ValueError(f"uris: expected at most {ROUTE_BYTES} bytes each, got {size}")
     if total > ROUTES_BYTES:
-        raise ValueError(f"uris: expected at most {ROUTES_BYTES} bytes, got {total}")
+        raise ValueError(f"uris: expected at most {ROUTES_BYTES} bytes together, got {total}")

@@ -34,8 +34,8 @@ def _router_start(payload: bytes, reply_to: str) -> c.Command:
 
 
 def _stage(payload: bytes, reply_to: str) -> c.Command:
-    """A controller waits a quarter of an hour for the answer: a request that cannot be read is answered too. What is no object
-    is no request, and nobody waits for its answer.
+    """An undecodable request gets a reply too, since its controller would wait for 15 minutes. Only a payload that is not a JSON
+    object gets none: no controller sent it, so nobody waits for a reply.
     """
     try:
         return c.StageCommand(m.decode(m.StagingStart, payload), reply_to)

@@ -1,15 +1,15 @@
-"""Routes that were taken back, for as long as a router may still have them. Pure; the time comes in.
+"""Unregistered routes that some router may still have. Pure; the caller passes the time.
 
-The server's acknowledgement is no router's. A router that was away keeps a dead route until it prunes it, 120 s after the last
-register, or for as long as its bus is away. gorouter matches uri and host:port together, so such a route leads to
-whatever app has the port by then. Two things follow:
+The PONG of the server does not prove that routers received an unregister. A router that was away keeps a dead route until it
+prunes it: 120 s after the last register by default, or for as long as its connection to the bus is down. Such a route leads to
+whichever app has the host port by then. So there are two rules:
 
-* An unregister is repeated at each connect and each `router.start`, per uri and host:port, whoever has the port by then;
-  only what is registered now is left out.
-* A port rests: it has no new owner until a router that was there has pruned the route. The rest is counted from the barrier
-  behind the unregister, and anew from each repeat until it is over.
+* An unregister is repeated at each connect and each `router.start`, even if another app has the port by then. gorouter
+  compares uri and host:port together, so it does not remove the routes of that app. Pairs that are registered again are left out.
+* A port rests: it gets no new owner until every router that is connected must have pruned the route. The rest is counted from the
+  barrier after the unregister, and starts again at each repeat until it is over.
 
-After its rest an unregister is still repeated, for a router that was cut off for longer, but delays nobody.
+After the rest an unregister is still repeated for a while, for routers that were cut off for longer, but its port is free.
 """
 
 from __future__ import annotations
@@ -24,17 +24,20 @@ import msgspec
 from agent.bus.messages import RouterRegister, RouterUnregister
 
 REST_S: Final = 120.0
-#: A router's own threshold counts up to this; beyond it a single message could close all ports of a host.
+#: The longest rest that a router's threshold can demand. Without a limit a single message could block all ports of a host.
 REST_LIMIT_S: Final = 3600.0
-#: What has rested is repeated for so long, and so many of it.
+#: Unregisters whose port has rested are repeated for this time, and at most so many of them.
 REPEATED_S: Final = 3600.0
 REPEATED_MOST: Final = 1000
 
 
 @dataclass(slots=True)
 class _Gone:
-    """``passed_at_s``: when the server last had it; None: not since the last connect or `router.start`.
-    ``rested_at_s``: when the rest of its port was over; None: it goes on."""
+    """An unregister to repeat. Times are monotonic seconds.
+
+    ``passed_at_s``: when the barrier after its latest repeat passed; None: not yet. ``rested_at_s``: when the rest of its port
+    ended; None: the port still rests.
+    """
 
     event: RouterUnregister
     rested_at_s: float | None
@@ -43,14 +46,14 @@ class _Gone:
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """Numbers: whose port has rested now, and what is not repeated any more."""
+    """Numbers of the unregisters whose port has rested now (``rested``), and of those that are no longer repeated (``over``)."""
 
     rested: tuple[int, ...]
     over: tuple[int, ...]
 
 
 class Unregistered:
-    """By the numbers of the outbox. ``rest_s``: of a port; only ever grows by what routers announce."""
+    """The unregisters to repeat, by their numbers in the outbox. ``rest_s``: how long a port rests; routers can only raise it."""
 
     def __init__(self, rest_s: float = REST_S) -> None:
         self._rest_s = rest_s
@@ -58,17 +61,17 @@ class Unregistered:
         self._of_port: defaultdict[int, set[int]] = defaultdict(set)
 
     def set_prune_threshold(self, prune_s: float | None) -> None:
-        """Of a router's `pruneThresholdInSeconds`."""
+        """Takes a router's `pruneThresholdInSeconds` as the rest, if it is longer and at most REST_LIMIT_S."""
         if prune_s is not None:
             self._rest_s = max(self._rest_s, min(prune_s, REST_LIMIT_S))
 
     def add(self, number: int, event: RouterUnregister, *, rested_at_s: float | None = None) -> None:
-        if event.uris:  # a worker's route is none
+        if event.uris:  # an app without routes has nothing to repeat
             self._gone[number] = _Gone(event, rested_at_s)
             self._of_port[event.port].add(number)
 
     def registered(self, message: RouterRegister) -> tuple[int, ...]:
-        """What is registered now is not repeated. The numbers of what has nothing left to repeat."""
+        """Stops repeating the routes that are registered now. Returns the numbers of unregisters without any route left."""
         empty = []
         for number in tuple(self._of_port.get(message.port, ())):
             one = self._gone[number]
@@ -83,7 +86,7 @@ class Unregistered:
         return tuple(empty)
 
     def passed(self, number: int, now_s: float) -> bool:
-        """The server has it. False: it is not to be repeated, since all of it is registered again or it is over."""
+        """Notes that the unregister's barrier has passed. False: it is not repeated any more."""
         one = self._gone.get(number)
         if one is None:
             return False
@@ -91,14 +94,14 @@ class Unregistered:
         return True
 
     def repeat(self) -> Iterator[tuple[int, RouterUnregister]]:
-        """All of it, oldest first, to be sent again; what rests begins its rest anew."""
+        """The unregisters to send again, oldest first. Each port that still rests starts its rest again."""
         for number in sorted(self._gone):
             one = self._gone[number]
             one.passed_at_s = None
             yield number, one.event
 
     def rests(self, port: int, now_s: float) -> bool:
-        """A route to the port may still stand somewhere."""
+        """True while a connected router may still have a route to the port."""
         return any(not self._has_rested(self._gone[number], now_s) for number in self._of_port.get(port, ()))
 
     def _has_rested(self, one: _Gone, now_s: float) -> bool:
@@ -107,7 +110,7 @@ class Unregistered:
         return one.passed_at_s is not None and now_s - one.passed_at_s >= self._rest_s
 
     def sweep(self, now_s: float) -> Swept:
-        """To be called now and then."""
+        """Ends rests and repetitions that are over. Call it periodically."""
         rested = [
             number
             for number, one in self._gone.items()
@@ -125,12 +128,12 @@ class Unregistered:
         return Swept(tuple(rested), tuple(over))
 
     def retain(self, is_kept: Callable[[int], bool]) -> None:
-        """Only what the outbox has can ever pass a barrier."""
+        """Drops unregisters that the outbox no longer has. They can pass no barrier, so their ports would rest for ever."""
         for number in [number for number in self._gone if not is_kept(number)]:
             self.drop(number)
 
     def drop(self, number: int) -> None:
-        """Idempotent."""
+        """Stops repeating an unregister and ends its rest. Idempotent."""
         if (one := self._gone.pop(number, None)) is not None:
             numbers = self._of_port[one.event.port]
             numbers.discard(number)

@@ -1,13 +1,13 @@
-"""One connection of nats-py. A new one is made for each attempt; reconnects and buffers are the agent's own.
+"""One connection of nats-py. A new one is made for each attempt; nats-py's own reconnects are switched off.
 
-The parser of nats-py calls `Client.msg_class` once for each message, in wire order, before any queue. The class that is made
-here passes the message on at that moment. It never raises: an exception would end the client's reading (docs/bus.md, "Order
-of what comes in").
+Messages are received in wire order because nats-py's parser constructs `Client.msg_class` once for each message, before it queues
+the message for a subscription. The class used here passes the message on in its constructor. It never raises, because an exception
+would end the client's reading (docs/bus.md, "Order of what comes in").
 
-A connection that failed once is never used again. Two private parts of nats-py are used, and a test guards each:
-`_process_msg`, so that a hostile header or reply subject costs its own message only; and the transport. Through the
-transport a refusal is read, and a connection is closed at once: `close()` of nats-py waits until a stalled server has taken
-what is pending, and leaks the socket and tasks.
+A connection that failed once is never used again. Two private parts of nats-py are used, and a test guards each. `_process_msg` is
+wrapped, so that an invalid header or subject loses only its own message. The transport is replaced for two reasons: to read why
+a server refused the connection, and to close a connection at once. nats-py's `close()` waits until a stalled server has received
+the pending bytes, and leaks the socket and tasks.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ SWITCHED_OFF: dict[str, Any] = {
     "flush_timeout": 1,
     "pending_size": 64 << 20,
 }
-SUBJECT_BYTES = 3900  # a server ends the connection at a control line of 4,096
+SUBJECT_BYTES = 3900  # a server closes the connection at a control line of more than 4,096 bytes
 
 
 class Arrived(NamedTuple):
-    """A message as it was read. ``nobody``: it is the server's 503; nobody listens to what was sent with this inbox."""
+    """A received message. ``nobody``: it is the server's 503, which says that a message with this reply inbox had no subscriber."""
 
     subject: str
     reply: str
@@ -58,14 +58,16 @@ class BusError(RuntimeError):
 
 
 class Unsendable(ValueError):
-    """No connection takes this message. The connection itself is sound."""
+    """The message is too large or its subject is invalid, so no connection can send it. The connection stays usable."""
 
 
 def _client_class(hand_over: HandOver, alarm: Callable[[str], None]) -> type[Client]:
     class HandedOver(Msg):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            with contextlib.suppress(Exception):  # the alarm is the subscription's callback
+            with contextlib.suppress(
+                Exception
+            ):  # the subscription's callback reports a message that was not passed on
                 nobody = self.headers is not None and self.headers.get("Status") == "503"
                 hand_over(Arrived(self.subject, self.reply, self.data, nobody))
                 self.handed_over = True
@@ -77,7 +79,7 @@ def _client_class(hand_over: HandOver, alarm: Callable[[str], None]) -> type[Cli
             try:
                 await super()._process_msg(*args, **kwargs)
             except Exception as e:  # a subject or header that is not UTF-8 would end the read loop
-                alarm(f"message dropped: {_said(e)}")
+                alarm(f"received message dropped: {_said(e)}")
 
     return OneConnection
 
@@ -85,8 +87,9 @@ def _client_class(hand_over: HandOver, alarm: Callable[[str], None]) -> type[Cli
 class _Transport(TcpTransport):
     """Sends CONNECT and the PING after it in one write, and can read what a server sent before it closed.
 
-    A server that refuses a client sends the reason and closes. With two writes the second one meets the closed socket, and
-    asyncio then discards what it has not read yet. So a second descriptor keeps the socket until the connection is open.
+    A server that refuses a client sends the reason and closes. With two writes the second one would fail on the closed socket, and
+    asyncio would then discard the unread reason. For the same reason a second descriptor keeps the socket open until the
+    connection is established.
     """
 
     def __init__(self) -> None:
@@ -95,7 +98,7 @@ class _Transport(TcpTransport):
         self._kept: socket.socket | None = None
 
     def __bool__(self) -> bool:
-        return True  # nats-py replaces a transport that is false, as one is before it is connected
+        return True  # nats-py replaces a transport that is false, as the base class is before it is connected
 
     async def connect(self, *args: Any, **kwargs: Any) -> None:
         await super().connect(*args, **kwargs)
@@ -110,7 +113,7 @@ class _Transport(TcpTransport):
         super().write(whole)  # type: ignore[no-untyped-call]
 
     def left_behind(self) -> bytes:
-        """Bytes that nobody has read: those of asyncio (also under TLS), then those of the kernel (without TLS only)."""
+        """Unread bytes: those in asyncio's buffer (also with TLS), then those in the kernel's (without TLS only)."""
         left = bytes(getattr(self._io_reader, "_buffer", b""))
         if self._io_reader is not self._bare_io_reader:
             return left
@@ -126,13 +129,17 @@ class _Transport(TcpTransport):
 
 
 def _refusal(left: bytes) -> str:
-    """Why a server closed the connection, in the words of nats-py; empty: it gave no reason."""
+    """The reason why a server closed the connection, formatted as by nats-py; empty: the server sent none."""
     found = re.search(rb"^-ERR ([^\r\n]{1,200})\r\n", left, re.MULTILINE)
     return f"nats: {found[1].decode(errors='replace')}" if found else ""
 
 
 class Connection:
-    """Open until ``ended`` is set, and never used again after that."""
+    """One connection to one server. Usable until ``ended`` is set.
+
+    ``hand_over`` is called with each received message, in wire order. ``alarm`` is called with the text of an error that does not
+    end the connection.
+    """
 
     def __init__(self, server: str, hand_over: HandOver, alarm: Callable[[str], None]) -> None:
         self.server = server
@@ -149,7 +156,7 @@ class Connection:
     async def open(
         cls, settings: NatsSettings, server: str, name: str, hand_over: HandOver, alarm: Callable[[str], None]
     ) -> Connection:
-        """Connects to one server. BusError: why not."""
+        """Connects to one server within CONNECT_TIMEOUT_S. Raises BusError with the server's reason if it gave one."""
         address = credentials.address(server)
         self = cls(address.url, hand_over, alarm)
         try:
@@ -200,10 +207,13 @@ class Connection:
         honour_cancellation()
 
     async def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
-        """Unsendable: the message is at fault. BusError: the connection is."""
+        """Passes a message to the client; only `barrier` proves that the server has it. Raises Unsendable for a message that no
+        connection can send, BusError if the connection failed."""
         try:
             if len(subject.encode()) + len(reply.encode()) > SUBJECT_BYTES:
-                raise ValueError(f"expected a subject of at most {SUBJECT_BYTES} bytes")
+                raise ValueError(
+                    f"expected a subject and reply inbox of at most {SUBJECT_BYTES} bytes together"
+                )
             await self._client.publish(subject, payload, reply=reply)
         except (nats.errors.MaxPayloadError, nats.errors.BadSubjectError, ValueError) as e:
             raise Unsendable(f"{len(payload)} bytes on {subject[:200]!r}: {_said(e)}") from e
@@ -213,17 +223,17 @@ class Connection:
 
     @property
     def max_payload_bytes(self) -> int:
-        """The largest message that this server takes."""
+        """The largest payload that this server accepts."""
         return int(self._client.max_payload)
 
     def new_inbox(self) -> str:
         return self._client.new_inbox()
 
     async def barrier(self, timeout_s: float = 2.0) -> None:
-        """Returns when the server has everything that was published so far.
+        """Returns when the server has everything that was published before.
 
-        BusError: that is not known. The connection is closed then, since the PONG of a PING that was given up would end
-        nats-py's read loop (docs/bus.md, "One client a connection").
+        Raises BusError if that is not known within ``timeout_s``. The connection is closed then, because a PONG that arrives after
+        the wait for it was given up would end nats-py's read loop (docs/bus.md, "One client a connection").
         """
         try:
             await self._raced(self._barrier(), timeout_s)
@@ -232,8 +242,8 @@ class Connection:
             raise
 
     async def _barrier(self) -> None:
-        # A flush after a publish proves nothing: its PING overtakes what is still pending. And once the read loop is
-        # dead flush() reports success; rtt() does not.
+        # flush() after a publish proves nothing: its PING can overtake pending bytes, and once the read loop has ended flush()
+        # reports success. So wait until no bytes are pending, then use rtt(), which fails without a read loop.
         while self._client.pending_data_size:  # noqa: ASYNC110  (nats-py has no event for what it has written)
             await asyncio.sleep(0.001)
         await self._client.rtt(2)
@@ -246,7 +256,7 @@ class Connection:
             if self.ended.is_set():
                 raise BusError("the connection ended")
             if not task.done():
-                raise BusError(f"no answer in {timeout_s:g} s")
+                raise BusError(f"the server has not replied for {timeout_s:g} s")
             if (error := task.exception()) is not None:
                 raise BusError(_said(error)) from error
         finally:
@@ -255,7 +265,7 @@ class Connection:
             await asyncio.gather(task, end, return_exceptions=True)
 
     async def close(self) -> None:
-        """Discards what has not been sent yet; call `barrier` first where that matters. Never raises; takes at most 0.5 s."""
+        """Closes at once and discards unsent bytes; call `barrier` first where they matter. Never raises. Takes at most 0.5 s."""
         self.ended.set()
         _discard_pending(self._client)
         task = asyncio.ensure_future(self._client.close())
@@ -269,7 +279,7 @@ class Connection:
 def _discard_pending(client: Client) -> None:
     client._pending.clear()
     client._pending_data_size = 0
-    # the transport of the socket, also under TLS: a TLS transport that has ended raises
+    # abort the socket's transport even with TLS, because a TLS transport that has ended raises
     writer: asyncio.StreamWriter | None = getattr(client._transport, "_bare_io_writer", None)
     if writer is not None:
         writer.transport.abort()

@@ -133,8 +133,8 @@ async def test_a_message_that_was_not_handed_over_raises_the_alarm(
 
     await until(lambda: host.commands, "the next command")
     assert host.commands == [c.StopStagingCommand(m.StagingStop("next"))]
-    await until(lambda: host.logged("bus_message_not_handed_over"), "the alarm")
-    assert host.logged("bus_message_not_handed_over")[0]["subject"] == "staging.stop"
+    await until(lambda: host.logged("bus_message_lost"), "the alarm")
+    assert host.logged("bus_message_lost")[0]["subject"] == "staging.stop"
     assert host.connects == 1
     await host.stop()
 
