@@ -21,10 +21,11 @@ class ArchiveError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How much a tree may be. ``ratio`` counts once ``ratio_from_bytes`` have come out (small bombs are harmless).
+    """The limits of a tree that is unpacked. ``ratio`` applies once ``ratio_from_bytes`` have been unpacked, since small bombs are
+    harmless.
 
-    ``cpu_base_s``, ``cpu_s_per_mib``: the processor time that an archive may cost, by its own bytes. Real trees of the smallest
-    files take a tenth of it on the machine that this was measured on.
+    ``cpu_base_s``, ``cpu_s_per_mib``: the processor time that an archive may take, by its own size. Real trees of very small files
+    take a tenth of it.
     """
 
     total_bytes: int
@@ -37,11 +38,11 @@ class Bounds:
 
     @property
     def stream_bytes(self) -> int:
-        """A whole tar: headers and padding come on top of contents, about three blocks a member."""
+        """The limit for a whole tar stream, which has headers and padding besides the contents: about three blocks a member."""
         return self.total_bytes + 3 * 512 * self.members
 
     def cpu_s(self, bytes_in: int) -> float:
-        """What an archive of which ``bytes_in`` have been read may have cost so far."""
+        """The processor time that an archive may have taken when ``bytes_in`` of it have been read."""
         return self.cpu_base_s + self.cpu_s_per_mib * bytes_in / MIB
 
 
@@ -54,7 +55,8 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One entry. ``parts`` is empty for the root itself; ``target``: link text, or for a hard link unused."""
+    """One entry of an archive. ``parts`` is empty for the root itself. ``target``: the text of a symbolic link; not used for a hard
+    link."""
 
     kind: Kind
     parts: tuple[bytes, ...]
@@ -66,13 +68,13 @@ class Member:
 
 
 def shown(name: bytes) -> str:
-    """A name for a message: short, printable."""
+    """A member's name for a message: short and printable."""
     text = ascii(name[:120].decode("utf-8", "backslashreplace"))[1:-1]
     return text + ("…" if len(name) > 120 else "")
 
 
 def clean_name(name: bytes) -> tuple[bytes, ...]:
-    """The components of a member's name; names are bytes and mean nothing else."""
+    """The components of a member's name. Names are bytes without an encoding."""
     if len(name) > NAME_BYTES:
         raise ArchiveError(f"{shown(name)}: a name of {len(name)} bytes, at most {NAME_BYTES} are taken")
     if b"\0" in name:
@@ -90,7 +92,7 @@ def clean_name(name: bytes) -> tuple[bytes, ...]:
 
 
 def clean_target(name: bytes, target: bytes) -> bytes:
-    """A symbolic link's text: data, never followed by us."""
+    """The text of a symbolic link. It is only stored; nothing here follows it."""
     if not 0 < len(target) <= NAME_BYTES or b"\0" in target:
         raise ArchiveError(f"{shown(name)}: a link to {shown(target)!r}")
     return target

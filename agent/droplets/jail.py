@@ -1,12 +1,13 @@
-"""The jail of the unpacking worker. Three walls: its vocabulary (writer.py), this, and the seccomp filter below.
+"""The jail of the unpacking worker. It is the second of three barriers; the first is writer.py's small set of calls, the third the
+seccomp filter below.
 
-Runs in the worker, single-threaded, before anything of the archive is read: namespaces of its own; a host id that
-exists nowhere else, mapped onto vcap's number on disk by an idmapped clone of the target directory (nosuid, nodev,
-noexec, nosymfollow); chroot into that clone; no capabilities; memory bounded; a filter that knows the calls of a
-writing Python and nothing else.
+The worker enters it while it has one thread, before it reads anything of the archive. It gets namespaces of its own; a host id that
+nothing else has, mapped to vcap's number on disk by an idmapped clone of the target directory (nosuid, nodev, noexec, nosymfollow);
+a chroot into that clone; no capabilities; a memory limit; and a filter that permits only the system calls of a Python that writes
+files.
 
-Of `container` it imports the system calls alone (`container.linux`, on the standard library). The network library would cost
-each droplet a quarter of a second.
+Of `container` it imports only the system calls (`container.linux`, on the standard library). Importing the network library would
+take a quarter of a second for each droplet.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def statement(code: int, value: int) -> bytes:
 
 
 def jump(code: int, value: int, if_true: int, if_false: int) -> bytes:
-    """struct sock_filter."""
+    """A struct sock_filter."""
     return struct.pack("=HBBI", code, if_true, if_false, value)
 
 
@@ -111,7 +112,7 @@ def make_filter(arch: str) -> bytes:
 
 
 def _idmap_namespace() -> int:
-    """A descriptor of a user namespace in which vcap's number on disk is the worker's id."""
+    """Opens a user namespace in which vcap's number on disk is the worker's id. Returns its descriptor."""
     ready_read, ready_write = os.pipe()
     done_read, done_write = os.pipe()
     child = os.fork()
@@ -152,9 +153,9 @@ def _clone_of(target: Path) -> int:
 
 
 def enter(target: Path) -> int:
-    """Shut the worker in ``target`` (owned by vcap's number). Returns a descriptor of the root. No way back.
+    """Confines the worker to ``target``, which belongs to vcap's number. Returns a descriptor of the root. It cannot be undone.
 
-    The worker dies with its parent: nothing may write into a tree that the next agent has thrown away.
+    The worker is killed when its parent ends, so that nothing writes into a tree that the next agent has thrown away.
     """
     parent = os.getppid()
     linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWNET | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS)

@@ -40,7 +40,7 @@ _HEADER_ROOM_BYTES = 64 << 20
 
 
 class LayerError(RuntimeError):
-    """A layer cannot be made; the text is the cause."""
+    """A layer cannot be made. The text is the cause."""
 
 
 class LayerRecord(msgspec.Struct, frozen=True):
@@ -66,7 +66,7 @@ def _sync_file_system(path: Path) -> None:
 
 
 class Layers:
-    """``open`` before anything else; ``close`` at the end."""
+    """Call `open` first, and `close` at the end."""
 
     def __init__(
         self, layers_dir: Path, trash_dir: Path, transfers: Transfers, unpacker: Unpacker, log: Log
@@ -85,7 +85,7 @@ class Layers:
         self._emptying = asyncio.Lock()
 
     async def open(self) -> None:
-        """What is whole is known again; what is not goes to the trash."""
+        """Loads the records of complete layers, and moves everything else to the trash."""
         for directory in (self._dir, self._trash):
             directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         unsynced = {}
@@ -144,7 +144,7 @@ class Layers:
 
     @contextmanager
     def use(self, sha1: str) -> Iterator[None]:
-        """While it is in use a layer is not evicted."""
+        """Marks the layer as used within the block. A used layer is not evicted."""
         self._users[sha1] += 1
         try:
             yield
@@ -154,8 +154,8 @@ class Layers:
                 del self._users[sha1]
 
     async def ensure(self, sha1: str, url: str | None, limit_bytes: int, owner: str = "") -> Layer:
-        """The layer of a droplet of the app ``owner``; fetched and unpacked once however many ask. LayerError,
-        TransferError, ArchiveError."""
+        """Returns the layer of a droplet of the app ``owner``. It is downloaded and unpacked once, however many callers ask.
+        LayerError, TransferError, ArchiveError."""
         if not _SHA1.match(sha1):
             raise LayerError(f"sha1: expected 40 hexadecimal digits, got {sha1[:50]!r}")
         if (found := self._known.get(sha1)) is not None:
@@ -177,7 +177,7 @@ class Layers:
                 raise
 
     def _abandon(self, sha1: str, making: asyncio.Task[Layer]) -> None:
-        """Who asks from now on starts anew, and does not wait for what is being taken down."""
+        """Later callers start a new attempt, and do not wait until this one has been cleaned up."""
         if self._making.get(sha1) is making:
             del self._making[sha1]
             self._abandoned.add(making)
@@ -208,7 +208,7 @@ class Layers:
             raise
 
     def throw_away(self, path: Path) -> None:
-        """Any file or tree on the layers' file system: out of sight at once, removed in the background."""
+        """Moves a file or tree on the layers' file system out of sight at once. It is removed in the background."""
         trash.throw_away(path, self._trash)
         self._in_background(self._empty_trash(), "trash")
 
@@ -216,7 +216,7 @@ class Layers:
         return self._dir / f".new-{os.urandom(8).hex()}"
 
     def _publish(self, new: Path, sha1: str, unpacked: Unpacked) -> Layer:
-        """The record first: a tree without one is not taken for whole. One that is known already stays."""
+        """Writes the record first, since a tree without a record counts as incomplete. A layer that is already known stays."""
         if (found := self._known.get(sha1)) is not None:
             self.throw_away(new)
             return found
@@ -235,18 +235,19 @@ class Layers:
         beside.rename(path)
 
     async def _sync(self, records: Mapping[str, LayerRecord]) -> None:
-        """The mark needs no sync of its own: a layer that has lost it is fetched again, that is all."""
+        """The mark itself is not synced: a layer that loses it is only downloaded again."""
         await asyncio.to_thread(_sync_file_system, self._dir)
         for sha1, record in records.items():
             if sha1 in self._known:
                 self._write_record(sha1, msgspec.structs.replace(record, synced=True))
 
     async def adopt(self, tree: Path, sha1: str, size_bytes: int, files: int) -> Layer:
-        """A tree that staging has made of the very droplet (pack.py)."""
+        """Publishes a tree that staging has made of the same droplet (pack.py)."""
         return self._publish(tree, sha1, Unpacked(files, size_bytes))
 
     async def import_zip(self, archive: Path, target: Path, bounds: Bounds) -> Unpacked:
-        """An app package or a buildpack, through the same jail. ``target`` must not exist; on an error it does not."""
+        """Unpacks an app package or a buildpack in the same jail. ``target`` must not exist; after an error it does not exist
+        either."""
         try:
             return await self._unpacker.unpack_zip(archive, target, bounds)
         except BaseException:
@@ -254,7 +255,7 @@ class Layers:
             raise
 
     async def sweep(self, keep: Collection[str]) -> tuple[str, ...]:
-        """Evicts what nobody uses and nobody wants kept; returns what went."""
+        """Evicts layers that are neither used nor wanted. Returns those that were evicted."""
         gone = tuple(
             sha1
             for sha1 in self._known

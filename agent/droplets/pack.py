@@ -46,7 +46,7 @@ class Packed:
 
 
 def compress_block(block: bytes, previous: bytes) -> bytes:
-    """One block of a deflate stream, padded to a whole byte; ``previous`` is the plain text before it. Pure."""
+    """Compresses one block of a deflate stream, padded to a whole byte. ``previous``: the plain text before it. Pure."""
     dictionary = previous[-WINDOW:]
     if dictionary:
         compressor = zlib_ng.compressobj(LEVEL, zlib_ng.DEFLATED, -15, 9, 0, dictionary)
@@ -69,8 +69,8 @@ async def _until_readable(fd: int) -> None:
 async def _blocks(fd: int) -> AsyncIterator[bytes]:
     """The stream in blocks of exactly BLOCK bytes; the last one may be shorter.
 
-    No thread reads: a thread that waits in read(2) cannot be stopped when the caller closes the pipe, and would then read
-    from whatever file gets the same descriptor number.
+    No thread reads: a thread that waits in read(2) cannot be stopped when the caller closes the pipe, and would then read from
+    whatever file gets the same descriptor number.
     """
     os.set_blocking(fd, False)
     parts: list[bytes] = []
@@ -131,9 +131,8 @@ def _threads(count: int) -> ThreadPoolExecutor:
 
 
 class _Writer:
-    """Takes blocks and writes gzip, in order, with a few blocks under way at most. Threads do the work: those of ``pool``
-    compress, the one of ``disk`` hashes and writes.
-    """
+    """Takes blocks and writes gzip, in order, with a bounded number of blocks in progress. The threads of ``pool`` compress; the
+    one of ``disk`` hashes and writes."""
 
     def __init__(self, fd: int, disk: ThreadPoolExecutor, pool: ThreadPoolExecutor) -> None:
         self._fd = fd

@@ -1,7 +1,7 @@
-"""Who may download now: so many at once, and no app keeps the others out.
+"""Limits the number of concurrent downloads, and shares the slots between apps.
 
-Those that wait have their turn app by app, not in the order in which they came; and no app has more than half of the slots
-(but one), so that an app whose droplets trickle leaves room for the others.
+Waiting downloads get their turn app by app, not in the order in which they came. No app has more than half of the slots (but at
+least one), so an app whose droplets arrive slowly leaves room for the others.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class FairSlots:
 
     @asynccontextmanager
     async def taken(self, owner: str) -> AsyncIterator[None]:
-        """While inside, one of the slots is the owner's."""
+        """Within the block the owner holds one slot."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(owner, deque()).append(turn)
         self._give()

@@ -1,15 +1,15 @@
 """A streaming tar reader: ustar, GNU long names, pax; gzip (one or several members) or plain.
 
-It only reads: bytes in, `Member`s out, the contents of a file through `TarReader.read`. It refuses what it does not know or
+It only reads: bytes in, `Member`s out, and the contents of a file through `TarReader.read`. It refuses what it does not know or
 knows to be harmful (devices, FIFOs, sparse files), and ignores owners and extended attributes.
 
-Why an own reader: GNU tar, bsdtar and Python's tarfile each let some hostile archives through (docs/droplets.md, "Unpacking"),
-Debian 12's tarfile has no filters, and this one is twice as fast as GNU tar. Invariant: each number of a header is checked
-before memory or time is spent for it. Headers about headers (long names, pax records) have a bound of their own, since they
-stand before the member that the other bounds count.
+Why a reader of our own: GNU tar, bsdtar and Python's tarfile each let some hostile archives through (docs/droplets.md,
+"Unpacking"), Debian 12's tarfile has no filters, and this one is twice as fast as GNU tar. Invariant: each number of a header is
+checked before memory or time is spent for it. Long names and pax records have a limit of their own, since they come before the
+member that the other limits count.
 
-The two blocks of zeros at the end may be missing, as some writers leave them out. What a cut would take away is found by the
-checksums of gzip and of the droplet.
+The two blocks of zeros at the end may be missing, as some writers leave them out. The checksums of gzip and of the droplet detect a
+truncated archive.
 
 Format: POSIX pax(1), "ustar Interchange Format" and "pax Interchange Format"; GNU tar manual, "Basic Tar Format".
 """
@@ -80,7 +80,7 @@ class ByteStream:
         return chunk
 
     def _inflated(self) -> bytes:
-        """The next decompressed bytes; empty at the end."""
+        """Returns the next decompressed bytes; empty at the end."""
         while True:
             if self._inflate is None:
                 rest = self._source()
@@ -115,7 +115,7 @@ class ByteStream:
         return bool(self._buffer)
 
     def some(self, limit: int) -> bytes:
-        """1 to ``limit`` bytes; empty only at the end."""
+        """Returns 1 to ``limit`` bytes; empty only at the end."""
         if self._at == len(self._buffer) and not self._fill():
             return b""
         out = self._buffer[self._at : self._at + limit]
@@ -130,14 +130,14 @@ class ByteStream:
         raise ArchiveError("tar: truncated, or no tar at all")
 
     def exactly_or_end(self, count: int) -> bytes:
-        """``count`` bytes, or none where the stream ends before the first of them."""
+        """Returns ``count`` bytes, or none if the stream ends before the first of them."""
         out = self.some(count)
         while out and len(out) < count:
             out += self.some(count - len(out)) or self._truncated()
         return out
 
     def drain(self) -> None:
-        """To the end, so that the last checksum is verified too."""
+        """Reads to the end, so that the last checksum is verified too."""
         while self.some(CHUNK):
             pass
 
@@ -166,7 +166,7 @@ def _text(field: bytes) -> bytes:
 
 
 def parse_pax(data: bytes) -> dict[bytes, bytes]:
-    """``LENGTH KEY=VALUE\\n`` records. Bounded by the caller; sparse maps are refused."""
+    """Parses ``LENGTH KEY=VALUE\\n`` records. The caller bounds their size. Sparse maps are refused."""
     records: dict[bytes, bytes] = {}
     at = 0
     while at < len(data):
@@ -196,7 +196,7 @@ def _pax_number(records: dict[bytes, bytes], key: bytes, default: int) -> int:
 
 
 class TarReader:
-    """Iterate for members; between two of them ``read`` gives the contents of the one before."""
+    """Iterate for members. Between two members, ``read`` returns the contents of the former one."""
 
     def __init__(self, read: Read, bounds: Bounds) -> None:
         self._bounds = bounds
@@ -205,7 +205,7 @@ class TarReader:
         self._declared = 0
 
     def read(self, limit: int) -> bytes:
-        """The next bytes of the current file; empty at its end."""
+        """Returns the next bytes of the current file; empty at its end."""
         if not self._left:
             return b""
         out = self.stream.some(min(limit, self._left))
@@ -248,10 +248,10 @@ class TarReader:
     def _header(
         self, *, may_end: bool
     ) -> tuple[bytes | None, bytes | None, bytes | None, dict[bytes, bytes]]:
-        """The next real header with what was said before it; None at the end of the archive.
+        """Returns the next header of a member, with the long names and pax records before it applied; None at the end of the
+        archive.
 
-        ``may_end``: the two blocks of zeros may be missing, as some writers leave them out and every tar reads on. What a
-        cut would take away is guarded by the checksums of gzip and of the droplet.
+        ``may_end``: the two blocks of zeros may be missing here.
         """
         said: dict[bytes, bytes] = {}
         pax: dict[bytes, bytes] | None = None

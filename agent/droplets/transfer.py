@@ -1,8 +1,9 @@
-"""Droplets and packages over HTTP, as the Cloud Controller serves and takes them (docs/protocol.md, "Droplets over HTTP").
+"""Downloads and uploads of droplets and packages over HTTP, as the Cloud Controller serves and accepts them (docs/protocol.md,
+"Droplets over HTTP").
 
-Credentials of a URL are sent as basic auth, and no error text contains them. A transfer that stalls is ended: a download by the
-socket's read time-out, an upload by watching when its file was last read. A download that is slower than a lowest rate is
-ended, too.
+The credentials of a URL are sent as basic auth, and no error text contains them. A stalled transfer is ended: the socket's read
+time-out ends a download, and an upload is ended when its file has not been read for too long. A download below the lowest average
+rate is ended too.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ Sink = Callable[[bytes], Awaitable[Any]]
 
 
 class TransferError(RuntimeError):
-    """Its texts are published, worded as the original's (docs/protocol.md, "Droplets over HTTP"), and have no credentials."""
+    """The texts are published. Their wording is the original's (docs/protocol.md, "Droplets over HTTP"), and they contain no
+    credentials."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class _JobAddress(msgspec.Struct, frozen=True):
 
 
 class _Accepted(msgspec.Struct, frozen=True):
-    """The answer to an upload that the Cloud Controller goes on with in a job of its own."""
+    """The response to an upload that the Cloud Controller continues in a job of its own."""
 
     metadata: _JobAddress
 
@@ -89,7 +91,7 @@ def _address(url: str, doing: str) -> _Address:
 
 
 class _WatchedFile(io.FileIO):
-    """Remembers when it was last read."""
+    """A file that records when it was last read."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -101,9 +103,9 @@ class _WatchedFile(io.FileIO):
 
 
 class Transfers:
-    """``concurrent``: so many downloads at once, and so many uploads. ``stall_s``: after so long without a byte a transfer is ended.
-    ``min_rate_bytes_per_s``: the average that a download must reach once it has lasted for ``stall_s``; time in which the agent
-    itself does not read is not counted."""
+    """``concurrent``: the number of downloads at once, and of uploads. ``stall_s``: the time without a byte after which a transfer
+    is ended. ``min_rate_bytes_per_s``: the average that a download must reach once it has lasted ``stall_s``; the time in which
+    the agent itself does not read is not counted."""
 
     def __init__(
         self,
@@ -141,17 +143,17 @@ class Transfers:
 
     @asynccontextmanager
     async def turn(self, owner: str) -> AsyncIterator[None]:
-        """Waits for a slot; a download may run within the block. ``owner``: the app that it is for, see `FairSlots`."""
+        """Waits for a slot; a download may run within the block. ``owner``: the app of the download, see `FairSlots`."""
         async with self._downloads.taken(owner):
             yield
 
     async def download(self, url: str, sink: Sink, *, limit_bytes: int, owner: str = "") -> Downloaded:
-        """`download_now`, once there is a slot for it."""
+        """Waits for a slot, then does `download_now`."""
         async with self.turn(owner):
             return await self.download_now(url, sink, limit_bytes=limit_bytes)
 
     async def download_now(self, url: str, sink: Sink, *, limit_bytes: int) -> Downloaded:
-        """For a caller that has a slot (`turn`). Each piece goes to ``sink`` and into the checksum. TransferError."""
+        """Downloads for a caller that has a slot (`turn`). Each piece goes to ``sink`` and into the checksum. TransferError."""
         where = _address(url, "downloading")
         try:
             async with self._response(where) as response:
@@ -167,7 +169,7 @@ class Transfers:
 
     @asynccontextmanager
     async def _response(self, where: _Address) -> AsyncIterator[aiohttp.ClientResponse]:
-        """TimeoutError: its head is not complete in time, even if bytes of it keep coming."""
+        """TimeoutError: the head of the response is not complete in time, even if bytes of it keep coming."""
         async with asyncio.timeout(2 * self._stall_s):
             response = await self._open().get(where.url, headers=where.headers, allow_redirects=False)
         async with response:
@@ -193,7 +195,7 @@ class Transfers:
             await sink(piece)
 
     async def download_file(self, url: str, path: Path, *, limit_bytes: int, owner: str = "") -> Downloaded:
-        """Into a file that must not exist. After an error there is none. TransferError, OSError."""
+        """Downloads into a file that must not exist. After an error there is no file. TransferError, OSError."""
         file = path.open("xb")
         try:
             with file:
@@ -207,7 +209,7 @@ class Transfers:
             raise
 
     async def upload(self, url: str, path: Path, filename: str) -> None:
-        """POST as the Cloud Controller takes it, then poll its job until that is finished.
+        """Sends a POST as the Cloud Controller expects it, then polls its job until that is finished.
 
         TransferError; OSError: the file cannot be read.
         """
@@ -266,7 +268,7 @@ class Transfers:
             await asyncio.sleep(self._poll_period_s)
 
     async def _status(self, where: _Address) -> str | None:
-        """None: there was no answer in time, so it is asked again."""
+        """The state of the job; None: there was no response in time, so the caller asks again."""
         try:
             async with self._open().get(where.url, headers=where.headers, allow_redirects=False) as response:
                 if response.status >= 300:
@@ -285,7 +287,7 @@ class Transfers:
 
 
 def _job_address(url: str, upload: _Address) -> _Address:
-    """With the credentials of the upload if it is on the same host, else without."""
+    """The job's address, with the credentials of the upload if it is on the same host."""
     found = _address(url, "uploading")
     if not found.headers and found.url.origin() == upload.url.origin():
         return _Address(found.url, upload.headers)
@@ -293,7 +295,7 @@ def _job_address(url: str, upload: _Address) -> _Address:
 
 
 async def _body(response: aiohttp.ClientResponse) -> bytes:
-    """The text of an answer, at most a little more than `ANSWER_BYTES`."""
+    """The text of a response, at most a little more than `ANSWER_BYTES`."""
     body = b""
     async for piece in response.content.iter_any():
         body += piece
@@ -303,7 +305,7 @@ async def _body(response: aiohttp.ClientResponse) -> bytes:
 
 
 def _reason(error: BaseException) -> str:
-    """The kind of the error and the text of the system. Texts of aiohttp are left out: they may contain the URL."""
+    """The kind of an error and the text of the system. aiohttp's own texts are left out, because they may contain the URL."""
     cause = getattr(error, "os_error", error)
     words = os.strerror(cause.errno) if isinstance(cause, OSError) and cause.errno else ""
     return f"{type(error).__name__}{f' ({words})' if words else ''}"

@@ -1,4 +1,4 @@
-"""Removal aside: a rename now, the work later. Deep trees are no problem (an app may make thousands of levels)."""
+"""Removal in two steps: a rename at once, and the work in the background. Trees may have thousands of levels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def throw_away(path: Path, trash_dir: Path) -> None:
-    """Out of sight at once; :func:`empty` removes it. Idempotent."""
+    """Moves a tree out of sight at once; :func:`empty` removes it. Idempotent."""
     target = trash_dir / f"{path.name}.{os.urandom(6).hex()}"
     try:
         path.rename(target)
@@ -17,7 +17,7 @@ def throw_away(path: Path, trash_dir: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Without recursion: subdirectories are lifted to the top first, so that no path grows."""
+    """Removes a tree without recursion: subdirectories are first moved to the top, so that no path grows."""
     if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
         return
@@ -41,7 +41,8 @@ def remove_tree(path: Path) -> None:
 
 
 def empty(trash_dir: Path) -> None:
-    """Blocking; for a thread, and one at a time. OSError: of the first tree that would not go; the others went."""
+    """Removes everything in the trash. It blocks: call it in a thread, one at a time. OSError: of the first tree that could not be
+    removed, after the others were."""
     failed: OSError | None = None
     for entry in sorted(trash_dir.iterdir()):
         try:

@@ -1,10 +1,10 @@
-"""The worker: `python -I -m agent.droplets.unpack FORMAT TARGET BOUNDS`, the archive on standard input.
+"""The worker: `python -I -m agent.droplets.unpack FORMAT TARGET BOUNDS`, with the archive on standard input.
 
-Says one line of JSON on standard output: {"files", "bytes"} or {"error"}. Everything that it needs is loaded before it is shut
-in; from then on there is no file system but the target.
+It prints one line of JSON on standard output: {"files", "bytes"} or {"error"}. Everything that it needs is loaded before it enters
+the jail; after that it has no file system but the target.
 
-Processor time is bounded by the bytes that came in, since half a megabyte of headers can be made to cost a minute. A timer compares
-the two, wherever the reader is just then.
+Processor time is limited by the number of bytes read, since half a megabyte of headers can be made to cost a minute. A timer
+compares the two, whatever the reader is doing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ LOOK_S = 0.25
 
 
 class Meter:
-    """What has come in, and what it may cost. The timer runs from its making on: in the jail there is no call for one."""
+    """Counts the bytes read and compares them with the processor time used. The timer starts here, because the jail permits no call
+    for one."""
 
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
@@ -45,7 +46,7 @@ class Meter:
 
     @contextlib.contextmanager
     def on(self) -> Iterator[None]:
-        """Within the block ArchiveError is raised, wherever the program is, once the work is not worth the bytes."""
+        """Within the block, ArchiveError is raised as soon as the processor time exceeds what the bytes read so far permit."""
         self._is_on = True
         try:
             yield
@@ -93,7 +94,7 @@ def main() -> int:
 
 
 def _warm_up() -> None:
-    """Codecs are loaded by name, from files that are out of reach later."""
+    """Loads the codecs by name: their files cannot be reached later."""
     b"".decode("cp437")
     "".encode("cp437")
 

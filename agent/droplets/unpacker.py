@@ -21,7 +21,7 @@ PATIENCE_S = 300.0
 
 
 class JailError(RuntimeError):
-    """The worker could not be shut in, or ended without a result: the host's fault, not the archive's."""
+    """The worker could not enter its jail, or ended without a result. The cause is the host, not the archive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +40,14 @@ async def _patience() -> AsyncIterator[None]:
 
 
 class Feeding:
-    """A worker that takes its archive piece by piece."""
+    """A worker that receives its archive piece by piece."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
 
     async def feed(self, data: bytes) -> bool:
-        """Waits while the worker is behind. False: it has given up, and `finish` raises the cause. JailError: it does nothing."""
+        """Sends a piece, and waits while the worker is behind. False: the worker has given up, and `finish` raises the cause.
+        JailError: it makes no progress."""
         stdin = self._process.stdin
         assert stdin is not None
         if stdin.is_closing():
@@ -60,7 +61,7 @@ class Feeding:
         return True
 
     async def finish(self) -> Unpacked:
-        """The end of the archive; ArchiveError: it was refused. JailError: the worker broke."""
+        """Ends the archive. ArchiveError: it was refused. JailError: the worker failed."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
@@ -69,7 +70,7 @@ class Feeding:
             return _result(await stdout.read(REPLY_BYTES), await self._process.wait())
 
     async def abort(self) -> None:
-        """Idempotent."""
+        """Kills the worker. Idempotent."""
         if self._process.returncode is None:
             self._process.kill()
         stdin = self._process.stdin
@@ -111,13 +112,13 @@ class Unpacker:
         )
 
     def make_root(self, target: Path) -> None:
-        """The directory that a tree goes into: vcap's plain number, and a mode that no archive can change."""
+        """Makes the directory of a tree: it belongs to vcap's number, and its mode is one that no archive can change."""
         target.mkdir(mode=0o755)
         os.chown(target, VCAP_ID, VCAP_ID)
 
     @asynccontextmanager
     async def feeding_tar(self, target: Path, bounds: Bounds) -> AsyncIterator[Feeding]:
-        """A worker that unpacks a tar (gzip or plain) into ``target``; gone at the end of the block, come what may."""
+        """A worker that unpacks a tar (gzip or plain) into ``target``. It has ended when the block is left, in every case."""
         self.make_root(target)
         feeding = Feeding(await self._start("tar", target, bounds, asyncio.subprocess.PIPE))
         try:
@@ -126,7 +127,7 @@ class Unpacker:
             await feeding.abort()
 
     async def unpack_zip(self, archive: Path, target: Path, bounds: Bounds) -> Unpacked:
-        """A zip into ``target``. ArchiveError, JailError."""
+        """Unpacks a zip into ``target``. ArchiveError, JailError."""
         self.make_root(target)
         fd = os.open(archive, os.O_RDONLY | os.O_CLOEXEC)
         try:

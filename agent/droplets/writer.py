@@ -29,7 +29,7 @@ class ArchiveReader(Protocol):
 
 
 class TreeWriter:
-    """Writes below one open directory. ``files`` counts the inodes that were made, also of parents that no member names."""
+    """Writes below one open directory. ``files``: the number of inodes made, with parents that no member names."""
 
     def __init__(self, root_fd: int, bounds: Bounds) -> None:
         self._bounds = bounds
@@ -68,7 +68,7 @@ class TreeWriter:
         return self._stack[-1][1] if self._stack else self._root_fd
 
     def _fresh(self, member: Member, make: Callable[[bytes, int], int | None]) -> int | None:
-        """Make a name in its directory. It replaces an earlier member of that name, unless that is a directory."""
+        """Prepares a name in its directory: an earlier member of that name is removed, unless it is a directory."""
         above = self._open_directory(member.parts[:-1], make=True)
         name = member.parts[-1]
         try:
@@ -133,7 +133,7 @@ class TreeWriter:
             self._directories[member.parts] = (member.mode, member.mtime_s)
 
     def add(self, member: Member, read: Callable[[int], bytes]) -> None:
-        """Write one member. ArchiveError: the kernel refused, and why (a full disk, too)."""
+        """Writes one member. ArchiveError: the kernel refused it; the text has the reason, also for a full disk."""
         try:
             match member.kind:
                 case Kind.FILE:
@@ -148,7 +148,7 @@ class TreeWriter:
             raise ArchiveError(f"{shown(b'/'.join(member.parts))}: {member.kind.value}: {e.strerror}") from e
 
     def finish(self) -> None:
-        """Set modes and times of directories, deepest first: a directory of mode 000 can be filled no more."""
+        """Sets modes and times of directories, deepest first, because nothing can be added to a directory of mode 000."""
         for parts in sorted(self._directories, key=len, reverse=True):
             mode, mtime_s = self._directories[parts]
             try:

@@ -1,8 +1,8 @@
-"""A zip reader: `zipfile` for the directory, our own rules for everything else.
+"""A zip reader: `zipfile` reads the directory, and rules of our own decide about everything else.
 
-A zip's directory is at its end, so the file must lie on disk. Names are `orig_filename`, since zipfile cuts the
-other one at a NUL. Encrypted members, methods beside stored and deflated, sizes that are not true, a directory over 64 MiB: refused.
-A file from a system without Unix's modes may be executed: such an archive does not distinguish a script from a text.
+A zip's directory is at its end, so the file must be on disk. Names are `orig_filename`, since zipfile cuts the other one at a NUL.
+Refused are encrypted members, methods other than stored and deflated, wrong sizes, and a directory over 64 MiB. A file from a
+system without Unix modes gets the execute bit, because such an archive does not distinguish a script from a text.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A reader's queue of instance changes.
 
-A reader that is slow costs the agent nothing: the queue is bounded, and nobody waits for it. When it is full, everything in it is
-replaced by one `RESYNC`. The reader then looks at the registry again, which always has the newest state. A change says that
-something is different, not what: between the change and its reading more may have happened.
+A slow reader costs the agent nothing: the queue is bounded, and nobody waits for it. When it is full, its contents are replaced by
+one `RESYNC`, and the reader looks at the registry again, which always has the newest state. A change says that something is
+different, but not what: more may have happened before it is read.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ QUEUED: Final = 256
 
 
 class Resync:
-    """Changes were dropped: the reader looks at the registry again."""
+    """Changes were dropped, so the reader must look at the registry again."""
 
 
 RESYNC: Final = Resync()
 
 
 class InstanceChanges:
-    """``of``: changes of this instance alone; None: of all."""
+    """``of``: only changes of this instance; None: of all instances."""
 
     def __init__(self, of: Instance | None = None, *, queued: int = QUEUED) -> None:
         self._of = of
@@ -43,7 +43,7 @@ class InstanceChanges:
         self._filled.set()
 
     async def next(self) -> Instance | Resync:
-        """The oldest change that was not read yet; waits for one."""
+        """Returns the oldest unread change, and waits if there is none."""
         while not self._queue:
             self._filled.clear()
             await self._filled.wait()

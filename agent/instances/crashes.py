@@ -1,4 +1,4 @@
-"""What is kept of crashes, and for how long (docs/protocol.md, "Instance states"). The choice is pure."""
+"""The records of crashes: what is kept, and for how long (docs/protocol.md, "Instance states"). The choice is pure."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _MISSING: Final = ".missing"
 
 
 def to_keep(crashed: Iterable[Instance]) -> frozenset[Instance]:
-    """Of one app's crashes: the newest of each index, and of each index the newest for want of memory, which a later
-    exit does not erase. At most `KEPT_PER_APP`: the newest of all first, then those for want of memory, then the others."""
+    """Of one app's crashes, chooses the newest of each index, and the newest out-of-memory crash of each index, which a later exit
+    does not replace. At most `KEPT_PER_APP`: first the newest of all, then the out-of-memory ones, then the others."""
     newest_first = sorted(crashed, key=lambda one: (one.crashed_at_s, one.state_since_s), reverse=True)
     last: dict[int, Instance] = {}
     last_oom: dict[int, Instance] = {}
@@ -32,9 +32,9 @@ def to_keep(crashed: Iterable[Instance]) -> frozenset[Instance]:
 
 
 async def keep(job: AgentJob, directory: Path) -> None:
-    """The output of a crashed app stays readable after its container is gone, until the reaper takes it.
+    """Copies the output of a crashed app, so that it can be read after its container is gone, until the reaper removes it.
 
-    The spool drops the oldest output past its limit; how much that was stands beside a stream's file.
+    The spool drops the oldest output past its limit; the number of dropped bytes is kept beside a stream's file.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     for stream in STREAMS:
@@ -48,7 +48,7 @@ async def keep(job: AgentJob, directory: Path) -> None:
 
 
 def kept(directory: Path, stream: str) -> OutputChunk | None:
-    """A stream as `keep` has left it, with what is missing at its head; None: nothing was kept."""
+    """One stream as `keep` has stored it, with the number of missing bytes at its head; None: nothing was stored."""
     try:
         data = (directory / stream).read_bytes()
     except FileNotFoundError:
@@ -63,7 +63,7 @@ def kept(directory: Path, stream: str) -> OutputChunk | None:
 
 
 def kept_bytes(directory: Path) -> int:
-    """What a record takes of the disk; 0: there is none."""
+    """The disk space that a record takes, in bytes; 0: there is no record."""
     try:
         return sum(path.stat().st_size for path in directory.iterdir())
     except FileNotFoundError:
@@ -71,13 +71,13 @@ def kept_bytes(directory: Path) -> int:
 
 
 def keep_cause(directory: Path, cause: str) -> None:
-    """Why a start failed, for the app's own log: beside the output, so that it is there as long. OSError."""
+    """Stores why a start failed, for the app's own log, beside the output, so that both are kept equally long. OSError."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     (directory / CAUSE).write_text(f"{cause}\n", errors="replace")
 
 
 def cause_of(directory: Path) -> str:
-    """Nothing: none was kept."""
+    """The stored cause of a failed start; empty: none was stored."""
     try:
         return (directory / CAUSE).read_text(errors="replace")
     except OSError:
@@ -85,9 +85,10 @@ def cause_of(directory: Path) -> str:
 
 
 async def sweep(crashes_dir: Path, is_known: Callable[[str], bool]) -> None:
-    """Removes the records of instances that are not known any more. OSError: of the first that would not go; the others went.
+    """Removes the records of instances that are no longer known. OSError: of the first that could not be removed, after the others
+    were.
 
-    Listed before the question is asked: a record that is made meanwhile is not among them.
+    The records are listed before the registry is asked, so a record that is made meanwhile is not removed.
     """
     names = await asyncio.to_thread(_names, crashes_dir)
     gone = [name for name in names if not is_known(name)]

@@ -31,7 +31,7 @@ class HealthPhase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """``port`` or ``path`` is what is checked, as ``kind`` says. ``timeout_s``: how long an app may take from its start to its
+    """``port`` or ``path``: what is checked, according to ``kind``. ``timeout_s``: how long an app may take from its start to its
     first success."""
 
     phase: HealthPhase = HealthPhase.UNKNOWN
@@ -58,16 +58,16 @@ NOT_CHECKED: Final = Health()
 
 
 def remembered(is_healthy: bool) -> Health:
-    """What a record of the memory says. The kind is found out again when it is needed."""
+    """The health that a record of the memory has. The kind is determined again when it is needed."""
     return Health(HealthPhase.HEALTHY if is_healthy else HealthPhase.UNKNOWN)
 
 
 def choose_health(
     state_file: str | None, *, uris: tuple[str, ...], host_port: int | None, timeout_s: float
 ) -> Health:
-    """How an app is checked: by the file that its droplet names, else by its port, else not at all.
+    """Decides how an app is checked: by the file that its droplet names, else by its port, else not at all.
 
-    ``state_file``: relative to the app's home. ``timeout_s``: of a port.
+    ``state_file``: relative to the app's home. ``timeout_s``: for a check of the port.
     """
     if state_file is not None:
         return Health(
@@ -82,15 +82,15 @@ def choose_health(
 
 
 def time_left_s(timeout_s: float, started_at_s: float, now_s: float) -> float:
-    """Of an instance's time to become healthy; it may have been started by a former agent.
+    """The seconds that an instance has left to become healthy. A former agent may have started it.
 
-    A clock that was set gives neither more than all of it nor less than none. With none left there is still one check.
+    A clock that was set never gives more than the whole time or less than 0. With 0 left there is still one check.
     """
     return min(timeout_s, max(0.0, timeout_s - (now_s - started_at_s)))
 
 
 def says_running(text: bytes) -> bool:
-    """True if it is JSON whose `state` is RUNNING. Half a file is one that is being written."""
+    """True if it is JSON whose `state` is RUNNING. False also for an incomplete file, which is still being written."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,7 +1,7 @@
 """An instance: one running copy of an app, and its states as one table.
 
-The table is the documentation. `Instance.move` looks a pair up; what is not listed is refused, loudly for the log and
-harmlessly for the app. Effects are named here and carried out by keeper.py.
+The table is the documentation. `Instance.move` looks a pair up. A pair that is not in the table is refused: it is logged as an
+error and does not affect the app. Effects are named here, and keeper.py carries them out.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class MoveRefused(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How a life ended. ``status`` is the bus's: 255 for a signal, -1 where there is none."""
+    """How an instance ended. ``status`` is the bus's: 255 for a signal, -1 if there is none."""
 
     status: int
     description: str
@@ -216,16 +216,17 @@ class Instance:
 
     @property
     def web(self) -> Process | None:
-        """The app itself; None: it was not started yet."""
+        """The app's own process; None: it has not been started yet."""
         return self.processes.get(WEB)
 
     @property
     def is_healthy(self) -> bool:
-        """It has passed its health check, so routers may have routes to it."""
+        """Whether it has passed its health check, so that routers may have routes to it."""
         return self.health.is_healthy
 
     def move(self, event: InstanceEvent, now_s: float) -> tuple[Effect, ...]:
-        """Change state as the table says; returns what is to be done. MoveRefused: no such row, nothing changed."""
+        """Changes the state as the table says and returns the effects to carry out. MoveRefused: there is no such row, and nothing
+        was changed."""
         try:
             move = MOVES[self.state, event]
         except KeyError:
@@ -233,9 +234,9 @@ class Instance:
         return self._apply(move, now_s)
 
     def take_up(self, course: Course, *, evacuating: bool, since_s: float) -> tuple[Effect, ...]:
-        """Enter the state that a new agent gives to an instance of the former one; returns what is to be done.
+        """Enters the state that a new agent gives to an instance of the former agent, and returns the effects to carry out.
 
-        ``since_s``: since when it is in that state. MoveRefused: no such row.
+        ``since_s``: since when it is in that state. MoveRefused: there is no such row.
         """
         try:
             move = RECOVERY[course, evacuating]

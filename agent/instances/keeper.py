@@ -39,8 +39,7 @@ PRIVATE_ID_BYTES = 32
 
 
 class Keeper:
-    """``save`` marks an instance as changed, before anything is published
-    that follows from the change."""
+    """``save`` marks an instance as changed. It is called before anything is published that depends on the change."""
 
     def __init__(
         self,
@@ -70,7 +69,7 @@ class Keeper:
     # -- commands ----------------------------------------------------------------------------------------------
 
     def start(self, message: m.StartMessage) -> Instance | None:
-        """The instance, whose life is to be begun; None: the start was ignored or refused."""
+        """Adds an instance whose life the caller must begin; None: the start was ignored or refused."""
         if not self._phases.permits.starts:
             self._log.info("start_ignored_evacuating", app=message.app, index=message.index)
             return None
@@ -124,8 +123,8 @@ class Keeper:
         self._admission.stop_waiting(instance)
 
     def update(self, message: m.UpdateMessage) -> None:
-        """Routes in place; a new version gives a new id (docs/protocol.md, "Update message"). A start that is
-        under way changes too: what it registers once it is healthy are the routes of the newest message."""
+        """Changes routes in place; a new version gives a new id (docs/protocol.md, "Update message"). It also applies to a start
+        that is under way: once healthy, the instance registers the routes of the newest message."""
         touched = [one for one in self._registry.of_app(message.app) if one.state in UPDATABLE]
         if not touched:
             return
@@ -162,7 +161,7 @@ class Keeper:
     # -- effects of the state table -----------------------------------------------------------------------------------
 
     def happen(self, instance: Instance, event: InstanceEvent, *, at_s: float | None = None) -> None:
-        """``at_s``: when it was, by the host's clock; None: now."""
+        """Applies an event to an instance. ``at_s``: when it happened, by the host's clock; None: now."""
         before = instance.state
         try:
             effects = instance.move(event, self._clock() if at_s is None else at_s)
@@ -174,7 +173,7 @@ class Keeper:
         self._moved(instance, before, effects)
 
     def take_up(self, instance: Instance, course: Course, *, evacuating: bool, at_s: float) -> None:
-        """After a restart: the state that the recovery rows of the table give it. ``at_s``: since when it is in that state."""
+        """After a restart: enters the state of the table's recovery rows. ``at_s``: since when the instance is in that state."""
         if course is Course.STOP:
             self._log.info("instance_stopping", app=instance.app, instance=instance.id, index=instance.index)
         before = instance.state
@@ -217,7 +216,7 @@ class Keeper:
                 self._admission.admit_waiting()
 
     def _withdraw(self, instance: Instance) -> None:
-        """Takes its routes back, where it ever had one."""
+        """Unregisters its routes, if routers may have any."""
         unregistered = self._own_messages.unregister(instance, instance.uris)
         if instance.routed and unregistered is not None:
             instance.routed = False
@@ -225,7 +224,8 @@ class Keeper:
             self._bus.publish_event(unregistered, passed=instance.withdrawn.set)
 
     def announce_exit(self, instance: Instance) -> None:
-        """Pending until the outbox has it: an agent that is killed before leaves it to the next one, with the same bytes."""
+        """Publishes its exit. The exit is pending until the outbox has it, so that the next agent publishes it with the same bytes
+        if this one is killed."""
 
         def kept() -> None:
             instance.exit_pending = False
@@ -238,7 +238,7 @@ class Keeper:
     # -- after a restart ---------------------------------------------------------------------------------------
 
     def _announce_what_is_pending(self, instance: Instance) -> None:
-        """The exit of a crash that a former agent remembered and did not come to publish: the same bytes."""
+        """Publishes the exit of a crash that a former agent recorded but did not publish, with the same bytes."""
         if not instance.exit_pending:
             return
         if self._bus.is_kept(self._own_messages.exited(instance)):
@@ -248,14 +248,14 @@ class Keeper:
         self.announce_exit(instance)
 
     def _unregister_what_left(self, instance: Instance) -> None:
-        """Routes that an update took away, and a former agent did not come to publish it."""
+        """Publishes the unregister of routes that an update removed under a former agent."""
         left = tuple(uri for uri in instance.leaving if uri not in instance.uris)
         instance.leaving = ()
         if left:
             self._unregister(instance, left)
 
     def _unregister(self, instance: Instance, uris: tuple[str, ...]) -> None:
-        """Pending until the outbox has it, as an exit."""
+        """Publishes an unregister, which is pending until the outbox has it, as an exit is."""
         unregistered = self._own_messages.unregister(instance, uris)
         if unregistered is None:
             return
@@ -270,7 +270,7 @@ class Keeper:
     # -- crashes -----------------------------------------------------------------------------------------------
 
     def _drop_older_crashes(self, app: str) -> None:
-        """Not one whose exit is still to be published: with its record a killed agent would lose that."""
+        """Removes older crashes of the same index, but none whose exit is still to be published: its record is needed for that."""
         crashed = [
             one for one in self._registry.of_app(app) if one.state is State.CRASHED and not one.exit_pending
         ]
@@ -278,19 +278,19 @@ class Keeper:
             self.happen(instance, InstanceEvent.REAP)
 
     def reap_crashes(self, now_s: float) -> None:
-        """A crash is kept for its time only."""
+        """Removes crashes whose time is over."""
         for instance in self._registry.in_states(frozenset({State.CRASHED})):
             if now_s - instance.crashed_at_s > self._settings.crash_lifetime_secs:
                 self.happen(instance, InstanceEvent.REAP)
 
     def measure_crashes(self, crashes_dir: Path) -> None:
-        """After a restart: what is kept of the former agent's crashes."""
+        """After a restart: measures the records of the former agent's crashes."""
         for instance in self._registry.in_states(frozenset({State.CRASHED})):
             instance.kept_bytes = kept_bytes(crashes_dir / instance.id)
             self._registry.settle(instance)
 
     def evacuate(self) -> None:
-        """Tell controllers that what runs here must be replaced."""
+        """Reports every instance to controllers, so that they start replacements elsewhere."""
         for instance in self._registry:
             if instance.state in (State.BORN, State.STARTING, State.RUNNING):
                 self.happen(instance, InstanceEvent.EVACUATE)

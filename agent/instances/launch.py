@@ -1,7 +1,7 @@
 """The start of one instance: droplet, container, process, in this order.
 
-Each step pushes what it has taken on the exit stack of the life (`held`), so a start may break, or be given up by a stop, at
-any point: what was taken is given back in reverse order. A start that a former agent had begun goes on from its container.
+Each step registers what it has taken on the exit stack of the life (`held`). So a start may fail, or be given up for a stop, at any
+point, and everything is released in reverse order. A start that a former agent had begun continues with its container.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ def host_port(instance: Instance) -> int | None:
 async def launch(
     instance: Instance, parts: LifeParts, held: AsyncExitStack, log: Log
 ) -> tuple[AgentContainer, Process]:
-    """Until the app's process has started. StartFailed.
+    """Returns when the app's process has started. StartFailed.
 
-    A slot of starts is held only while a container is made and its process started: a droplet may come slowly, and an app may
-    take minutes to open its port.
+    A start slot is held only while the container is made and its process started: a droplet may arrive slowly, and an app may take
+    minutes to open its port.
     """
     if container_of(instance, parts.depot) is not None:  # a former agent had made it
         container = take_up(instance, parts, held)
@@ -68,7 +68,7 @@ async def launch(
 
 
 def take_up(instance: Instance, parts: LifeParts, held: AsyncExitStack) -> AgentContainer:
-    """The container of a former agent; given back as one that was made here."""
+    """Uses the container of a former agent; it is released like one that was made here."""
     container = parts.depot.find(instance.handle or "")
     held.push_async_callback(parts.depot.destroy, container.handle)
     if sha1 := instance.message.sha1:
@@ -81,7 +81,7 @@ def take_up(instance: Instance, parts: LifeParts, held: AsyncExitStack) -> Agent
 async def _prepare(
     instance: Instance, parts: LifeParts, held: AsyncExitStack, log: Log
 ) -> tuple[Path, Layer]:
-    """What the container is made of: the root file system, and the droplet's layer. StartFailed."""
+    """Prepares the parts of the container: the root file system, and the droplet's layer. StartFailed."""
     message, settings = instance.message, parts.settings
     stack = next((one for one in settings.stacks if one.name == message.stack), None)
     if stack is None:
@@ -151,7 +151,7 @@ class StagingInfo(msgspec.Struct, frozen=True):
 
 
 async def start_command(instance: Instance, container: AgentContainer) -> str:
-    """The message's, else the droplet's, else `./startup` of droplets from before 2013 (docs/apps.md, "The start")."""
+    """The message's command, else the droplet's, else `./startup` for droplets from before 2013 (docs/apps.md, "The start")."""
     if instance.message.start_command:
         return instance.message.start_command
     try:

@@ -1,14 +1,14 @@
 """The life of one instance: one task from its start to its end.
 
-Invariant: a stop wins over a start at every point of it, and never waits behind one (docs/protocol.md, "Stop message").
+Invariant: a stop takes precedence over a start at every point of it, and never waits for it (docs/protocol.md, "Stop message").
 
-So a stop does not cancel the life. It sets `stop_requested`; the life cancels its own child task, in which the start or the
-wait for the app's end goes on (`_course`), and gives back what that has taken. Cancelling the life itself means something
-else: the agent leaves, the app runs on, and the next agent takes it up. With one task for both, a stop that came while the
-start was inside of the container manager could not be told from the agent's end.
+So a stop does not cancel the life. It sets `stop_requested`; the life then cancels its own child task `_course`, in which the start
+or the wait for the app's end runs, and releases what that task has taken. Cancelling the life itself has another meaning: the agent
+ends, the app runs on, and the next agent takes it up. With one task for both, a stop during a call of the container manager could
+not be distinguished from the agent's end.
 
-What a life takes (container, layer, watches) is on one exit stack, in the order in which it was taken. Its record is on disk
-before the container goes: an agent that is killed in between must not take this end for another.
+What a life takes (container, layer, watches) is on one exit stack, in the order in which it was taken. Its record is on disk before
+the container is removed, so that an agent that is killed in between does not take this end for another one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ EXITED = "app instance exited"
 
 
 async def live(instance: Instance, parts: LifeParts) -> None:
-    """From BORN (or, with a container, from where a former agent left it) until nothing but a crash record is left."""
+    """Runs from BORN (or from where a former agent left the instance) until nothing but a crash record is left."""
     log = parts.log.bind(app=instance.app, instance=instance.id, index=instance.index)
     held = AsyncExitStack()
     course = asyncio.create_task(_course(instance, parts, held, log), name=f"course-{instance.id[:8]}")
@@ -58,7 +58,7 @@ async def live(instance: Instance, parts: LifeParts) -> None:
 
 
 async def _give_back(held: AsyncExitStack, log: Log) -> None:
-    """What cannot be given back costs nobody else: the next agent's recovery finds and removes it."""
+    """Releases what the life holds. An error here affects no other instance: the next agent's recovery finds and removes the rest."""
     try:
         await held.aclose()
     except Exception as e:  # the outermost frame of a life: it costs this instance only
@@ -69,7 +69,7 @@ async def _give_back(held: AsyncExitStack, log: Log) -> None:
 
 
 async def _course(instance: Instance, parts: LifeParts, held: AsyncExitStack, log: Log) -> Exit:
-    """From wherever the instance stands: with a process, with a container only, or with nothing. StartFailed."""
+    """Continues from the instance's present stage: with a process, with a container only, or with nothing. StartFailed."""
     clock = asyncio.get_running_loop().time
     began_s = clock()
     if instance.stop_requested.is_set():  # by a former agent: nothing is begun, what there is is given back
@@ -109,7 +109,7 @@ def _follow_memory(
 async def _until_healthy(
     instance: Instance, parts: LifeParts, container: AgentContainer, process: Process
 ) -> None:
-    """Returns when it is healthy, or has ended first. StartFailed: the time ran out."""
+    """Returns when the instance is healthy, or has ended before that. StartFailed: the time is over."""
     check = asyncio.create_task(parts.prober.check(instance, container), name=f"health-{instance.id[:8]}")
     exited = asyncio.create_task(process.job.wait(), name=f"exit-{instance.id[:8]}")
     try:
@@ -128,7 +128,7 @@ async def _until_healthy(
 
 
 async def _stop(instance: Instance, parts: LifeParts, log: Log) -> None:
-    """TERM first where something runs, KILL when the grace is over; a start that is under way is given up."""
+    """Sends TERM if something runs, and KILL when the grace is over. A start that is under way is given up."""
     await (
         parts.records.wait_written()
     )  # else an agent that is killed now leaves an end that looks like a crash
@@ -146,8 +146,8 @@ async def _stop(instance: Instance, parts: LifeParts, log: Log) -> None:
 
 
 async def _drain(instance: Instance, parts: LifeParts) -> None:
-    """No router may send another request to an app that has its TERM: its unregister is with the server first, for which
-    there is a bound; routers then have a moment to act on it, and the requests in flight to end."""
+    """Makes sure that no router sends a request to an app that has got TERM: waits, for a bounded time, until the server has the
+    unregister, and then a moment so that routers act on it and requests in flight end."""
     if instance.withdrawn is None:
         return
     settings = parts.settings.instance
@@ -156,7 +156,7 @@ async def _drain(instance: Instance, parts: LifeParts) -> None:
 
 
 async def _conclude(instance: Instance, parts: LifeParts, course: asyncio.Task[Exit], log: Log) -> None:
-    """The course has ended by itself: that is a crash."""
+    """The app or its start has ended by itself, which is a crash."""
     cause = ""
     try:
         instance.exit = course.result()
@@ -181,7 +181,7 @@ async def _conclude(instance: Instance, parts: LifeParts, course: asyncio.Task[E
 
 
 async def _keep_record(instance: Instance, parts: LifeParts, cause: str, log: Log) -> None:
-    """The app's output, and why its start failed, stay readable after its container is gone."""
+    """Stores the app's output and the cause of a failed start, so that both can be read after its container is gone."""
     record = parts.crashes_dir / instance.id
     try:
         if cause:
@@ -195,9 +195,10 @@ async def _keep_record(instance: Instance, parts: LifeParts, cause: str, log: Lo
 
 
 def exit_of(status: ExitStatus, *, out_of_memory: bool) -> Exit:
-    """What is published of an end (docs/protocol.md, "Exits"). A shell in between gives the KILL of its child as 137. Pure.
+    """The exit that is published for an end (docs/protocol.md, "Exits"). A shell in between reports the KILL of its child as 137.
+    Pure.
 
-    ``out_of_memory``: there was such a kill. It was the end only of what ended by one.
+    ``out_of_memory``: the kernel killed a process for memory. It explains only an end by a kill.
     """
     if status.lost:
         return Exit(-1, "unknown")

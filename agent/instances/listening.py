@@ -1,4 +1,5 @@
-"""Which TCP ports are listened on in a container? For the person whose app is not reached. Read as the kernel shows it."""
+"""Lists the TCP ports that are listened on in a container, for a developer whose app is not reachable. Read from the kernel's
+tables."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ class Listener:
 
 
 def parse(table: str) -> tuple[Listener, ...]:
-    """The listeners of a /proc/PID/net/tcp or tcp6, each once; what is no row is skipped. Pure."""
+    """The listeners of a /proc/PID/net/tcp or tcp6, each once. Lines that are no row are skipped. Pure."""
     found = set()
     for line in table.splitlines()[1:]:
         words = line.split()
@@ -34,7 +35,7 @@ def parse(table: str) -> tuple[Listener, ...]:
 
 
 def _address(raw: bytes) -> str:
-    """The kernel prints an address as words in the host's byte order (proc_pid_net(5)). ValueError: it is none."""
+    """The kernel prints an address as words in the host's byte order (proc_pid_net(5)). ValueError: the text is no address."""
     if len(raw) not in (4, 16):
         raise ValueError(f"an address of {len(raw)} bytes")
     words = (int.from_bytes(raw[at : at + 4], "big") for at in range(0, len(raw), 4))
@@ -43,7 +44,7 @@ def _address(raw: bytes) -> str:
 
 
 def of(pid: int) -> tuple[Listener, ...]:
-    """In the network namespace of a process. OSError: it has ended."""
+    """The listeners in the network namespace of a process. OSError: the process has ended."""
     tables = []
     for name in ("tcp", "tcp6"):
         with Path(f"/proc/{pid}/net/{name}").open() as file:

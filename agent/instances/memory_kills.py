@@ -1,8 +1,8 @@
-"""Which kill for memory ended an app, and which only one of its processes.
+"""Decides which kill for memory ended an app, and which one ended only one of its processes.
 
-The kernel counts kills and names nobody, and the count stays for as long as the container. So a kill belongs to the app's end
-only when it came with it: one that the app's first process has outlived for a while was another process's, and is an
-event in the app's log.
+The kernel counts kills without naming a process, and the count lasts as long as the container. So a kill counts as the app's end
+only if both happened together. A kill that the app's first process has survived for a while ended another process, and is reported
+in the app's log.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ REMARK: Final = "a process was killed: out of memory (the limit is {limit} MiB)"
 
 
 class MemoryKills:
-    """Follows one app from `watch` on; ``remark`` writes a line in the app's log.
+    """Follows one app from `watch` on. ``remark`` writes a line in the app's log.
 
-    A failure to measure counts as no kill: an exit is published as what it was.
+    If the count cannot be read, no kill is assumed, and the exit is published as it was.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class MemoryKills:
         self._timers: set[asyncio.TimerHandle] = set()
 
     async def watch(self) -> None:
-        """Until the container is gone, or cancelled."""
+        """Runs until the container is gone, or it is cancelled."""
         try:
             if before := self._count():  # of an app's first moment, or while a former agent looked
                 self._settle_later(before)
@@ -54,7 +54,7 @@ class MemoryKills:
             self._outlived = max(self._outlived, count)
 
     def came_with_the_end(self) -> bool:
-        """Asked when the process has ended: has there been a kill that it did not outlive?"""
+        """Called when the process has ended: True if there was a kill that the process did not survive."""
         return self._count() > self._outlived
 
     def _count(self) -> int:

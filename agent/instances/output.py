@@ -24,7 +24,7 @@ _GOING_ON = frozenset({State.BORN, State.STARTING, State.RUNNING, State.EVACUATI
 
 @dataclass(frozen=True, slots=True)
 class AppOutput:
-    """An `OutputSource`. ``instances``: those that it is about, asked again at each change."""
+    """An `OutputSource`. ``instances``: called at each change, returns the instances to show."""
 
     instances: Callable[[], Iterable[Instance]]
     registry: Registry
@@ -32,7 +32,7 @@ class AppOutput:
     clock: Callable[[], float]
 
     async def read(self, take: Take, *, follow: bool) -> None:
-        """With ``follow`` until this is cancelled, also of instances that come later. Chunks come one at a time."""
+        """With ``follow`` it runs until it is cancelled, and includes instances that are added later. Chunks come one at a time."""
         one_at_a_time = asyncio.Lock()
 
         async def take_in_turn(chunk: OutputChunk) -> None:
@@ -101,7 +101,7 @@ class AppOutput:
 
 
 class _Remarks:
-    """The agent's own lines about an instance: each once, also while the app writes nothing."""
+    """The agent's own lines about an instance: each is passed on once, also while the app writes nothing."""
 
     def __init__(self, one: Instance, take: Take) -> None:
         self._one, self._take = one, take

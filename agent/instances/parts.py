@@ -1,4 +1,4 @@
-"""What the life of an instance needs of the rest of the agent."""
+"""The parts of the agent that the life of an instance uses."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class LifeParts:
 
 
 def container_of(instance: Instance, depot: AgentDepot) -> AgentContainer | None:
-    """Its container; None: it has none, or that is gone."""
+    """The container of an instance; None: it has none, or the container is gone."""
     try:
         return depot.find(instance.handle) if instance.handle else None
     except UnknownHandle:

@@ -1,7 +1,7 @@
 """Checks the health of instances: one loop for every kind of check.
 
-The files that are read are the app's own. The container manager reads them within a bound, and never through a link out of
-the container.
+The files that it reads belong to the app. The container manager reads them with a size limit, and never through a link out of the
+container.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PERIOD_GROWTH: Final = 1.5
 
 
 class Droplet(msgspec.Struct, frozen=True):
-    """The part of a droplet.yaml that counts."""
+    """The part of a droplet.yaml that is used."""
 
     state_file: str | None = None
 
@@ -75,8 +75,8 @@ async def state_file(container: AgentContainer) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Prober:
-    """``local_ip``: where the ports of this host's apps are. ``timeout_s``: of an app whose message gives none.
-    ``clock``: seconds since 1970."""
+    """``local_ip``: the address of this host's published ports. ``timeout_s``: for an app whose message has none. ``clock``:
+    seconds since 1970."""
 
     local_ip: str
     timeout_s: float
@@ -84,7 +84,7 @@ class Prober:
     log: Log
 
     async def check(self, instance: Instance, container: AgentContainer) -> None:
-        """Until the instance's health is HEALTHY or FAILED."""
+        """Runs until the instance's health is HEALTHY or FAILED."""
         instance.health = await self._choose(instance, container)
         match instance.health.kind:
             case HealthKind.NONE:

@@ -1,7 +1,7 @@
 """The processes of an instance, by name.
 
-The app is the process `WEB`. Each process is a job of the instance's container; the job's id lies in the container and in
-snapshots, so it stays what former releases called it.
+The app is the process `WEB`. Each process is a job of the instance's container. The job's id is in the container and in snapshots,
+so it remains the id that former releases used.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Process:
 
     @property
     def status(self) -> ExitStatus | None:
-        """How it ended; None: it runs."""
+        """How it ended; None: it is running."""
         return self.job.status
 
     @property
@@ -37,5 +37,5 @@ class Process:
 
 
 def found_processes(jobs: Mapping[str, AgentJob]) -> dict[str, Process]:
-    """Those of a container that a former agent made. Jobs that are no process of the instance are left out. Pure."""
+    """The processes in a container that a former agent made. Jobs that are no process of the instance are left out. Pure."""
     return {name: Process(name, jobs[job_id]) for name, job_id in JOB_IDS.items() if job_id in jobs}

@@ -1,4 +1,4 @@
-"""All instances of this host, and who is meant by a filter. No I/O: commands are applied here in wire order."""
+"""All instances of this host, and the filters that select them. No I/O: commands are applied here in wire order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REMARKS_KEPT: Final = 100
 
 
 def matches(instance: Instance, wanted: Filter) -> bool:
-    """Every filter that is there and not empty must hold (docs/protocol.md, "Filters")."""
+    """True if every filter that is present and not empty matches (docs/protocol.md, "Filters")."""
     if wanted.version and instance.version != wanted.version:
         return False
     if wanted.ids and instance.id not in wanted.ids:
@@ -27,9 +27,8 @@ def matches(instance: Instance, wanted: Filter) -> bool:
 
 
 class Registry:
-    """``held``: what all of them hold together; kept as a sum, since it is asked for at each start and each advert.
-    ``change_count``: how many changes there were so far.
-    """
+    """``held``: the sum of what all instances hold; it is kept, since each start and each advert needs it. ``change_count``: the
+    number of changes so far."""
 
     def __init__(self) -> None:
         self._by_id: dict[str, Instance] = {}
@@ -41,7 +40,7 @@ class Registry:
 
     @contextmanager
     def changes(self, of: Instance | None = None) -> Iterator[InstanceChanges]:
-        """Every change from here on: an instance was added or removed, or it has another state, id, process or remark."""
+        """Every change from now on: an instance was added or removed, or got another state, id, process or remark."""
         reader = InstanceChanges(of)
         self._readers.add(reader)
         try:
@@ -50,13 +49,13 @@ class Registry:
             self._readers.discard(reader)
 
     def remark(self, instance: Instance, at_s: float, text: str) -> None:
-        """A line of the agent's own in the app's log. The newest hundred are kept."""
+        """Adds a line of the agent's own to the app's log. The newest hundred are kept."""
         instance.remarks.append((at_s, text))
         del instance.remarks[:-REMARKS_KEPT]
         self._changed(instance)
 
     def has_process(self, instance: Instance, process: Process) -> None:
-        """The process was started."""
+        """Records a process that was started."""
         instance.processes[process.name] = process
         self._changed(instance)
 
@@ -89,7 +88,7 @@ class Registry:
         self._changed(instance)
 
     def settle(self, instance: Instance) -> None:
-        """Its state, or what is kept of it, has changed: so has what it holds."""
+        """Updates `held` after the instance's state or its kept output has changed."""
         if instance in self._claims:
             self._hold(instance, claim_of(instance))
         self._changed(instance)
@@ -103,7 +102,7 @@ class Registry:
         )
 
     def rename(self, instance: Instance, new_id: str) -> None:
-        """A new version gives an instance a new id, under which alone it is found (docs/protocol.md, "Update message")."""
+        """Gives an instance the new id of a new version; it is then found under that id only (docs/protocol.md, "Update message")."""
         del self._by_id[instance.id]
         instance.id = new_id
         self._by_id[new_id] = instance
@@ -119,7 +118,7 @@ class Registry:
         return tuple(one for one in self.of_app(wanted.app) if matches(one, wanted))
 
     def counts(self) -> dict[str, int]:
-        """Instances by app, in whatever state (docs/protocol.md, "Adverts")."""
+        """The number of instances of each app, in any state (docs/protocol.md, "Adverts")."""
         return {app: len(instances) for app, instances in self._by_app.items()}
 
     def in_states(self, states: frozenset[State]) -> tuple[Instance, ...]:

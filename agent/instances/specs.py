@@ -1,4 +1,4 @@
-"""From an instance to the values that the container manager takes: its container, and the job that is the app. Pure."""
+"""Converts an instance to the values that the container manager takes: its container, and the job of the app. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from wsh.units import MIB
 
 
 def make_spec(instance: Instance, settings: Settings, rootfs: Path, layer: Layer) -> ContainerSpec:
-    """The container of an instance. Pure. The droplet's bytes count against its disk limit, as they always did."""
+    """The container of an instance. The droplet's bytes count against its disk limit, as in the original. Pure."""
     message = instance.message
     return ContainerSpec(
         layers=(rootfs,),
@@ -47,7 +47,7 @@ def make_job(instance: Instance, settings: Settings, local_ip: str, command: str
 
 
 def instance_environment(instance: Instance, local_ip: str) -> tuple[str, ...]:
-    """Of the app, and of a shell beside it. SpecError: a variable grows too long. Pure."""
+    """The environment of the app, and of a shell beside it. SpecError: a variable is too long. Pure."""
     port = instance.port
     return app_environment(
         instance.message,

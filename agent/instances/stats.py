@@ -1,4 +1,4 @@
-"""What an instance uses, sampled: once when it runs, then at the configured period."""
+"""Samples the resource use of an instance: once when it runs, then at the configured period."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from container import WrongState
 
 
 async def sample(instance: Instance, container: AgentContainer, log: Log) -> None:
-    """CPU as a fraction of one core between two samples; memory and disk as they are. A failure keeps the old values."""
+    """CPU is a fraction of one core between two samples; memory and disk are current values. After a failure the old values stay."""
     try:
         info = await container.info()
     except WrongState:
