@@ -30,7 +30,8 @@ _UNIX_TIME = 0x5455
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """What zipfile raises for a file that is not in order: its own, its codecs', and those of offsets from nowhere."""
+    """Converts the errors that zipfile raises for a damaged file into ArchiveError: its own, those of its codecs, and those of
+    wrong offsets."""
     try:
         yield
     except ArchiveError:
@@ -49,9 +50,8 @@ def _translated() -> Iterator[None]:
 
 
 class _Careful:
-    """The file as zipfile sees it. It reads a directory in one piece, however large that says it is (also in a
-    zip64 record), so the bound is here.
-    """
+    """The file as zipfile sees it. zipfile reads a directory in one piece, whatever size the file claims (also in a zip64 record),
+    so the size is limited here."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -66,7 +66,7 @@ class _Careful:
 
 
 class ZipReader:
-    """Iterate for members; between two of them ``read`` gives the contents of the one before."""
+    """Iterate for members. Between two members, ``read`` returns the contents of the former one."""
 
     def __init__(self, file: BinaryIO, bounds: Bounds) -> None:
         self._bounds = bounds
@@ -78,7 +78,7 @@ class ZipReader:
             self._zip = zipfile.ZipFile(cast(BinaryIO, careful))
 
     def read(self, limit: int) -> bytes:
-        """The next bytes of the current file; empty at its end, which must be where the directory said."""
+        """Returns the next bytes of the current file; empty at its end, which must be where the directory says."""
         if self._current is None:
             return b""
         with _translated():
@@ -142,9 +142,8 @@ class ZipReader:
 
 
 def _seconds(info: zipfile.ZipInfo) -> int:
-    """The second in UTC where the archive keeps it (extra field 0x5455). Else a local time of nobody knows where, in
-    steps of two seconds: read as UTC; an impossible one is the epoch.
-    """
+    """The modification time: in UTC if the archive has it (extra field 0x5455). Otherwise it is a local time of an unknown zone, in
+    steps of two seconds, and is read as UTC; an impossible time becomes the epoch."""
     extra, at = info.extra, 0
     while at + 4 <= len(extra):
         kind, size = struct.unpack_from("<HH", extra, at)

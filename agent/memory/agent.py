@@ -1,4 +1,4 @@
-"""What this agent remembers of itself (its id and phase) and of its stagings. Its instances: instances.py beside this file."""
+"""What this agent remembers of itself (its id and phase) and of its stagings. The records of instances are in instances.py."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from agent.phases import AgentPhase
 
 
 class AgentMemory:
-    """Reads what a former agent left (``found``) and keeps up to date what the next one needs."""
+    """Reads what a former agent left (``found``), and keeps the records up to date for the next one."""
 
     def __init__(
         self,
@@ -50,9 +50,9 @@ class AgentMemory:
         return self._head
 
     async def take_possession(self) -> bool:
-        """Everything that was found is written in this release's way, and last the head, which says so. False: something could not be
-        written. Until that is done by another call the former files stand, and what has gone since would come back with them.
-        """
+        """Writes all records that were found in this release's format, and the head last, which marks them as converted. False:
+        something could not be written. Then the former files remain until another call succeeds, since records removed meanwhile
+        would otherwise come back."""
         is_written = await self.written.save()
         if is_written:
             self._keep_head()
@@ -64,7 +64,7 @@ class AgentMemory:
         return is_written
 
     async def take_possession_later(self) -> None:
-        """For a supervisor: until it is done."""
+        """Repeats `take_possession` until it has succeeded."""
         await asyncio.sleep(RETRY_S)
         while not await self.take_possession():  # noqa: ASYNC110  (a disk tells nobody when it has room again)
             await asyncio.sleep(RETRY_S)
@@ -72,7 +72,7 @@ class AgentMemory:
     # -- the agent itself --------------------------------------------------------------------------------------
 
     def enter(self, phase: AgentPhase) -> None:
-        """Idempotent: a phase begins once."""
+        """Records that a phase has begun. Idempotent."""
         if phase is not self._head.phase:
             self._head = Head(agent_id=self.agent_id, phase=phase, since_s=self._clock())
             self._keep_head()

@@ -1,9 +1,9 @@
-"""The memory as the agent's other parts see it: they mark what has changed, and publish what depends on it afterwards.
+"""The memory as the other parts of the agent use it: they mark what has changed, and then publish what depends on it.
 
-A mark (`keep`) makes the generation grow. One task writes what is due, record by record, in a thread of its own; a mark made during a
-write goes into the next. Who publishes takes the generation of that moment along and waits for it (`wait_written`), so that whatever
-a peer was told is known to the next agent. A record that cannot be written holds nobody up: one try, then it is logged, counts as
-settled, and is tried again later. So does a disk that does not answer.
+A mark (`keep`) increases the generation. One task writes the marked records, one by one, in a thread of its own; a mark made during
+a write belongs to the next write. A publisher notes the generation and waits for it (`wait_written`), so that the next agent knows
+everything that a peer was told. A record that cannot be written delays nobody: after one try it is logged, counts as settled, and
+is tried again later. The same holds for a disk that does not respond.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ class Memory:
     def keep(
         self, section: str, name: str, compose: Compose, *, after: Callable[[bytes], None] | None = None
     ) -> None:
-        """The record has changed; however often this is called in one turn, it is one write.
+        """Marks a record as changed. Several marks in one turn of the event loop are one write.
 
-        ``after``: called with what was written.
+        ``after``: called with the bytes that were written.
         """
         self._due[section, name] = _Due(compose, after)
         self._marked += 1
@@ -71,11 +71,11 @@ class Memory:
 
     @property
     def generation(self) -> int:
-        """Everything that has been marked so far."""
+        """The number of marks so far."""
         return self._marked
 
     async def wait_written(self, generation: int) -> None:
-        """Until all marks up to it are on disk, or were tried once."""
+        """Returns when all marks up to ``generation`` are on disk, or were tried once."""
         if self._settled >= generation:
             return
         try:
@@ -91,16 +91,16 @@ class Memory:
     # -- writing -----------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """For a TaskGroup: for ever."""
+        """Writes marked records until it is cancelled."""
         self._wake.set()  # an error may have ended this before
         while True:
             await self._wake.wait()
             await self.save(again=False)
 
     async def save(self, *, again: bool = True) -> bool:
-        """What is known now is on disk when this returns; False: some of it could not be written, which is logged.
+        """Writes all marked records. False: some could not be written, which is logged.
 
-        ``again``: what could not be written before is tried once more.
+        ``again``: records that could not be written before are tried once more.
         """
         async with self._writing:
             self._wake.clear()
@@ -146,7 +146,7 @@ class Memory:
             )
 
     def _composed(self, key: tuple[str, str], due: _Due) -> _Write | None:
-        """A record that cannot be made costs itself only."""
+        """A record that cannot be composed is logged and left out; the others are written."""
         try:
             return _Write(key, due, due.compose())
         except Exception as e:  # the outermost frame of a record
@@ -160,7 +160,7 @@ class Memory:
             self._log.warning("memory_copy_not_written", record="/".join(key), error=repr(e))
 
     def _write_all(self, writes: list[_Write]) -> dict[tuple[str, str], str]:
-        """In the thread. Answers with what could not be written, and why."""
+        """Runs in the thread. Returns the records that could not be written, with the errors."""
         failed = {}
         for (section, name), _, data in writes:
             try:

@@ -1,7 +1,8 @@
 """The records of the agent's memory as values, and their bytes. No I/O.
 
-A record of an older release is taken with defaults for what it lacks; what a newer one added is ignored. FORMAT grows only when a
-reader of the former one would misunderstand a record: such a record is `Later`, and is left to the release that wrote it.
+A record of an older release is read with defaults for missing fields; unknown fields of a newer one are ignored. FORMAT is
+increased only when an older reader would misunderstand a record: such a record is `Later`, and is left to the release that wrote
+it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ FORMER_DEPTH = 3000
 
 
 class UnreadableRecord(ValueError):
-    """The bytes are no such record."""
+    """The bytes are not such a record."""
 
 
 class Later(ValueError):
@@ -51,12 +52,15 @@ class SavedExit(msgspec.Struct, frozen=True):
 
 
 class SavedInstance(msgspec.Struct, frozen=True, kw_only=True):
-    """``record`` names the record, for the whole life of the instance: its id may change.
+    """``record``: the name of the record for the whole life of the instance, whose id may change.
 
-    ``routed``: routers have, or may have, routes to it, also when it is not healthy any more.
-    ``exit_pending``: the outbox has not had the exit of a crashed one, so that the next agent must publish it.
-    ``leaving``: routes of which the unregister is not in the outbox yet.
-    ``whole``: False where only the part was readable that an instance needs which runs already.
+    ``routed``: routers have, or may have, routes to it, also when it is no longer healthy.
+
+    ``exit_pending``: the outbox has not got the exit of the crashed instance, so the next agent must publish it.
+
+    ``leaving``: routes whose unregister is not in the outbox yet.
+
+    ``whole``: False if only the part could be read that a running instance needs.
     """
 
     id: str
@@ -105,7 +109,7 @@ class _Format(msgspec.Struct):
 
 
 def decode(data: bytes, kind: type[T]) -> T:
-    """Raises UnreadableRecord, Later. The format is decoded first: only with it the rest can be judged."""
+    """The format is decoded first, since it decides whether the rest can be read. UnreadableRecord, Later."""
     with _reading():
         found = msgspec.json.decode(data, type=_Format).format
         if found > FORMAT:
@@ -115,7 +119,7 @@ def decode(data: bytes, kind: type[T]) -> T:
 
 @contextmanager
 def _reading() -> Iterator[None]:
-    """Whatever a decoder objects to is one error."""
+    """Turns every error of a decoder into one kind."""
     try:
         yield
     except Later:
@@ -128,7 +132,7 @@ def _reading() -> Iterator[None]:
 
 
 class _BareMessage(msgspec.Struct, frozen=True):
-    """Of a start message what a running instance still needs; without the bounds of later releases."""
+    """The part of a start message that a running instance needs, without the limits of later releases."""
 
     droplet: str | int
     version: str
@@ -164,10 +168,10 @@ class _WithMessage(msgspec.Struct, frozen=True):
 
 
 def decode_instance(data: bytes) -> SavedInstance:
-    """Raises Unreadable, Later.
+    """UnreadableRecord, Later.
 
-    Where only its start message is not as this release demands (bounds have become narrower), the part is taken that a running
-    instance needs: an upgrade must not end an app for its environment.
+    If only the start message does not meet this release's rules (limits have become stricter), the part is read that a running
+    instance needs: an upgrade must not end an app because of its environment.
     """
     try:
         return decode(data, SavedInstance)
@@ -194,7 +198,7 @@ class _Handle(msgspec.Struct):
 
 
 def handle_of(data: bytes) -> str | None:
-    """Of a record of a later release: its container, which is not ours to end."""
+    """The container of a record of a later release. This agent must not destroy it."""
     try:
         return msgspec.json.decode(data, type=_Handle).handle
     except (msgspec.MsgspecError, ValueError, RecursionError):
@@ -232,7 +236,7 @@ def _ports(port: PortMapping | None) -> tuple[int, int] | None:
 
 
 def load_instance(saved: SavedInstance) -> Instance:
-    """In state BORN; what becomes of it depends on what is found of its container."""
+    """The instance in state BORN. Recovery decides what happens to it, depending on its container."""
     return Instance(
         id=saved.id,
         private_id=saved.private_id,
@@ -258,7 +262,7 @@ def load_instance(saved: SavedInstance) -> Instance:
 
 
 class OneFile(msgspec.Struct, frozen=True):
-    """Everything in `agent.json`, each instance still as it was written."""
+    """The content of the former `agent.json`, each instance as it was written."""
 
     agent_id: str
     instances: tuple[msgspec.Raw, ...] = ()
@@ -267,7 +271,7 @@ class OneFile(msgspec.Struct, frozen=True):
 
 
 def decode_head(data: bytes) -> Head | OneFile:
-    """Raises Unreadable, Later."""
+    """UnreadableRecord, Later."""
     head = decode(data, Head)
     if head.format == FORMAT:
         return head

@@ -1,12 +1,12 @@
-"""The files of the agent's memory. Blocking, small; nothing here knows what an instance is for.
+"""The files of the agent's memory. Calls block for a short time. Nothing here knows what an instance is.
 
     db/agent.json               the head: the agent's id, its phase
     db/SECTION/NAME.json        a record
-    agent.id                    the id once more, in case the head is lost
+    agent.id                    a copy of the id, in case the head is lost
 
-Mode 0600: a start message holds credentials. Each file is written beside and renamed, and not synced: that would widen the time
-in which a killed agent forgets, and a host that crashes has no containers left to remember. What cannot be read is set aside as
-`*.damaged` and costs itself only.
+Mode 0600: a start message holds credentials. Each file is written under another name and renamed, but not synced: syncing would
+lengthen the time in which a killed agent forgets, and after a crash of the host no container is left to remember. A file that
+cannot be read is set aside as `*.damaged`; the others are still used.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """What could not be read, and why. ``later``: a later release wrote it and will read it again; ``handle``: its container."""
+    """A file that could not be read, and why. ``later``: a later release wrote it and will read it again; ``handle``: its
+    container."""
 
     path: Path
     why: str
@@ -44,7 +45,7 @@ class Damage:
 
 @dataclass(slots=True)
 class Remembered:
-    """What was remembered. ``head`` None: nothing was, or the head is lost."""
+    """Everything that was read. ``head`` None: there was none, or it is lost."""
 
     head: Head | None = None
     instances: dict[str, SavedInstance] = field(default_factory=dict)
@@ -53,7 +54,7 @@ class Remembered:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """OSError: the old one stands as it was."""
+    """Replaces a file. OSError: the old file is unchanged."""
     new = path.with_name(path.name + ".new")
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "wb") as file:
@@ -69,7 +70,7 @@ class RecordStore:
     # -- writing -----------------------------------------------------------------------------------------------
 
     def write(self, section: str, name: str, data: bytes | None) -> None:
-        """None: the record is removed. Idempotent. OSError: as it was."""
+        """Writes a record; None: removes it. Idempotent. OSError: the old file is unchanged."""
         path = self._path(section, name)
         if data is None:
             path.unlink(missing_ok=True)
@@ -90,7 +91,7 @@ class RecordStore:
     # -- reading -----------------------------------------------------------------------------------------------
 
     def read(self) -> Remembered:
-        """All of it. Never raises for what a file holds; OSError: the directory itself cannot be read."""
+        """Reads everything. The contents of a file never raise an error; OSError: the directory itself cannot be read."""
         found = Remembered()
         for half_written in self._dir.glob("**/*.new"):
             half_written.unlink(missing_ok=True)
@@ -112,7 +113,7 @@ class RecordStore:
     def read_section(
         self, section: str, decode: Callable[[bytes], T], damage: list[Damage]
     ) -> Iterable[tuple[str, T]]:
-        """Name and record of each that can be read; the others are set aside and added to ``damage``."""
+        """The name and record of each readable file. The others are set aside and added to ``damage``."""
         directory = self._dir / section
         if not directory.is_dir():
             return
@@ -174,5 +175,5 @@ class RecordStore:
 
 
 def staging_name(task_id: str, reply_to: str) -> str:
-    """A task's id is its sender's text, and no file name."""
+    """The file name for a task. A task's id comes from its sender and must not be used as a file name."""
     return hashlib.sha256(f"{task_id}\0{reply_to}".encode()).hexdigest()[:32]
