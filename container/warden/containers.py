@@ -21,7 +21,7 @@ from container.spec import Bandwidth, JobSpec
 from container.warden import messages as m
 from container.warden import records, syslog
 from container.warden.errors import WardenError, bytes_of
-from container.warden.jobs import WardenJob
+from container.warden.jobs import WardenJob, job_number
 from container.warden.layout import snapshot_keys
 from container.warden.limits import bandwidth_stat, memory_stat
 from container.warden.records import SavedContainer, SavedJob
@@ -68,8 +68,8 @@ class WardenContainer:
         self._last_info: m.InfoResponse | None = None
         self._watching = asyncio.create_task(self._watch(), name=f"warden-events-{container.link_id}")
         for job_id, job in container.jobs.items():
-            if job_id.isdecimal():
-                self._add(int(job_id), job, saved.jobs.get(job_id, SavedJob()), is_new=False)
+            if (number := job_number(job_id)) is not None:
+                self._add(number, job, saved.jobs.get(str(number), SavedJob()), is_new=False)
 
     # -- references --------------------------------------------------------------------------------------------
 
@@ -80,8 +80,9 @@ class WardenContainer:
 
     def release(self, connection: object) -> None:
         """The connection has ended. With the last one the grace time begins."""
-        self._references.discard(connection)
-        self.begin_grace()
+        if connection in self._references:
+            self._references.remove(connection)
+            self.begin_grace()
 
     def begin_grace(self) -> None:
         """Begins the grace time, unless a connection refers to it."""
@@ -124,7 +125,7 @@ class WardenContainer:
         try:
             self._last_info = self._shown(await self.container.info())
         except (ContainerError, OSError) as e:
-            if self._last_info is None or self.destroying is None:
+            if self._last_info is None or self.state != DESTROYED:
                 raise WardenError(f"Failed getting the usage of the container: {e}") from e
         return self._last_info
 
@@ -150,9 +151,11 @@ class WardenContainer:
         self.save()
 
     async def stop(self, grace_s: float = STOP_GRACE_S) -> None:
-        """Returns when all its processes and jobs have ended. Nothing to do if it is stopped already."""
-        if self.state == ACTIVE:
-            await self.container.stop(grace_s)
+        """Returns when all its processes and jobs have ended. A stop that runs already may be shortened.
+
+        It is carried out in a stopped container too, where there is nothing to do, unless a former stop was cut off.
+        """
+        await self.container.stop(grace_s)
         await asyncio.gather(*(job.ended() for job in tuple(self.jobs.values())))
 
     async def _watch(self) -> None:
@@ -160,8 +163,14 @@ class WardenContainer:
         async for event in self.container.events.subscribe():
             if event.kind is EventKind.OUT_OF_MEMORY and self.state == ACTIVE:
                 self._log.info("warden_container_out_of_memory_stopping", handle=self.container.handle)
-                with suppress(WrongState):  # destroyed meanwhile
+                try:
                     await self.container.stop(STOP_GRACE_S)
+                except WrongState:  # destroyed meanwhile
+                    pass
+                except (ContainerError, OSError) as e:
+                    self._log.warning(
+                        "warden_container_not_stopped", handle=self.container.handle, error=str(e)
+                    )
 
     # -- jobs --------------------------------------------------------------------------------------------------
 
@@ -210,10 +219,18 @@ class WardenContainer:
         except OSError as e:
             self._log.warning("warden_snapshot_not_written", handle=self.container.handle, error=str(e))
 
-    def _drop_job(self, job_id: int) -> None:
-        if self.jobs.pop(job_id, None) is not None:
-            with suppress(WrongState):  # the record goes with the container
+    async def _drop_job(self, job_id: int, job: Job) -> None:
+        """Forgets a job whose result is taken. What cannot be removed now goes with the container."""
+        if self.jobs.pop(job_id, None) is None:
+            return
+        try:
+            with suppress(WrongState):
                 self.save()
+            await job.forget()
+        except (ContainerError, OSError) as e:
+            self._log.warning(
+                "warden_job_not_forgotten", handle=self.container.handle, job=job_id, error=str(e)
+            )
 
     def save(self) -> None:
         """Writes what the next server must know."""

@@ -8,8 +8,8 @@ not do at once (a handle created twice, a container destroyed twice) is decided 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -40,11 +40,15 @@ from container.warden.limits import (
 )
 from container.warden.netout import egress_rule
 from container.warden.records import SavedContainer, SavedJob
-from container.warden.syslog import DEFAULT_SOCKET
+from container.warden.syslog import DEFAULT_SOCKET, TAG_BYTES
 from wsh.units import MIB
 
 PAGE_BYTES: Final = 4096
 _PASSWD_BYTES: Final = MIB
+#: How long a container may take to end before it is destroyed as it is: the stop with its grace, and the results of its jobs.
+_ENDING_S: Final = STOP_GRACE_S + 20
+#: Longer handles and tags would not fit into a record.
+_HANDLE_BYTES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,12 +138,14 @@ class WardenService:
 
     # -- requests ----------------------------------------------------------------------------------------------
 
-    async def respond(self, request: object, connection: object) -> AsyncIterator[object]:
+    async def respond(self, request: object, connection: object) -> AsyncGenerator[object, None]:
         """The responses to a request, in order. WardenError: the client gets its text."""
+        self._forget_removed()
         try:
             if isinstance(request, m.StreamRequest):
-                async for response in self._job(request, connection).stream():
-                    yield response
+                async with aclosing(self._job(request, connection).stream()) as responses:
+                    async for response in responses:
+                        yield response
             else:
                 yield await self._handlers[type(request)](request, connection)
         except WardenError:
@@ -168,6 +174,8 @@ class WardenService:
 
     async def _create(self, request: m.CreateRequest, connection: object) -> m.CreateResponse:
         handle = request.handle or None
+        if handle is not None and len(handle) > _HANDLE_BYTES:
+            raise WardenError(f"handle: expected at most {_HANDLE_BYTES} bytes, got {len(handle)}")
         if handle in self._containers or handle in self._creating:
             raise WardenError(f"container with handle: {text_of(handle or b'')} already exists.")
         spec = self._spec(request)
@@ -247,17 +255,25 @@ class WardenService:
     async def _end_once(self, box: WardenContainer) -> None:
         container = box.container
         with suppress(ContainerError, OSError):  # what does not end by itself is killed with the container
-            if container.state is ContainerState.ACTIVE:
-                await container.stop(STOP_GRACE_S)
-            await asyncio.gather(*(job.ended() for job in tuple(box.jobs.values())))
+            async with asyncio.timeout(_ENDING_S):
+                await box.stop()
         try:
             await self._depot.destroy(container.handle)
         except BaseException:  # the depot tries again; so may a client
             box.destroying = None
             raise
+        self._forget(box)
+
+    def _forget(self, box: WardenContainer) -> None:
         box.close()
-        self._links.remove(container.link_id)
+        self._links.remove(box.container.link_id)
         del self._containers[box.handle]
+
+    def _forget_removed(self) -> None:
+        """Forgets those that the depot has removed in the meantime, after a destroy that failed."""
+        for box in tuple(self._containers.values()):
+            if box.destroying is None and box.container.state is ContainerState.DESTROYED:
+                self._forget(box)
 
     def _start(self, work: Any, name: str) -> None:
         async def logged() -> None:
@@ -286,6 +302,7 @@ class WardenService:
         passwd = await box.container.read_file("/etc/passwd", _PASSWD_BYTES)
         user = account(passwd, "root" if request.privileged else "vcap")
         job_id, self._next_job = self._next_job, self._next_job + 1
+        tag = None if request.log_tag is None else request.log_tag[:TAG_BYTES]
         settings = self._settings
         spec = job_spec(
             request,
@@ -295,7 +312,7 @@ class WardenService:
             settings.job_output_limit_bytes,
             settings.lang,
         )
-        return await box.spawn(job_id, spec, SavedJob(request.discard_output, request.log_tag))
+        return await box.spawn(job_id, spec, SavedJob(request.discard_output, tag))
 
     def _job(self, request: m.LinkRequest, connection: object) -> WardenJob:
         return self._find(request.handle, connection).job(request.job_id)

@@ -13,6 +13,8 @@ from container.jobs import Job
 DEFAULT_SOCKET: Final = Path("/dev/log")
 #: Priorities of the facility `user` (RFC 3164): info and error.
 _PRIORITY: Final = {"stdout": 14, "stderr": 11}
+#: A longer tag is cut.
+TAG_BYTES: Final = 256
 #: A longer line is sent in pieces.
 _LINE_BYTES: Final = 8192
 #: A tag is a word of the line: what would end it, or begin another line, becomes an underscore.
@@ -21,7 +23,7 @@ _UNSAFE: Final = bytes(range(0x21)) + b":[]\x7f"
 
 def tag_of(log_tag: bytes) -> bytes:
     """The word before each line."""
-    return b"warden." + log_tag[:256].translate(bytes.maketrans(_UNSAFE, b"_" * len(_UNSAFE)))
+    return b"warden." + log_tag[:TAG_BYTES].translate(bytes.maketrans(_UNSAFE, b"_" * len(_UNSAFE)))
 
 
 def datagram(stream: str, tag: bytes, line: bytes, now_s: float) -> bytes:

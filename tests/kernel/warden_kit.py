@@ -14,6 +14,7 @@ from warden_client import Client
 
 from container import Depot
 from container.aio import SilentLog
+from container.warden.jobs import spool_id
 from container.warden.server import Server
 from container.warden.service import WardenService, WardenServiceSettings
 
@@ -43,13 +44,13 @@ class Warden:
     async def wrote(self, job: int) -> None:
         """Returns when the job has written something: it runs, and its traps are set."""
         boxes = [self.depot.find(handle) for handle in self.depot.handles()]
-        (found,) = [box.jobs[str(job)] for box in boxes if str(job) in box.jobs]
+        (found,) = [box.jobs[spool_id(job)] for box in boxes if spool_id(job) in box.jobs]
         await until(lambda: found.size_bytes("stdout") > 0, lambda: "the job wrote nothing", 30)
 
     def is_linked(self, handle: bytes, job: int) -> bool:
         """Whether a client waits for the end of the job."""
         found = self.service._containers[handle].jobs.get(job)
-        return found is not None and found._collecting is not None
+        return found is not None and found.is_linked
 
     async def close(self) -> None:
         self.server.close()
