@@ -7,7 +7,7 @@ containers.py  one container: references and grace time, states, info
 jobs.py        one job: linked by any number of clients, then forgotten
 copies.py      CopyIn and CopyOut
 extract.py     what CopyOut makes of a hostile stream
-netout.py, limits.py   numbers and texts of requests; pure
+specs.py, netout.py, limits.py   what requests ask for, as values
 layout.py      files where scripts look for Warden's
 records.py     what the next server must know
 config.py      Warden's configuration file

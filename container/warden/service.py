@@ -22,7 +22,7 @@ from container.errors import ContainerError
 from container.network.shaping import least_burst_bytes
 from container.parts import ContainerState
 from container.pools import NoLease
-from container.spec import Access, BindMount, ContainerSpec, Limits, PortMapping
+from container.spec import PortMapping
 from container.warden import copies, records
 from container.warden import messages as m
 from container.warden.containers import ACTIVE, STOP_GRACE_S, STOPPED, WardenContainer
@@ -40,6 +40,7 @@ from container.warden.limits import (
 )
 from container.warden.netout import egress_rule
 from container.warden.records import SavedContainer, SavedJob
+from container.warden.specs import container_spec
 from container.warden.syslog import DEFAULT_SOCKET, TAG_BYTES
 from wsh.units import MIB
 
@@ -178,7 +179,7 @@ class WardenService:
             raise WardenError(f"handle: expected at most {_HANDLE_BYTES} bytes, got {len(handle)}")
         if handle in self._containers or handle in self._creating:
             raise WardenError(f"container with handle: {text_of(handle or b'')} already exists.")
-        spec = self._spec(request)
+        spec = container_spec(request, self._settings.rootfs)
         grace_s = request.grace_time if request.grace_time is not None else self._settings.grace_s
         saved = SavedContainer(handle, grace_s)
         if handle is not None:
@@ -205,24 +206,6 @@ class WardenService:
         except OSError as e:
             self._log.warning("warden_files_not_written", handle=made.container.handle, error=str(e))
         self._links.add(made.container)
-
-    def _spec(self, request: m.CreateRequest) -> ContainerSpec:
-        rootfs = Path(text_of(request.rootfs)) if request.rootfs else self._settings.rootfs
-        if not rootfs.is_absolute() or not rootfs.is_dir():
-            raise WardenError(f"rootfs {rootfs} not found")
-        binds = []
-        for one in request.bind_mounts:
-            source = Path(text_of(one.src_path))
-            if not source.exists():
-                raise WardenError(f"Source path for bind mount does not exist: {source}")
-            access = Access.READ_WRITE if one.mode is m.BindMode.RW else Access.READ_ONLY
-            binds.append(BindMount(source.resolve(), text_of(one.dst_path), access))
-        return ContainerSpec(
-            layers=(rootfs,),
-            binds=tuple(binds),
-            address=text_of(request.network) if request.network else None,
-            limits=Limits(),
-        )
 
     async def _stop(self, request: m.StopRequest, connection: object) -> m.StopResponse:
         box = self._find(request.handle, connection)

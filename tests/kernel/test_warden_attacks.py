@@ -37,10 +37,14 @@ async def test_a_container_that_stops_its_copies_stops_nobody_else(warden: Warde
     async with asyncio.timeout(10):
         assert await client.run(honest, "echo fine") == (0, b"fine\n", b"")
     await client.call(DESTROY, {1: hostile})
+    stopped = 0
     for one in copying:
-        with pytest.raises(ServerError):
+        try:
             await one.receive()
+        except ServerError:
+            stopped += 1
         await one.close()
+    assert stopped, "not one tar was stopped: some may be done before the script sees them"
     await client.close()
 
 
