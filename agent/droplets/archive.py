@@ -1,6 +1,6 @@
-"""What an archive may ask for, whatever its format: bounds, kinds of members, clean names.
+"""Limits on archives, and their members in a form that both formats share. Pure.
 
-Pure. Readers yield `Member`s; a member that exists has a name that stays inside and a kind that may be written.
+Invariant: a `Member` that a reader yields is safe to write. Its name cannot lead out of the tree, and its kind is one of `Kind`.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ DEPTH = 128
 
 
 class ArchiveError(ValueError):
-    """The archive is refused; the text names the member and the cause."""
+    """The archive is refused. The text names the member and the cause."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The limits of a tree that is unpacked. ``ratio`` applies once ``ratio_from_bytes`` have been unpacked, since small bombs are
-    harmless.
+    """The limits of one archive.
 
-    ``cpu_base_s``, ``cpu_s_per_mib``: the processor time that an archive may take, by its own size. Real trees of very small files
-    take a tenth of it.
+    ``total_bytes``: of all contents together. ``ratio``: unpacked to packed bytes; it applies only beyond ``ratio_from_bytes`` of
+    unpacked data, since small bombs are harmless. ``low_water_bytes``: free disk that must be left; 0: not checked.
+    ``cpu_base_s``, ``cpu_s_per_mib``: processor time, per archive and per MiB of it. Real archives with the smallest files need a
+    tenth of that.
     """
 
     total_bytes: int
@@ -38,11 +39,11 @@ class Bounds:
 
     @property
     def stream_bytes(self) -> int:
-        """The limit for a whole tar stream, which has headers and padding besides the contents: about three blocks a member."""
+        """The limit of a tar stream: the contents, and about three blocks of headers and padding for each member."""
         return self.total_bytes + 3 * 512 * self.members
 
     def cpu_s(self, bytes_in: int) -> float:
-        """The processor time that an archive may have taken when ``bytes_in`` of it have been read."""
+        """The processor time that is allowed, in seconds, when ``bytes_in`` of the archive have been read."""
         return self.cpu_base_s + self.cpu_s_per_mib * bytes_in / MIB
 
 
@@ -55,8 +56,8 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One entry of an archive. ``parts`` is empty for the root itself. ``target``: the text of a symbolic link; not used for a hard
-    link."""
+    """One entry of an archive. ``parts``: its name; empty for the root. ``target``: the text of a symbolic link. ``target_parts``:
+    the name that a hard link refers to."""
 
     kind: Kind
     parts: tuple[bytes, ...]
@@ -68,15 +69,15 @@ class Member:
 
 
 def shown(name: bytes) -> str:
-    """A member's name for a message: short and printable."""
+    """A name as it may appear in a message: short and printable."""
     text = ascii(name[:120].decode("utf-8", "backslashreplace"))[1:-1]
     return text + ("…" if len(name) > 120 else "")
 
 
 def clean_name(name: bytes) -> tuple[bytes, ...]:
-    """The components of a member's name. Names are bytes without an encoding."""
+    """The components of a member's name. Names are bytes without an encoding. Raises ArchiveError."""
     if len(name) > NAME_BYTES:
-        raise ArchiveError(f"{shown(name)}: a name of {len(name)} bytes, at most {NAME_BYTES} are taken")
+        raise ArchiveError(f"{shown(name)}: expected a name of at most {NAME_BYTES} bytes, got {len(name)}")
     if b"\0" in name:
         raise ArchiveError(f"{shown(name)}: a NUL byte in a name")
     if name.startswith(b"/"):
@@ -92,7 +93,9 @@ def clean_name(name: bytes) -> tuple[bytes, ...]:
 
 
 def clean_target(name: bytes, target: bytes) -> bytes:
-    """The text of a symbolic link. It is only stored; nothing here follows it."""
+    """The checked text of a symbolic link. It may lead out of the tree, since the agent never follows it. Raises ArchiveError."""
     if not 0 < len(target) <= NAME_BYTES or b"\0" in target:
-        raise ArchiveError(f"{shown(name)}: a link to {shown(target)!r}")
+        raise ArchiveError(
+            f"{shown(name)}: expected a link target of 1 to {NAME_BYTES} bytes without NUL, got '{shown(target)}'"
+        )
     return target

@@ -1,13 +1,18 @@
-"""The jail of the unpacking worker. It is the second of three barriers; the first is writer.py's small set of calls, the third the
-seccomp filter below.
+"""The jail of the unpacking worker: even a worker that an archive has taken over can only write plain files in its target.
 
-The worker enters it while it has one thread, before it reads anything of the archive. It gets namespaces of its own; a host id that
-nothing else has, mapped to vcap's number on disk by an idmapped clone of the target directory (nosuid, nodev, noexec, nosymfollow);
-a chroot into that clone; no capabilities; a memory limit; and a filter that permits only the system calls of a Python that writes
-files.
+The worker enters the jail while it is single-threaded and before it reads a byte of the archive. `enter` does the following:
 
-Of `container` it imports only the system calls (`container.linux`, on the standard library). Importing the network library would
-take a quarter of a second for each droplet.
+- It creates namespaces of its own and changes to a host id that nothing else uses.
+- It makes an idmapped clone of the target directory (nosuid, nodev, noexec, nosymfollow), in which that id owns what has vcap's id
+  on disk, and changes its root into the clone.
+- It gives up all capabilities and limits its memory.
+- It installs a seccomp filter that permits only the system calls of a Python that writes files.
+
+These are two of three defences; the third is that writer.py has no call for anything but plain files, directories and links
+(docs/droplets.md, "Unpacking").
+
+From `container` only the system calls are imported (`container.linux`), since importing the network library would cost a quarter of
+a second for each droplet.
 """
 
 from __future__ import annotations
@@ -23,12 +28,12 @@ from pathlib import Path
 from container import linux
 from wsh.vcap import VCAP_ID
 
-#: The worker's id on the host. Below the ids of containers (config: user.pool_start_uid), above those of people.
+#: The worker's id on the host: below the ids of containers (setting user.pool_start_uid), above the ids of users.
 WORKER_ID = 999_934_463
 VCAP = VCAP_ID
 MEMORY_BYTES = 1 << 30
 
-#: Allowed calls: (x86_64, aarch64). Whatever else a library tries is answered EPERM.
+#: Allowed calls and their numbers on (x86_64, aarch64). Every other call fails with EPERM.
 _ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "read": (0, 63),
     "write": (1, 64),
@@ -65,13 +70,13 @@ _ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "linkat": (265, 37),
     "utimensat": (280, 88),
 }
-#: Calls with a mode: the argument whose set-uid, set-gid and sticky bits must be zero.
+#: Allowed calls with a mode: their numbers, and the position of the argument whose set-uid, set-gid and sticky bits must be zero.
 _WITH_MODE: dict[str, tuple[int, int, int]] = {
     "openat": (257, 56, 3),
     "mkdirat": (258, 34, 2),
     "fchmod": (91, 52, 1),
 }
-#: seccomp(2), bpf: verdicts, and the operations that the filter is made of.
+#: Return values of seccomp(2), and operations of classic BPF.
 ALLOW, ERRNO, KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _LD, _JEQ, _JSET, _RET = 0x20, 0x15, 0x45, 0x06
@@ -82,12 +87,12 @@ def statement(code: int, value: int) -> bytes:
 
 
 def jump(code: int, value: int, if_true: int, if_false: int) -> bytes:
-    """A struct sock_filter."""
+    """One `struct sock_filter`. The jumps are counts of instructions to skip."""
     return struct.pack("=HBBI", code, if_true, if_false, value)
 
 
 def make_filter(arch: str) -> bytes:
-    """The allow-list as classic BPF. Pure. KeyError: an architecture without a table."""
+    """The allow-list as a classic BPF program. Pure. Raises KeyError for an architecture without a table."""
     column = 0 if arch == "x86_64" else 1
     code = [
         statement(_LD, 4),
@@ -112,7 +117,7 @@ def make_filter(arch: str) -> bytes:
 
 
 def _idmap_namespace() -> int:
-    """Opens a user namespace in which vcap's number on disk is the worker's id. Returns its descriptor."""
+    """A descriptor of a user namespace that maps vcap's id on disk to the worker's id."""
     ready_read, ready_write = os.pipe()
     done_read, done_write = os.pipe()
     child = os.fork()
@@ -141,6 +146,7 @@ def _idmap_namespace() -> int:
 
 
 def _clone_of(target: Path) -> int:
+    """A descriptor of a detached, idmapped mount of the directory."""
     clone = linux.clone_mount(target)
     namespace = _idmap_namespace()
     try:
@@ -153,9 +159,9 @@ def _clone_of(target: Path) -> int:
 
 
 def enter(target: Path) -> int:
-    """Confines the worker to ``target``, which belongs to vcap's number. Returns a descriptor of the root. It cannot be undone.
+    """Confines this process to ``target``, which vcap's id owns, for good. Returns a descriptor of the new root. Raises OSError.
 
-    The worker is killed when its parent ends, so that nothing writes into a tree that the next agent has thrown away.
+    The worker is killed when its parent ends, so that it cannot write into a tree that the next agent has thrown away.
     """
     parent = os.getppid()
     linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWNET | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS)
@@ -163,7 +169,7 @@ def enter(target: Path) -> int:
     os.setgroups([])
     os.setresgid(WORKER_ID, WORKER_ID, WORKER_ID)
     os.setresuid(WORKER_ID, WORKER_ID, WORKER_ID)
-    linux.set_dumpable(dumpable=True)  # else /proc/self is root's
+    linux.set_dumpable(dumpable=True)  # else root owns /proc/self, and the id maps could not be written
     linux.unshare(linux.CLONE_NEWUSER)
     Path("/proc/self/setgroups").write_text("deny")
     for which in ("uid_map", "gid_map"):
@@ -177,7 +183,7 @@ def enter(target: Path) -> int:
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
     os.umask(0)
     _drop_rights()
-    # prctl(2): forgotten at each change of ids, so only now; who is an orphan already gets no signal
+    # prctl(2): a change of ids clears this setting, so it comes after them; if the parent has ended already, no signal comes
     linux.die_with_parent(signal.SIGKILL)
     if os.getppid() != parent:
         raise OSError(errno.ESRCH, os.strerror(errno.ESRCH), "the agent")

@@ -1,16 +1,19 @@
-"""Droplets as layers: unpacked once per host, named by checksum, shared read-only by every instance.
+"""Layers: droplets that are unpacked once per host and shared read-only by all their instances.
 
-    LAYERS/SHA1         the tree, owned by vcap's plain number
-    LAYERS/SHA1.json    its record: size, boot, whether it has been synced to the disk
-    LAYERS/.new-*       being made
+    LAYERS/SHA1         the tree, owned by vcap's plain id
+    LAYERS/SHA1.json    its record: size, boot id, whether it has been synced to the disk
+    LAYERS/.new-*       a layer that is being made
 
-Invariant: a layer is there whole or not at all. It is made under another name, its checksum is compared, and then it is
-renamed. Nothing changes it afterwards, so any number of containers may share it; each maps the owner's number by an idmapped
-mount, so that a layer is never copied or chowned for a container.
+Invariant: a layer is complete or absent. It is made under another name and renamed after its checksum has matched. It is never
+changed afterwards, so any number of containers can share it. Each container maps the owner's id by an idmapped mount, so a
+layer is never copied or chowned.
 
-Nothing is synced on the way: an fsync of each file took 7 s for a real app. Instead the record names the boot of the host, and
-is marked once the whole file system has been synced in the background. After a crash of the host a layer from another boot
-without the mark may have holes, so it goes to the trash and is made again.
+Files are not synced while a layer is made, since an fsync of each file took 7 s for a real app. Instead the record has the boot id of
+the host, and is marked as synced once the whole file system has been synced in the background. After a crash of the host, an
+unmarked layer of an earlier boot may have lost data. So it goes to the trash and is made again.
+
+Making a layer is one task, however many starts wait for it. A start that is cancelled does not cancel the task for the others;
+the last one does.
 """
 
 from __future__ import annotations
@@ -35,15 +38,17 @@ from agent.logs import Log
 from container import linux
 
 _SHA1 = re.compile(r"[0-9a-f]{40}\Z")
-#: A droplet is compressed; its download may be no larger than the tree it makes and its headers.
+#: A download may be larger than the limit of the tree by this much, for tar headers and padding.
 _HEADER_ROOM_BYTES = 64 << 20
 
 
 class LayerError(RuntimeError):
-    """A layer cannot be made. The text is the cause."""
+    """A layer cannot be made. The text is published as the cause."""
 
 
 class LayerRecord(msgspec.Struct, frozen=True):
+    """A layer's file `SHA1.json`. ``boot_id``: of the boot in which the layer was made."""
+
     bytes: int
     files: int
     boot_id: str
@@ -66,7 +71,7 @@ def _sync_file_system(path: Path) -> None:
 
 
 class Layers:
-    """Call `open` first, and `close` at the end."""
+    """The layers of a host. Call `open` first and `close` last. ``trash_dir`` must be on the file system of ``layers_dir``."""
 
     def __init__(
         self, layers_dir: Path, trash_dir: Path, transfers: Transfers, unpacker: Unpacker, log: Log
@@ -85,21 +90,21 @@ class Layers:
         self._emptying = asyncio.Lock()
 
     async def open(self) -> None:
-        """Loads the records of complete layers, and moves everything else to the trash."""
+        """Loads the layers that are complete. Everything else goes to the trash. Raises OSError."""
         for directory in (self._dir, self._trash):
             directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         unsynced = {}
         for path in sorted(self._dir.iterdir()):
             if path.suffix == ".json":
                 if not path.with_suffix("").is_dir():
-                    path.unlink(missing_ok=True)  # it may have gone to the trash with its tree just now
+                    path.unlink(missing_ok=True)  # may be gone already: its tree was thrown away in this loop
                 continue
             record = self._read_record(path.name)
             if record is None or not (record.synced or record.boot_id == self._boot_id):
                 self._throw_away(path.name)
             else:
                 self._known[path.name] = Layer(path.name, path, record.bytes)
-                if not record.synced:  # an agent of this boot made it and ended before it could sync
+                if not record.synced:  # a former agent of this boot made it and ended before the sync
                     unsynced[path.name] = record
         if unsynced:
             self._in_background(self._sync(unsynced), "sync")
@@ -118,11 +123,12 @@ class Layers:
         trash.throw_away(self._dir / name, self._trash)
 
     async def close(self) -> None:
+        """Cancels all layers that are being made, and waits for the background work."""
         making = [*self._making.values(), *self._abandoned]
         for task in making:
             task.cancel()
         await asyncio.gather(*making, return_exceptions=True)
-        while self._background:  # what was being made has gone to the trash just now
+        while self._background:  # the cancelled layers went to the trash, which is emptied in the background
             await asyncio.gather(*self._background, return_exceptions=True)
 
     def _in_background(self, work: Coroutine[Any, Any, None], name: str) -> None:
@@ -136,7 +142,7 @@ class Layers:
             self._log.warning("layers_work_failed", work=task.get_name(), error=str(error))
 
     async def _empty_trash(self) -> None:
-        async with self._emptying:  # two of them would take entries away from under each other
+        async with self._emptying:  # two passes at once would remove each other's entries
             await asyncio.to_thread(trash.empty, self._trash)
 
     def known(self, sha1: str) -> Layer | None:
@@ -144,7 +150,7 @@ class Layers:
 
     @contextmanager
     def use(self, sha1: str) -> Iterator[None]:
-        """Marks the layer as used within the block. A used layer is not evicted."""
+        """Within the block the layer is not evicted."""
         self._users[sha1] += 1
         try:
             yield
@@ -154,8 +160,11 @@ class Layers:
                 del self._users[sha1]
 
     async def ensure(self, sha1: str, url: str | None, limit_bytes: int, owner: str = "") -> Layer:
-        """Returns the layer of a droplet of the app ``owner``. It is downloaded and unpacked once, however many callers ask.
-        LayerError, TransferError, ArchiveError."""
+        """The layer of a droplet. If it is missing, it is fetched and unpacked, once for all concurrent callers.
+
+        ``owner``: the app, for fair download slots. ``limit_bytes``: of the unpacked tree. Raises LayerError, TransferError,
+        ArchiveError, JailError or OSError.
+        """
         if not _SHA1.match(sha1):
             raise LayerError(f"sha1: expected 40 hexadecimal digits, got {sha1[:50]!r}")
         if (found := self._known.get(sha1)) is not None:
@@ -169,7 +178,7 @@ class Layers:
             making.add_done_callback(lambda task: self._made(sha1, task))
         with self.use(sha1):
             try:
-                # one waiter's end is not the others': but the last one takes the work along
+                # a cancelled caller must not cancel the work of others; the last caller cancels it
                 return await asyncio.shield(making)
             except asyncio.CancelledError:
                 if self._users[sha1] <= 1:
@@ -177,7 +186,7 @@ class Layers:
                 raise
 
     def _abandon(self, sha1: str, making: asyncio.Task[Layer]) -> None:
-        """Later callers start a new attempt, and do not wait until this one has been cleaned up."""
+        """Cancels a task. Later callers start a new one instead of waiting for the end of this one."""
         if self._making.get(sha1) is making:
             del self._making[sha1]
             self._abandoned.add(making)
@@ -188,27 +197,27 @@ class Layers:
         if self._making.get(sha1) is task:
             del self._making[sha1]
         if not task.cancelled():
-            task.exception()  # seen by those who waited, if any
+            task.exception()  # mark as retrieved: the callers, if any are left, get it too
 
     async def _make(self, sha1: str, url: str, limit_bytes: int, owner: str) -> Layer:
         new = self._new_path()
         bounds = Bounds(total_bytes=limit_bytes)
         try:
-            # a worker is a process of its own: it begins when the download may, not while that waits
+            # the worker process is started only when the download has a slot
             async with self._transfers.turn(owner), self._unpacker.feeding_tar(new, bounds) as feeding:
                 got = await self._transfers.download_now(
                     url, feeding.feed, limit_bytes=limit_bytes + _HEADER_ROOM_BYTES
                 )
                 unpacked = await feeding.finish() if got.sha1 == sha1 else None
             if unpacked is None:
-                raise LayerError(f"Error downloading: SHA1 mismatch (it is {got.sha1})")
+                raise LayerError(f"Error downloading: SHA1 mismatch (expected {sha1}, got {got.sha1})")
             return self._publish(new, sha1, unpacked)
         except BaseException:
             self.throw_away(new)
             raise
 
     def throw_away(self, path: Path) -> None:
-        """Moves a file or tree on the layers' file system out of sight at once. It is removed in the background."""
+        """Moves a file or tree of the layers' file system into the trash at once. It is removed in the background."""
         trash.throw_away(path, self._trash)
         self._in_background(self._empty_trash(), "trash")
 
@@ -216,7 +225,8 @@ class Layers:
         return self._dir / f".new-{os.urandom(8).hex()}"
 
     def _publish(self, new: Path, sha1: str, unpacked: Unpacked) -> Layer:
-        """Writes the record first, since a tree without a record counts as incomplete. A layer that is already known stays."""
+        """Renames a new tree into place, unless the layer is known already. The record is written first, since `open` considers a tree
+        without one incomplete."""
         if (found := self._known.get(sha1)) is not None:
             self.throw_away(new)
             return found
@@ -235,19 +245,21 @@ class Layers:
         beside.rename(path)
 
     async def _sync(self, records: Mapping[str, LayerRecord]) -> None:
-        """The mark itself is not synced: a layer that loses it is only downloaded again."""
+        """Syncs the file system, then marks the records. The mark itself is not synced: if it is lost, the layer is fetched again."""
         await asyncio.to_thread(_sync_file_system, self._dir)
         for sha1, record in records.items():
             if sha1 in self._known:
                 self._write_record(sha1, msgspec.structs.replace(record, synced=True))
 
     async def adopt(self, tree: Path, sha1: str, size_bytes: int, files: int) -> Layer:
-        """Publishes a tree that staging has made of the same droplet (pack.py)."""
+        """Makes a layer of a tree that staging unpacked from the same stream as its droplet (pack.py)."""
         return self._publish(tree, sha1, Unpacked(files, size_bytes))
 
     async def import_zip(self, archive: Path, target: Path, bounds: Bounds) -> Unpacked:
-        """Unpacks an app package or a buildpack in the same jail. ``target`` must not exist; after an error it does not exist
-        either."""
+        """Unpacks an app package or a buildpack in the jail. ``target`` must not exist, and does not exist after an error.
+
+        Raises ArchiveError, JailError or OSError.
+        """
         try:
             return await self._unpacker.unpack_zip(archive, target, bounds)
         except BaseException:
@@ -255,7 +267,7 @@ class Layers:
             raise
 
     async def sweep(self, keep: Collection[str]) -> tuple[str, ...]:
-        """Evicts layers that are neither used nor wanted. Returns those that were evicted."""
+        """Moves all layers into the trash that are not in use, not in ``keep`` and not being made. Returns their checksums."""
         gone = tuple(
             sha1
             for sha1 in self._known

@@ -1,11 +1,11 @@
-"""A tar stream to a droplet, its checksum and its layer, in one pass.
+"""Packs a tar stream into a droplet, and makes its checksum and its layer in the same pass.
 
-The tar stream is made inside the container, so nothing here walks a hostile tree. What comes out of the pipe is bounded: to tar a
-sparse file is terabytes of zeros.
+The tar stream is made inside the container, so the agent never walks a tree that an app can change. The bytes from the pipe are
+limited, because a sparse file can become terabytes of zeros in a tar.
 
-The stream is compressed in blocks of 512 KiB by two threads. The result is plain gzip for every reader, and its bytes do not depend
-on the number of threads or on how the stream was cut. It is six times as fast as gzip -6, at 2 % more size (docs/droplets.md,
-"Packing").
+The stream is compressed in blocks of 512 KiB by two threads. The result is plain gzip for every reader, and its bytes depend neither
+on the number of threads nor on how the pipe splits the stream. It is six times as fast as gzip -6, at 2 % more size
+(docs/droplets.md, "Packing").
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Packed:
 
 
 def compress_block(block: bytes, previous: bytes) -> bytes:
-    """Compresses one block of a deflate stream, padded to a whole byte. ``previous``: the plain text before it. Pure."""
+    """One block as part of a deflate stream that ends on a byte boundary. ``previous``: the uncompressed block before it. Pure."""
     dictionary = previous[-WINDOW:]
     if dictionary:
         compressor = zlib_ng.compressobj(LEVEL, zlib_ng.DEFLATED, -15, 9, 0, dictionary)
@@ -69,8 +69,8 @@ async def _until_readable(fd: int) -> None:
 async def _blocks(fd: int) -> AsyncIterator[bytes]:
     """The stream in blocks of exactly BLOCK bytes; the last one may be shorter.
 
-    No thread reads: a thread that waits in read(2) cannot be stopped when the caller closes the pipe, and would then read from
-    whatever file gets the same descriptor number.
+    Reads on the event loop and not in a thread: a thread that waits in read(2) cannot be stopped when the caller closes the pipe,
+    and would then read from another file that gets the same descriptor number.
     """
     os.set_blocking(fd, False)
     parts: list[bytes] = []
@@ -98,14 +98,14 @@ async def pack(
     layer_dir: Path | None = None,
     bounds: Bounds,
 ) -> Packed:
-    """Pack what comes out of a pipe, until its end, into a file that must not exist.
+    """Packs the tar stream from a pipe, until its end, into a new file. With ``unpacker`` and ``layer_dir`` it is also unpacked.
 
-    ArchiveError: the stream is no archive that may be unpacked, or it is more than ``bounds``; OSError: the disk refused.
-    After an error there is no file.
+    Raises ArchiveError if the stream exceeds ``bounds`` or cannot be unpacked, OSError if the file exists or cannot be written.
+    After an error that it caused there is no file.
     """
     out = out_path.open("xb", buffering=0)
     try:
-        # the threads end before the file is closed: else one could write to a descriptor number that was given to another file
+        # the threads end before the file is closed: else a thread could write to another file that got the descriptor number
         with out, _threads(1) as disk, _threads(THREADS) as pool:
             async with AsyncExitStack() as held:
                 feeding = None
@@ -131,8 +131,9 @@ def _threads(count: int) -> ThreadPoolExecutor:
 
 
 class _Writer:
-    """Takes blocks and writes gzip, in order, with a bounded number of blocks in progress. The threads of ``pool`` compress; the
-    one of ``disk`` hashes and writes."""
+    """Writes blocks as gzip, in order. Threads of ``pool`` compress; the one thread of ``disk`` hashes and writes. `add` waits while
+    too many blocks are in progress, which bounds the memory.
+    """
 
     def __init__(self, fd: int, disk: ThreadPoolExecutor, pool: ThreadPoolExecutor) -> None:
         self._fd = fd

@@ -1,7 +1,7 @@
-"""Limits the number of concurrent downloads, and shares the slots between apps.
+"""Fair download slots: a limited number of downloads at once, of which no app can occupy all.
 
-Waiting downloads get their turn app by app, not in the order in which they came. No app has more than half of the slots (but at
-least one), so an app whose droplets arrive slowly leaves room for the others.
+Two rules keep one app from delaying the others. Free slots are given round-robin to the apps that wait, not in order of arrival.
+An app gets at most half of the slots, but at least one, so slow downloads of one app leave slots for others.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ class FairSlots:
         self._free = count
         self._most_each = max(1, count // 2)
         self._held: Counter[str] = Counter()
-        #: In the order of their next turn.
+        #: By owner, in the order in which they get the next slot.
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
 
     @asynccontextmanager
     async def taken(self, owner: str) -> AsyncIterator[None]:
-        """Within the block the owner holds one slot."""
+        """Waits for a slot. Within the block the owner holds it."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(owner, deque()).append(turn)
         self._give()
@@ -31,7 +31,7 @@ class FairSlots:
         except asyncio.CancelledError:
             if turn.cancelled():
                 self._forget(owner, turn)
-            else:  # given at the same moment
+            else:  # the slot was given in the same moment as the cancellation
                 self._take_back(owner)
             raise
         try:
@@ -44,7 +44,7 @@ class FairSlots:
             turns = self._waiting.pop(owner)
             turn = turns.popleft()
             if turns:
-                self._waiting[owner] = turns  # behind the others
+                self._waiting[owner] = turns  # at the end: the other apps come first
             if turn.cancelled():
                 continue
             self._free -= 1

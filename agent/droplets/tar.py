@@ -1,15 +1,16 @@
 """A streaming tar reader: ustar, GNU long names, pax; gzip (one or several members) or plain.
 
-It only reads: bytes in, `Member`s out, and the contents of a file through `TarReader.read`. It refuses what it does not know or
-knows to be harmful (devices, FIFOs, sparse files), and ignores owners and extended attributes.
+The reader yields a `Member` for each entry; `TarReader.read` returns the contents of the current file. It refuses every kind of
+entry that it does not know, and devices, FIFOs and sparse files. It ignores owners and extended attributes.
 
-Why a reader of our own: GNU tar, bsdtar and Python's tarfile each let some hostile archives through (docs/droplets.md,
-"Unpacking"), Debian 12's tarfile has no filters, and this one is twice as fast as GNU tar. Invariant: each number of a header is
-checked before memory or time is spent for it. Long names and pax records have a limit of their own, since they come before the
-member that the other limits count.
+Invariant: each number in a header is checked before memory or time is spent on it. Extension headers (long names, pax records) have
+limits of their own, since they precede the member that the other limits count.
 
-The two blocks of zeros at the end may be missing, as some writers leave them out. The checksums of gzip and of the droplet detect a
-truncated archive.
+Why not an existing reader: GNU tar, bsdtar and Python's tarfile each accept some hostile archives (docs/droplets.md, "Unpacking"),
+the tarfile of Debian 12 has no filters, and this reader is twice as fast as GNU tar.
+
+The two blocks of zeros at the end may be missing, as some writers omit them. A truncated archive is still found, by the checksums of
+gzip and of the droplet.
 
 Format: POSIX pax(1), "ustar Interchange Format" and "pax Interchange Format"; GNU tar manual, "Basic Tar Format".
 """
@@ -33,7 +34,7 @@ from wsh.units import MIB
 
 BLOCK = 512
 CHUNK = 256 << 10
-#: Headers about a header: a long name, a pax record list.
+#: The limit of one extension header: a long name or a list of pax records.
 META_BYTES = MIB
 _ZEROS = bytes(BLOCK)
 _KINDS = {
@@ -57,7 +58,10 @@ Read = Callable[[int], bytes]
 
 
 class ByteStream:
-    """Decompressed bytes of a source, counted against the bounds. Checksums and ends of gzip are verified."""
+    """The decompressed bytes of a source, counted against the bounds. The checksum and end of each gzip member are verified.
+
+    ``read(limit)`` returns up to ``limit`` bytes of the source, and none only at its end. All methods raise ArchiveError.
+    """
 
     def __init__(self, read: Read, bounds: Bounds) -> None:
         self._read, self._bounds = read, bounds
@@ -80,12 +84,12 @@ class ByteStream:
         return chunk
 
     def _inflated(self) -> bytes:
-        """Returns the next decompressed bytes; empty at the end."""
+        """The next decompressed bytes; empty at the end."""
         while True:
             if self._inflate is None:
                 rest = self._source()
                 while rest and not (rest := rest.lstrip(b"\0")):
-                    rest = self._source()  # zeros behind a member are padding
+                    rest = self._source()  # zeros after a gzip member are padding
                 if not rest:
                     return b""
                 if not rest.startswith(b"\x1f"):
@@ -115,7 +119,7 @@ class ByteStream:
         return bool(self._buffer)
 
     def some(self, limit: int) -> bytes:
-        """Returns 1 to ``limit`` bytes; empty only at the end."""
+        """1 to ``limit`` bytes; empty only at the end."""
         if self._at == len(self._buffer) and not self._fill():
             return b""
         out = self._buffer[self._at : self._at + limit]
@@ -127,10 +131,10 @@ class ByteStream:
 
     @staticmethod
     def _truncated() -> bytes:
-        raise ArchiveError("tar: truncated, or no tar at all")
+        raise ArchiveError("tar: truncated, or not a tar")
 
     def exactly_or_end(self, count: int) -> bytes:
-        """Returns ``count`` bytes, or none if the stream ends before the first of them."""
+        """``count`` bytes, or none if the stream ends before the first of them."""
         out = self.some(count)
         while out and len(out) < count:
             out += self.some(count - len(out)) or self._truncated()
@@ -148,7 +152,7 @@ def _number(field: bytes, what: str) -> int:
         return value if field[0] == 0x80 else -1
     text = field.strip(b" \0")
     if text.translate(None, b"01234567"):  # int() would take signs, blanks and underscores too
-        raise ArchiveError(f"tar: {what} is no number: {shown(field)}")
+        raise ArchiveError(f"tar: {what} is not a number: {shown(field)}")
     return int(text, 8) if text else 0
 
 
@@ -157,7 +161,7 @@ def _checked(header: bytes) -> bytes:
     said = _number(header[148:156], "a checksum")
     signed = sum(blank) - 256 * sum(1 for byte in blank if byte > 127)
     if said not in (sum(blank), signed):
-        raise ArchiveError("tar: a header with a wrong checksum (or no tar at all)")
+        raise ArchiveError("tar: a header with a wrong checksum, or not a tar")
     return header
 
 
@@ -166,7 +170,7 @@ def _text(field: bytes) -> bytes:
 
 
 def parse_pax(data: bytes) -> dict[bytes, bytes]:
-    """Parses ``LENGTH KEY=VALUE\\n`` records. The caller bounds their size. Sparse maps are refused."""
+    """The records ``LENGTH KEY=VALUE\\n`` of a pax header. The caller limits their size. Raises ArchiveError, also for a sparse map."""
     records: dict[bytes, bytes] = {}
     at = 0
     while at < len(data):
@@ -191,12 +195,12 @@ def _pax_number(records: dict[bytes, bytes], key: bytes, default: int) -> int:
         return default
     whole = text.split(b".", 1)[0]
     if not whole.removeprefix(b"-").isdigit() or len(whole) > 20:
-        raise ArchiveError(f"tar: pax {key.decode('ascii')} is no number: {shown(text)}")
+        raise ArchiveError(f"tar: pax {key.decode('ascii')} is not a number: {shown(text)}")
     return int(whole)
 
 
 class TarReader:
-    """Iterate for members. Between two members, ``read`` returns the contents of the former one."""
+    """Iterate to get the members. Before the next one, ``read`` returns the contents of the current one. Raises ArchiveError."""
 
     def __init__(self, read: Read, bounds: Bounds) -> None:
         self._bounds = bounds
@@ -205,7 +209,7 @@ class TarReader:
         self._declared = 0
 
     def read(self, limit: int) -> bytes:
-        """Returns the next bytes of the current file; empty at its end."""
+        """The next bytes of the current file; empty at its end."""
         if not self._left:
             return b""
         out = self.stream.some(min(limit, self._left))
@@ -226,7 +230,7 @@ class TarReader:
 
     def _meta(self, size: int, what: str) -> bytes:
         if not 0 <= size <= META_BYTES:
-            raise ArchiveError(f"tar: {what} of {size} bytes, at most {META_BYTES} are taken")
+            raise ArchiveError(f"tar: expected {what} of 0 to {META_BYTES} bytes, got {size}")
         data = self.stream.exactly(size)
         self._expect(0)
         self.stream.exactly(-size % BLOCK) if size % BLOCK else None
@@ -248,20 +252,19 @@ class TarReader:
     def _header(
         self, *, may_end: bool
     ) -> tuple[bytes | None, bytes | None, bytes | None, dict[bytes, bytes]]:
-        """Returns the next header of a member, with the long names and pax records before it applied; None at the end of the
-        archive.
+        """The next member's header, and the long name, long target and pax records that precede it; header None: end of archive.
 
-        ``may_end``: the two blocks of zeros may be missing here.
+        ``may_end``: the archive may end here without blocks of zeros (see the head of this module).
         """
         said: dict[bytes, bytes] = {}
         pax: dict[bytes, bytes] | None = None
         for _ in range(8):
             header = self.stream.exactly_or_end(BLOCK)
             if not header and not (may_end or said or pax is not None):
-                raise ArchiveError("tar: truncated, or no tar at all")
+                raise ArchiveError("tar: truncated, or not a tar")
             if not header or header == _ZEROS:
                 if said or pax is not None:
-                    raise ArchiveError("tar: ends after a header about a member that does not come")
+                    raise ArchiveError("tar: ends after an extension header, before its member")
                 return None, None, None, {}
             flag = _checked(header)[156:157]
             size = _number(header[124:136], "a size") if flag in b"xgXLK" else 0
@@ -297,11 +300,13 @@ class TarReader:
         if kind is None:
             raise ArchiveError(f"{shown(name)}: a member of unknown kind {shown(flag)}")
         if kind is Kind.FILE and name.endswith(b"/"):
-            kind = Kind.DIRECTORY  # before ustar, a directory was a file with a slash
+            kind = Kind.DIRECTORY  # before ustar, a directory was a file whose name ends in a slash
         size = _pax_number(pax, b"size", _number(header[124:136], "a size"))
         self._declared += max(size, 0)
         if size < 0 or self._declared > self._bounds.total_bytes:
-            raise ArchiveError(f"{shown(name)}: more than {self._bounds.total_bytes} bytes with its {size}")
+            raise ArchiveError(
+                f"{shown(name)}: more than {self._bounds.total_bytes} bytes together with this member's {size}"
+            )
         if size and kind is not Kind.FILE:
             raise ArchiveError(f"{shown(name)}: a {kind.value} with contents")
         self._expect(size)
@@ -318,7 +323,10 @@ class TarReader:
 def make_member(
     kind: Kind, name: bytes, *, mode: int, mtime_s: int, size_bytes: int, target: bytes
 ) -> Member:
-    """A member with clean names and plain permission bits (set-uid and its kin are dropped, time is clamped)."""
+    """A member with checked names. Special mode bits (set-uid, set-gid, sticky) are dropped, and the time is clamped to 32 bits.
+
+    Raises ArchiveError.
+    """
     parts = clean_name(name)
     if not parts and kind is not Kind.DIRECTORY:
         raise ArchiveError(f"{shown(name)}: a {kind.value} in place of the root")

@@ -1,9 +1,9 @@
-"""Downloads and uploads of droplets and packages over HTTP, as the Cloud Controller serves and accepts them (docs/protocol.md,
-"Droplets over HTTP").
+"""Downloads and uploads of droplets and packages, as the Cloud Controller expects them (docs/protocol.md, "Droplets over HTTP").
 
-The credentials of a URL are sent as basic auth, and no error text contains them. A stalled transfer is ended: the socket's read
-time-out ends a download, and an upload is ended when its file has not been read for too long. A download below the lowest average
-rate is ended too.
+Invariant: no error text contains credentials or a URL, since the texts are published. Credentials in a URL are sent as basic auth.
+
+A stalled transfer fails: a download by the read timeout of the socket, an upload when its file has not been read for too long. A
+download also fails if its average rate is too low, since a server that sends a byte now and then never reaches the timeout.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ Sink = Callable[[bytes], Awaitable[Any]]
 
 
 class TransferError(RuntimeError):
-    """The texts are published. Their wording is the original's (docs/protocol.md, "Droplets over HTTP"), and they contain no
-    credentials."""
+    """A transfer failed. The text is published. It has the wording of the DEA and no credentials (docs/protocol.md, "Droplets over
+    HTTP")."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class _JobAddress(msgspec.Struct, frozen=True):
 
 
 class _Accepted(msgspec.Struct, frozen=True):
-    """The response to an upload that the Cloud Controller continues in a job of its own."""
+    """The reply to an upload that the Cloud Controller continues in a job; ``metadata.url`` is the job's URL."""
 
     metadata: _JobAddress
 
@@ -65,7 +65,7 @@ class _Polled(msgspec.Struct, frozen=True):
     entity: _JobState
 
 
-#: What decoding raises: msgspec's errors, ValueError for bytes that are not UTF-8, RecursionError for nested brackets.
+#: What decoding can raise: msgspec's errors, ValueError for bytes that are not UTF-8, RecursionError for deep nesting.
 _UNDECODABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
@@ -87,11 +87,11 @@ def _address(url: str, doing: str) -> _Address:
             headers["Authorization"] = aiohttp.encode_basic_auth(parsed.user, parsed.password or "", "utf-8")
         return _Address(parsed.with_user(None), headers)
     except (ValueError, TypeError):  # their texts would quote the credentials
-        raise TransferError(f"Error {doing}: not a URL of http or https") from None
+        raise TransferError(f"Error {doing}: expected an http or https URL") from None
 
 
 class _WatchedFile(io.FileIO):
-    """A file that records when it was last read."""
+    """A file that records when it was last read (``read_at``, monotonic seconds)."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -103,9 +103,9 @@ class _WatchedFile(io.FileIO):
 
 
 class Transfers:
-    """``concurrent``: the number of downloads at once, and of uploads. ``stall_s``: the time without a byte after which a transfer
-    is ended. ``min_rate_bytes_per_s``: the average that a download must reach once it has lasted ``stall_s``; the time in which
-    the agent itself does not read is not counted."""
+    """``concurrent``: the number of downloads at once, and likewise of uploads. ``stall_s``: a transfer fails after this time without
+    a byte. ``min_rate_bytes_per_s``: the average rate that a download must have once it has waited ``stall_s`` for data; time in
+    which the agent itself does not read is not counted. ``poll_period_s``, ``poll_limit_s``: for the job after an upload."""
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ class Transfers:
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._stall_s, sock_read=self._stall_s)
             self._session = aiohttp.ClientSession(
                 timeout=timeout,
-                # the checksum is of the file as it is, not of what a proxy compresses
+                # the checksum is that of the stored file, not of a form that a proxy has compressed
                 headers={"Accept-Encoding": "identity"},
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -143,7 +143,7 @@ class Transfers:
 
     @asynccontextmanager
     async def turn(self, owner: str) -> AsyncIterator[None]:
-        """Waits for a slot; a download may run within the block. ``owner``: the app of the download, see `FairSlots`."""
+        """Waits for a download slot and holds it within the block. ``owner``: the app that downloads, see `FairSlots`."""
         async with self._downloads.taken(owner):
             yield
 
@@ -153,7 +153,10 @@ class Transfers:
             return await self.download_now(url, sink, limit_bytes=limit_bytes)
 
     async def download_now(self, url: str, sink: Sink, *, limit_bytes: int) -> Downloaded:
-        """Downloads for a caller that has a slot (`turn`). Each piece goes to ``sink`` and into the checksum. TransferError."""
+        """Downloads within a slot that the caller holds (`turn`). Each piece is passed to ``sink`` and hashed.
+
+        Raises TransferError, and what ``sink`` raises.
+        """
         where = _address(url, "downloading")
         try:
             async with self._response(where) as response:
@@ -163,13 +166,13 @@ class Transfers:
                     raise TransferError(f"Error downloading: more than {limit_bytes} bytes")
                 return await self._take(response.content, sink, limit_bytes)
         except TimeoutError:
-            raise TransferError(f"Error downloading: nothing came for {self._stall_s:.0f} s") from None
+            raise TransferError(f"Error downloading: no data for {self._stall_s:.0f} s") from None
         except aiohttp.ClientError as e:
             raise TransferError(f"Error downloading: Response status: unknown, Error: {_reason(e)}") from None
 
     @asynccontextmanager
     async def _response(self, where: _Address) -> AsyncIterator[aiohttp.ClientResponse]:
-        """TimeoutError: the head of the response is not complete in time, even if bytes of it keep coming."""
+        """The response, once its head is there. Raises TimeoutError if the head is not complete in time, even if bytes keep coming."""
         async with asyncio.timeout(2 * self._stall_s):
             response = await self._open().get(where.url, headers=where.headers, allow_redirects=False)
         async with response:
@@ -195,7 +198,7 @@ class Transfers:
             await sink(piece)
 
     async def download_file(self, url: str, path: Path, *, limit_bytes: int, owner: str = "") -> Downloaded:
-        """Downloads into a file that must not exist. After an error there is no file. TransferError, OSError."""
+        """Downloads into a file that must not exist. After an error there is no file. Raises TransferError or OSError."""
         file = path.open("xb")
         try:
             with file:
@@ -209,9 +212,9 @@ class Transfers:
             raise
 
     async def upload(self, url: str, path: Path, filename: str) -> None:
-        """Sends a POST as the Cloud Controller expects it, then polls its job until that is finished.
+        """Posts a file to the Cloud Controller, then polls the job that stores it until the job is finished.
 
-        TransferError; OSError: the file cannot be read.
+        Raises TransferError, or OSError if the file cannot be read.
         """
         where = _address(url, "uploading")
         async with self._uploads:
@@ -268,7 +271,7 @@ class Transfers:
             await asyncio.sleep(self._poll_period_s)
 
     async def _status(self, where: _Address) -> str | None:
-        """The state of the job; None: there was no response in time, so the caller asks again."""
+        """The status of the upload's job; None: no reply in time, so poll again."""
         try:
             async with self._open().get(where.url, headers=where.headers, allow_redirects=False) as response:
                 if response.status >= 300:
@@ -287,7 +290,7 @@ class Transfers:
 
 
 def _job_address(url: str, upload: _Address) -> _Address:
-    """The job's address, with the credentials of the upload if it is on the same host."""
+    """The address of the upload's job. It gets the upload's credentials only if it has the same origin and none of its own."""
     found = _address(url, "uploading")
     if not found.headers and found.url.origin() == upload.url.origin():
         return _Address(found.url, upload.headers)
@@ -295,7 +298,7 @@ def _job_address(url: str, upload: _Address) -> _Address:
 
 
 async def _body(response: aiohttp.ClientResponse) -> bytes:
-    """The text of a response, at most a little more than `ANSWER_BYTES`."""
+    """The body of a reply. Reading stops soon after `ANSWER_BYTES`, so a larger body is cut."""
     body = b""
     async for piece in response.content.iter_any():
         body += piece
@@ -305,7 +308,7 @@ async def _body(response: aiohttp.ClientResponse) -> bytes:
 
 
 def _reason(error: BaseException) -> str:
-    """The kind of an error and the text of the system. aiohttp's own texts are left out, because they may contain the URL."""
+    """The class of the error and the system's text for its errno. aiohttp's own text is omitted, since it may contain the URL."""
     cause = getattr(error, "os_error", error)
     words = os.strerror(cause.errno) if isinstance(cause, OSError) and cause.errno else ""
     return f"{type(error).__name__}{f' ({words})' if words else ''}"

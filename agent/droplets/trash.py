@@ -1,4 +1,4 @@
-"""Removal in two steps: a rename at once, and the work in the background. Trees may have thousands of levels."""
+"""Removal of trees in two steps: a rename into the trash at once, the slow removal later. Works for trees of any depth."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def throw_away(path: Path, trash_dir: Path) -> None:
-    """Moves a tree out of sight at once; :func:`empty` removes it. Idempotent."""
+    """Renames a file or tree into the trash; :func:`empty` removes it. Idempotent. Raises OSError."""
     target = trash_dir / f"{path.name}.{os.urandom(6).hex()}"
     try:
         path.rename(target)
@@ -17,7 +17,8 @@ def throw_away(path: Path, trash_dir: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Removes a tree without recursion: subdirectories are first moved to the top, so that no path grows."""
+    """Removes a tree without recursion. Subdirectories are first moved beside the tree, so that no path gets too long: an app can
+    make thousands of levels. Raises OSError."""
     if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
         return
@@ -41,8 +42,8 @@ def remove_tree(path: Path) -> None:
 
 
 def empty(trash_dir: Path) -> None:
-    """Removes everything in the trash. It blocks: call it in a thread, one at a time. OSError: of the first tree that could not be
-    removed, after the others were."""
+    """Removes everything in the trash. Blocks: call it in a thread, one at a time. A tree that cannot be removed does not stop the
+    others; its OSError is raised at the end."""
     failed: OSError | None = None
     for entry in sorted(trash_dir.iterdir()):
         try:

@@ -1,10 +1,10 @@
-"""The worker: `python -I -m agent.droplets.unpack FORMAT TARGET BOUNDS`, with the archive on standard input.
+"""The unpacking worker: `python -I -m agent.droplets.unpack FORMAT TARGET BOUNDS`, with the archive on standard input.
 
-It prints one line of JSON on standard output: {"files", "bytes"} or {"error"}. Everything that it needs is loaded before it enters
-the jail; after that it has no file system but the target.
+It writes one line of JSON to standard output: {"files", "bytes"}, or {"error"} with "jail" if the jail failed. All modules and
+codecs must be loaded before the process enters the jail, because afterwards the target is its only file system.
 
-Processor time is limited by the number of bytes read, since half a megabyte of headers can be made to cost a minute. A timer
-compares the two, whatever the reader is doing.
+Processor time is limited in proportion to the bytes that were read, since half a megabyte of hostile headers can cost a minute.
+A timer signal checks this, so that no loop of a reader can escape the limit.
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ from agent.droplets.tar import TarReader
 from agent.droplets.writer import ArchiveReader, write_tree
 from agent.droplets.zip import ZipReader
 
-#: How often the timer looks, in seconds of processor time.
+#: The period of the timer, in seconds of processor time.
 LOOK_S = 0.25
 
 
 class Meter:
-    """Counts the bytes read and compares them with the processor time used. The timer starts here, because the jail permits no call
-    for one."""
+    """Counts the bytes read and limits the processor time. It must be made before the jail, which permits no timer calls."""
 
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
         self._is_on = False
-        self.bytes_in = os.fstat(0).st_size  # 0 of a pipe, which is counted as it is read
+        self.bytes_in = os.fstat(
+            0
+        ).st_size  # a zip's file counts at once; of a pipe this is 0, and `read` counts
         signal.signal(signal.SIGPROF, self._look)
         signal.setitimer(signal.ITIMER_PROF, LOOK_S, LOOK_S)
 
@@ -46,7 +47,7 @@ class Meter:
 
     @contextlib.contextmanager
     def on(self) -> Iterator[None]:
-        """Within the block, ArchiveError is raised as soon as the processor time exceeds what the bytes read so far permit."""
+        """Within the block, ArchiveError is raised at any point once the archive has used more processor time than its bytes allow."""
         self._is_on = True
         try:
             yield
@@ -56,12 +57,12 @@ class Meter:
     def _look(self, *_: object) -> None:
         allowed_s = self._bounds.cpu_s(self.bytes_in)
         if self._is_on and time.process_time() > allowed_s:
-            self._is_on = False  # once: what is raised must come through
-            raise ArchiveError(f"{self.bytes_in} bytes cost more than {allowed_s:.1f} s of processor time")
+            self._is_on = False  # raise only once, so that the clean-up is not interrupted
+            raise ArchiveError(f"{self.bytes_in} bytes took more than {allowed_s:.1f} s of processor time")
 
 
 def _say(**words: object) -> None:
-    with contextlib.suppress(BrokenPipeError):  # the agent has been killed: nobody wants to know
+    with contextlib.suppress(BrokenPipeError):  # the agent has been killed
         os.write(1, json.dumps(words).encode() + b"\n")
 
 
@@ -74,7 +75,7 @@ def main() -> int:
     try:
         root = jail.enter(Path(target))
     except OSError as e:
-        _say(error=f"the jail cannot be made: {e}", jail=True)
+        _say(error=f"the jail of the unpacking worker cannot be set up: {e}", jail=True)
         return 2
     try:
         with meter.on():
@@ -87,18 +88,18 @@ def main() -> int:
         _say(error=str(e))
         return 1
     except MemoryError:
-        _say(error="the archive needs more memory than it may have")
+        _say(error=f"unpacking needs more than {jail.MEMORY_BYTES >> 20} MiB of memory")
         return 1
     _say(files=writer.files, bytes=writer.size_bytes)
     return 0
 
 
 def _warm_up() -> None:
-    """Loads the codecs by name: their files cannot be reached later."""
+    """Loads the codec of zip names, whose file cannot be reached from the jail."""
     b"".decode("cp437")
     "".encode("cp437")
 
 
 if __name__ == "__main__":
-    # no clean-up of the interpreter: it would look for files that are out of reach
+    # skip the interpreter's clean-up, which would look for files outside the jail
     os._exit(main())

@@ -1,4 +1,4 @@
-"""The agent's end of a worker (unpack.py): starts it, feeds it, reads its result."""
+"""Starts unpacking workers (unpack.py), feeds them and reads their results. No worker outlives the block that started it."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from agent.droplets.archive import ArchiveError, Bounds
 from wsh.vcap import VCAP_ID
 
 REPLY_BYTES = 1 << 16
-#: Without a sign of the worker. It bounds its own processor time; this is for a disk or a kernel that does not answer.
+#: How long a worker may not respond. The worker limits its own processor time; this is for a disk or kernel that hangs.
 PATIENCE_S = 300.0
 
 
 class JailError(RuntimeError):
-    """The worker could not enter its jail, or ended without a result. The cause is the host, not the archive."""
+    """The jail could not be set up, or the worker ended without a result or hung. The host is at fault, not the archive."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unpacked:
+    """The size of an unpacked tree. ``files`` counts inodes; ``bytes`` counts contents."""
+
     files: int
     bytes: int
 
@@ -36,18 +38,20 @@ async def _patience() -> AsyncIterator[None]:
         async with asyncio.timeout(PATIENCE_S):
             yield
     except TimeoutError:
-        raise JailError(f"the unpacking worker gave no sign for {PATIENCE_S:.0f} s") from None
+        raise JailError(f"the unpacking worker has not responded for {PATIENCE_S:.0f} s") from None
 
 
 class Feeding:
-    """A worker that receives its archive piece by piece."""
+    """A running worker that receives its archive piece by piece."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
 
     async def feed(self, data: bytes) -> bool:
-        """Sends a piece, and waits while the worker is behind. False: the worker has given up, and `finish` raises the cause.
-        JailError: it makes no progress."""
+        """Sends the next piece; waits while the worker is behind. False: the worker has ended early, and `finish` raises the cause.
+
+        Raises JailError if the worker hangs.
+        """
         stdin = self._process.stdin
         assert stdin is not None
         if stdin.is_closing():
@@ -61,7 +65,7 @@ class Feeding:
         return True
 
     async def finish(self) -> Unpacked:
-        """Ends the archive. ArchiveError: it was refused. JailError: the worker failed."""
+        """Ends the archive and returns the result. Raises ArchiveError if the archive was refused, JailError if the worker failed."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
@@ -70,13 +74,13 @@ class Feeding:
             return _result(await stdout.read(REPLY_BYTES), await self._process.wait())
 
     async def abort(self) -> None:
-        """Kills the worker. Idempotent."""
+        """Kills the worker if it still runs, and waits for its end. Idempotent."""
         if self._process.returncode is None:
             self._process.kill()
         stdin = self._process.stdin
         assert stdin is not None
         stdin.close()
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # what the worker did not read
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the worker did not read everything
             await stdin.wait_closed()
         await self._process.wait()
 
@@ -85,13 +89,15 @@ def _result(line: bytes, status: int) -> Unpacked:
     try:
         reply = json.loads(line)
     except ValueError:
-        raise JailError(f"the unpacking worker ended with {status} and gave no result") from None
+        raise JailError(f"the unpacking worker ended with status {status} and without a result") from None
     if "error" in reply:
         raise JailError(reply["error"]) if reply.get("jail") else ArchiveError(reply["error"])
     return Unpacked(reply["files"], reply["bytes"])
 
 
 class Unpacker:
+    """``low_water_bytes``: the free disk below which a worker refuses to go on."""
+
     def __init__(self, *, low_water_bytes: int) -> None:
         self._low_water_bytes = low_water_bytes
 
@@ -112,13 +118,13 @@ class Unpacker:
         )
 
     def make_root(self, target: Path) -> None:
-        """Makes the directory of a tree: it belongs to vcap's number, and its mode is one that no archive can change."""
+        """Makes the root directory of a tree. It belongs to vcap's plain id; the archive cannot change its mode. Raises OSError."""
         target.mkdir(mode=0o755)
         os.chown(target, VCAP_ID, VCAP_ID)
 
     @asynccontextmanager
     async def feeding_tar(self, target: Path, bounds: Bounds) -> AsyncIterator[Feeding]:
-        """A worker that unpacks a tar (gzip or plain) into ``target``. It has ended when the block is left, in every case."""
+        """Starts a worker that unpacks a tar (gzip or plain) into ``target``, which must not exist. It is ended with the block."""
         self.make_root(target)
         feeding = Feeding(await self._start("tar", target, bounds, asyncio.subprocess.PIPE))
         try:
@@ -127,7 +133,7 @@ class Unpacker:
             await feeding.abort()
 
     async def unpack_zip(self, archive: Path, target: Path, bounds: Bounds) -> Unpacked:
-        """Unpacks a zip into ``target``. ArchiveError, JailError."""
+        """Unpacks a zip into ``target``, which must not exist. Raises ArchiveError, JailError or OSError."""
         self.make_root(target)
         fd = os.open(archive, os.O_RDONLY | os.O_CLOEXEC)
         try:

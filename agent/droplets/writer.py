@@ -1,8 +1,9 @@
 """Writes a tree from the members of an archive, with few system calls.
 
-Invariant: nothing is written through a link, whoever made it. So every path is opened component by component with
-O_NOFOLLOW|O_DIRECTORY, and what is made is made by mkdirat, openat(O_CREAT|O_EXCL|O_NOFOLLOW), symlinkat, linkat without
-follow, unlinkat, and fchmod and utime on descriptors. There is no mknod, setxattr or chown.
+Invariant: nothing is written through a symbolic link, since a link of the archive could lead out of the tree. So each path is opened
+component by component with O_NOFOLLOW|O_DIRECTORY. Entries are made only by mkdirat, openat(O_CREAT|O_EXCL|O_NOFOLLOW), symlinkat
+and linkat without following; modes and times are set on descriptors. There is no mknod, setxattr or chown, so the tree cannot
+contain devices, whiteouts or foreign owners.
 """
 
 from __future__ import annotations
@@ -16,20 +17,21 @@ from agent.droplets.archive import ArchiveError, Bounds, Kind, Member, shown
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _LOW_WATER_EVERY = 8 << 20
-#: Roughly what an inode takes on the disk, apart from its contents.
+#: Roughly the disk space of an inode without its contents.
 _INODE_BYTES = 4096
 COPY = 256 << 10
 
 
 class ArchiveReader(Protocol):
-    """An archive: iterate over its members, and read the contents of a member before going on to the next one."""
+    """A reader of an archive. Iterate over its members; read the contents of a member before you go on to the next one."""
 
     def __iter__(self) -> Iterator[Member]: ...
     def read(self, limit: int) -> bytes: ...
 
 
 class TreeWriter:
-    """Writes below one open directory. ``files``: the number of inodes made, with parents that no member names."""
+    """Writes below one open directory. ``files`` counts the inodes made, including parents that no member names. ``size_bytes``
+    counts contents."""
 
     def __init__(self, root_fd: int, bounds: Bounds) -> None:
         self._bounds = bounds
@@ -47,7 +49,7 @@ class TreeWriter:
         self._check_low_water(_INODE_BYTES)
 
     def _open_directory(self, parts: tuple[bytes, ...], *, make: bool) -> int:
-        """A descriptor of a directory, valid until the next call. Directories that two paths in a row share stay open."""
+        """A descriptor of a directory, valid until the next call. Directories that consecutive paths share are kept open."""
         common = 0
         while common < min(len(self._stack), len(parts)) and self._stack[common][0] == parts[common]:
             common += 1
@@ -68,7 +70,7 @@ class TreeWriter:
         return self._stack[-1][1] if self._stack else self._root_fd
 
     def _fresh(self, member: Member, make: Callable[[bytes, int], int | None]) -> int | None:
-        """Prepares a name in its directory: an earlier member of that name is removed, unless it is a directory."""
+        """Makes the entry of a member in its directory. An earlier entry of that name is replaced unless it is a directory."""
         above = self._open_directory(member.parts[:-1], make=True)
         name = member.parts[-1]
         try:
@@ -133,7 +135,7 @@ class TreeWriter:
             self._directories[member.parts] = (member.mode, member.mtime_s)
 
     def add(self, member: Member, read: Callable[[int], bytes]) -> None:
-        """Writes one member. ArchiveError: the kernel refused it; the text has the reason, also for a full disk."""
+        """Writes one member. Raises ArchiveError with the kernel's reason, also for a full disk."""
         try:
             match member.kind:
                 case Kind.FILE:
@@ -148,7 +150,8 @@ class TreeWriter:
             raise ArchiveError(f"{shown(b'/'.join(member.parts))}: {member.kind.value}: {e.strerror}") from e
 
     def finish(self) -> None:
-        """Sets modes and times of directories, deepest first, because nothing can be added to a directory of mode 000."""
+        """Sets modes and times of directories. This is done last because a directory of mode 000 cannot be written to, and deepest
+        first because it cannot be entered either. Raises ArchiveError."""
         for parts in sorted(self._directories, key=len, reverse=True):
             mode, mtime_s = self._directories[parts]
             try:
@@ -166,7 +169,7 @@ class TreeWriter:
 
 
 def write_tree(reader: ArchiveReader, root_fd: int, bounds: Bounds) -> TreeWriter:
-    """Write a whole archive below ``root_fd``. ArchiveError: the caller discards the half-written tree."""
+    """Writes a whole archive below ``root_fd``. After ArchiveError the caller must discard the incomplete tree."""
     writer = TreeWriter(root_fd, bounds)
     try:
         for member in reader:

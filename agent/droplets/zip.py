@@ -1,8 +1,10 @@
-"""A zip reader: `zipfile` reads the directory, and rules of our own decide about everything else.
+"""A zip reader on top of `zipfile`, with rules of its own for names, kinds, sizes and modes.
 
-A zip's directory is at its end, so the file must be on disk. Names are `orig_filename`, since zipfile cuts the other one at a NUL.
-Refused are encrypted members, methods other than stored and deflated, wrong sizes, and a directory over 64 MiB. A file from a
-system without Unix modes gets the execute bit, because such an archive does not distinguish a script from a text.
+A zip's directory is at its end, so the archive must be a file and not a pipe. Names are taken from `orig_filename`, since zipfile
+cuts `filename` at a NUL. Refused are encrypted members, methods other than stored and deflated, wrong sizes, and a
+directory of more than 64 MiB.
+
+Members from systems without Unix modes get the execute bit, because such an archive does not say which files are scripts.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from agent.droplets.tar import CHUNK, make_member
 DIRECTORY_BYTES = 64 << 20
 _KINDS = {0: Kind.FILE, stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.DIRECTORY, stat.S_IFLNK: Kind.SYMLINK}
 _UTF8, _ENCRYPTED = 0x800, 0x1
-#: APPNOTE.TXT 4.4.2: MS-DOS, OS/2, NTFS, VFAT. They have no Unix modes, and no backslash within a name.
+#: APPNOTE.TXT 4.4.2: MS-DOS, OS/2, NTFS, VFAT. These systems have no Unix modes, and a backslash separates directories.
 _WITHOUT_MODES = frozenset({0, 6, 10, 14})
 _DOS_DIRECTORY = 0x10
 _UNIX_TIME = 0x5455
@@ -30,8 +32,8 @@ _UNIX_TIME = 0x5455
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """Converts the errors that zipfile raises for a damaged file into ArchiveError: its own, those of its codecs, and those of
-    wrong offsets."""
+    """Translates what zipfile raises for an invalid file into ArchiveError: its own errors, those of the codecs, and those caused by
+    offsets outside the file."""
     try:
         yield
     except ArchiveError:
@@ -50,8 +52,7 @@ def _translated() -> Iterator[None]:
 
 
 class _Careful:
-    """The file as zipfile sees it. zipfile reads a directory in one piece, whatever size the file claims (also in a zip64 record),
-    so the size is limited here."""
+    """A file that limits single reads. zipfile reads the whole directory at once, with whatever size the archive declares."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -61,12 +62,12 @@ class _Careful:
     def read(self, size: int = -1) -> bytes:
         count = max(0, self.size_bytes - self._file.tell()) if size < 0 else size
         if count > DIRECTORY_BYTES:
-            raise ArchiveError(f"zip: a directory of {count} bytes, at most {DIRECTORY_BYTES} are taken")
+            raise ArchiveError(f"zip: expected a directory of at most {DIRECTORY_BYTES} bytes, got {count}")
         return self._file.read(size)
 
 
 class ZipReader:
-    """Iterate for members. Between two members, ``read`` returns the contents of the former one."""
+    """Iterate to get the members. Before the next one, ``read`` returns the contents of the current one. Raises ArchiveError."""
 
     def __init__(self, file: BinaryIO, bounds: Bounds) -> None:
         self._bounds = bounds
@@ -78,14 +79,14 @@ class ZipReader:
             self._zip = zipfile.ZipFile(cast(BinaryIO, careful))
 
     def read(self, limit: int) -> bytes:
-        """Returns the next bytes of the current file; empty at its end, which must be where the directory says."""
+        """The next bytes of the current file; empty at its end. Its size must be the one in the zip's directory."""
         if self._current is None:
             return b""
         with _translated():
             data = self._current.read(min(limit, CHUNK))
         self._left -= len(data)
         if self._left < 0 or (not data and self._left):
-            raise ArchiveError(f"{shown(self._name)}: another size than its directory says")
+            raise ArchiveError(f"{shown(self._name)}: its size differs from that in the zip's directory")
         return data
 
     def __iter__(self) -> Iterator[Member]:
@@ -95,7 +96,7 @@ class ZipReader:
         declared = sum(info.file_size for info in infos)
         if declared > self._bounds.total_bytes:
             raise ArchiveError(f"more than {self._bounds.total_bytes} bytes")
-        # against the file, not against the sum of the packed sizes: members may overlap
+        # compare with the size of the file, not with the sum of the packed sizes, since members may overlap
         if declared > self._bounds.ratio_from_bytes and declared > self._bounds.ratio * self._size_bytes:
             raise ArchiveError(f"compressed more than {self._bounds.ratio} to 1")
         for info in infos:
@@ -118,7 +119,9 @@ class ZipReader:
         unix = info.external_attr >> 16
         kind = _KINDS.get(stat.S_IFMT(unix))
         if kind is None:
-            raise ArchiveError(f"{shown(name)}: neither file, directory nor link (mode {unix:o})")
+            raise ArchiveError(
+                f"{shown(name)}: expected a file, directory or symbolic link, got one of mode {unix:o}"
+            )
         if name.endswith(b"/") or (foreign and not unix and info.external_attr & _DOS_DIRECTORY):
             kind = Kind.DIRECTORY
         if info.file_size and kind is Kind.DIRECTORY:
@@ -134,16 +137,21 @@ class ZipReader:
 
     def _target(self, name: bytes, size: int) -> bytes:
         if size >= CHUNK:
-            raise ArchiveError(f"{shown(name)}: a link's text of {size} bytes")
+            raise ArchiveError(
+                f"{shown(name)}: expected a link target of less than {CHUNK} bytes, got {size}"
+            )
         target = self.read(CHUNK)
-        self.read(1)  # its end, and with it its checksum
+        self.read(1)  # the end of the contents: zipfile verifies the checksum here
         self._current = None
         return target
 
 
 def _seconds(info: zipfile.ZipInfo) -> int:
-    """The modification time: in UTC if the archive has it (extra field 0x5455). Otherwise it is a local time of an unknown zone, in
-    steps of two seconds, and is read as UTC; an impossible time becomes the epoch."""
+    """The modification time in seconds since 1970.
+
+    The extra field 0x5455 has it in UTC. Without that field there is only a local time of an unknown zone, in steps of two
+    seconds: it is taken as UTC, and an impossible one as 0.
+    """
     extra, at = info.extra, 0
     while at + 4 <= len(extra):
         kind, size = struct.unpack_from("<HH", extra, at)

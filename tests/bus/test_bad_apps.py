@@ -280,7 +280,7 @@ async def test_a_download_that_stalls_is_given_up(hosts: OpenHost) -> None:
 
         assert told(said) == ("failed to start", -1)
         failed = await host.running.wait_log("instance_start_failed", app=stalled.id)
-        assert "nothing came for 1 s" in failed["error"]
+        assert "no data for 1 s" in failed["error"]
         await host.stop(good)
         await host.wait_gone(good)
         assert await host.left_since(before) == []

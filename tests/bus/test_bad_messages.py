@@ -206,7 +206,7 @@ def rule(**fields: Any) -> dict[str, Any]:
     return {"egress_network_rules": [{"protocol": "tcp", "destination": "9.9.9.9", **fields}]}
 
 
-HTTP_ONLY = "not a URL of http or https"
+HTTP_ONLY = "expected an http or https URL"
 CASES: Mapping[str, Case] = {
     "unknown-stack": Case("stack 'plan9' is not configured", {"stack": "plan9"}),
     "no-stack": Case("stack None is not configured", {"stack": None}),
@@ -228,7 +228,7 @@ CASES: Mapping[str, Case] = {
         "Response status: unknown, Error: ClientConnectorError", url("http://127.0.0.1:1/")
     ),
     "uri-no-such-host": Case("Response status: unknown, Error: ", url("http://nowhere.invalid/")),
-    "no-tar": Case("tar: a checksum is no number", {}, Droplet(b"<html>not found</html>" * 100)),
+    "no-tar": Case("tar: a checksum is not a number", {}, Droplet(b"<html>not found</html>" * 100)),
     "empty": Case("truncated", {}, Droplet(b"")),
     "gzip-truncated": Case("truncated", {}, Droplet(tar_droplet(harmless).data[:-12])),
     "dot-dot": Case(r"'\.\.' in a name", {}, tar_droplet(dot_dot)),

@@ -152,8 +152,8 @@ async def test_our_own_slowness_is_no_trickle(controller: Peer) -> None:
         (answer(500), "Error downloading: HTTP status: 500"),
         (answer(206, DATA), "Error downloading: HTTP status: 206"),
         (redirect, "Error downloading: HTTP status: 302"),
-        (stall, "Error downloading: nothing came for 2 s"),
-        (never_answer, "Error downloading: nothing came for 2 s"),
+        (stall, "Error downloading: no data for 2 s"),
+        (never_answer, "Error downloading: no data for 2 s"),
         (break_off, "Error downloading: Response status: unknown, Error: ClientPayloadError"),
         (too_much, "Error downloading: more than 1048576 bytes"),
         (declared_too_much, "Error downloading: more than 1048576 bytes"),
@@ -190,7 +190,7 @@ async def test_a_download_that_fails(
 )
 async def test_what_is_no_address(url: str, transfers: Transfers, tmp_path: Path) -> None:
     """Said without quoting it: it may hold a password."""
-    with pytest.raises(TransferError, match=r"^Error downloading: not a URL of http or https$"):
+    with pytest.raises(TransferError, match=r"^Error downloading: expected an http or https URL$"):
         await transfers.download_file(url, tmp_path / "file", limit_bytes=MIB)
 
 

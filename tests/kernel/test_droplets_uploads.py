@@ -150,8 +150,8 @@ async def test_a_job_elsewhere_gets_no_credentials_but_its_own(
         ('{"metadata": {"url": null}}', [], "Error uploading: (invalid json)"),
         ("url" + "[" * 100_000, [], "Error uploading: (invalid json)"),
         (b"url\xff", [], "Error uploading: (invalid json)"),
-        (job_at("/job"), [], "Error uploading: not a URL of http or https"),
-        (job_at("file:///etc/passwd"), [], "Error uploading: not a URL of http or https"),
+        (job_at("/job"), [], "Error uploading: expected an http or https URL"),
+        (job_at("file:///etc/passwd"), [], "Error uploading: expected an http or https URL"),
     ],
 )
 async def test_an_upload_whose_job_goes_wrong(

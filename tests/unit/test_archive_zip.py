@@ -131,11 +131,14 @@ REFUSED: dict[str, tuple[bytes, str]] = {
         zipped((entry("d", LINK), b"/tmp"), (entry("d/planted"), b"x")),
         "Not a directory",
     ),
-    "link with NUL": (zipped((entry("d", LINK), b"a\0b")), "a link to"),
-    "link of nothing": (zipped((entry("d", LINK), b"")), "a link to"),
-    "link of 1 MiB": (zipped((entry("d", LINK), b"x" * (1 << 20))), "a link's text of"),
-    "FIFO": (zipped((entry("p", PIPE), b"")), "neither file, directory nor link"),
-    "device": (zipped((entry("d", stat.S_IFCHR | 0o644), b"")), "neither file, directory nor link"),
+    "link with NUL": (zipped((entry("d", LINK), b"a\0b")), "expected a link target"),
+    "link of nothing": (zipped((entry("d", LINK), b"")), "expected a link target"),
+    "link of 1 MiB": (zipped((entry("d", LINK), b"x" * (1 << 20))), "expected a link target"),
+    "FIFO": (zipped((entry("p", PIPE), b"")), "expected a file, directory or symbolic link"),
+    "device": (
+        zipped((entry("d", stat.S_IFCHR | 0o644), b"")),
+        "expected a file, directory or symbolic link",
+    ),
     "directory with contents": (
         renamed(zipped((entry("dd"), b"x")), b"dd", b"d/"),
         "a directory with contents",
@@ -143,7 +146,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "file over a directory": (zipped((entry("d/a"), b"x"), (entry("d"), b"x")), "Is a directory"),
     "wrong checksum": (patched(ONE, CRC, "<L", 1), "zip: Bad CRC-32"),
     "size too small": (patched(DEFLATED, SIZE, "<L", 999), "zip: Bad CRC-32"),
-    "size too large": (patched(DEFLATED, SIZE, "<L", 1001), "another size than its directory says"),
+    "size too large": (patched(DEFLATED, SIZE, "<L", 1001), "its size differs"),
     "packed size too small": (patched(DEFLATED, PACKED_SIZE, "<L", 3), "zip: "),
     "packed size behind the file's end": (patched(ONE, PACKED_SIZE, "<L", 1 << 30), "zip: "),
     "stored size too large": (
@@ -241,7 +244,7 @@ def test_a_directory_is_never_read_beyond_its_bound(root: Path) -> None:
 
     file = Large(ONE[:at] + bytes(65 << 20) + patched(ONE[ONE.index(END) :], END_SIZE, "<L", 65 << 20, END))
 
-    with pytest.raises(ArchiveError, match="a directory of 68157440 bytes, at most 67108864"):
+    with pytest.raises(ArchiveError, match="a directory of at most 67108864 bytes, got 68157440"):
         ZipReader(file, BOUNDS)
 
     assert file.taken < 1 << 20
