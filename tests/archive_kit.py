@@ -236,11 +236,11 @@ REFUSED: dict[str, Refused] = {
     "pax without a newline": Refused(about(b"x", b"9 path=bb9 path=b\n") + A, "a broken pax record"),
     "pax without a value": Refused(about(b"x", b"7 path\n") + A, "a broken pax record"),
     "pax without a key": Refused(about(b"x", b"5 =b\n") + A, "a broken pax record"),
-    "pax of 2 MiB": Refused(header(b"p", b"x", size=2 << 20), "at most 1048576"),
+    "pax of 2 MiB": Refused(header(b"p", b"x", size=2 << 20), "of 0 to 1048576 bytes"),
     "pax of negative size": Refused(
         header(b"p", b"x", size=base256(-1)), "a pax header of 0 to 1048576 bytes, got -1"
     ),
-    "long name of 8 TiB": Refused(header(b"l", b"L", size=base256(8 << 40)), "at most 1048576"),
+    "long name of 8 TiB": Refused(header(b"l", b"L", size=base256(8 << 40)), "of 0 to 1048576 bytes"),
     "two pax headers": Refused(pax({b"path": b"b"}) * 2 + A, "two pax headers"),
     "two long names": Refused(about(b"L", b"b\0") * 2 + A, "two long names"),
     "headers without end": Refused(pax({b"comment": b"x"}, b"g") * 9 + A, "too many headers"),
