@@ -222,8 +222,8 @@ CASES: Mapping[str, Case] = {
     "uri-ftp": Case(HTTP_ONLY, url("ftp://127.0.0.1/droplet")),
     "uri-empty": Case(HTTP_ONLY, url("")),
     "uri-no-host": Case(HTTP_ONLY, url("http:///droplet")),
-    "uri-no-port": Case("not a URL", url("http://127.0.0.1:99999/")),
-    "uri-odd-user": Case("not a URL", url("http://a%3Ab:c@127.0.0.1/")),
+    "uri-no-port": Case("expected an http or https URL", url("http://127.0.0.1:99999/")),
+    "uri-odd-user": Case("expected an http or https URL", url("http://a%3Ab:c@127.0.0.1/")),
     "uri-nobody-there": Case(
         "Response status: unknown, Error: ClientConnectorError", url("http://127.0.0.1:1/")
     ),
