@@ -8,6 +8,7 @@ at once, whatever caused it.
 from __future__ import annotations
 
 import asyncio
+import select
 import signal
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -18,7 +19,7 @@ from container.aio import FileWatcher
 from container.cgroups import CgroupSet
 from container.events import EventKind, Events
 from container.jobs import JobHost, Jobs
-from container.network import Networks
+from container.network import Link, Networks
 from container.parts import ACTIONS, Action, ContainerState, Parts, WrongState
 from container.snapshot import Phase
 from container.wshd import Wshd
@@ -45,6 +46,8 @@ class Body:
             lambda: self.events.publish(EventKind.OVERRAN),
         )
         self.jobs = Jobs(self._jobs_host, parts.ids, lambda: self.check(Action.SPAWN))
+        #: Which piece of it others have removed; empty: none.
+        self.broken = ""
         self._unwatch: list[Callable[[], object]] = []
         #: Keys of the caller for the snapshot file.
         self.annotations: Callable[[], Mapping[str, Any]] = dict
@@ -86,11 +89,19 @@ class Body:
     # pid 1.
 
     def watch(self) -> None:
-        """Follow the death of pid 1 and memory kills. OSError: the kernel refuses (limit of inotify instances)."""
+        """Follow the death of pid 1, memory kills and a new link. OSError: the kernel refuses (limit of inotify instances)."""
         loop, pidfd = asyncio.get_running_loop(), self.parts.pidfd
         loop.add_reader(pidfd, self._on_death)
         self._unwatch.append(lambda: loop.remove_reader(pidfd))
         self._unwatch.append(self.cgroup.watch_oom(loop, self._on_oom))
+        if self.parts.link is not None:  # those of a former manager are taken up together, later
+            self.follow_link(self.parts.link, is_new=True)
+
+    def follow_link(self, link: Link, *, is_new: bool) -> None:
+        """From now on ``link`` is the container's. ``is_new`` False: others may have replaced it while no manager ran."""
+        self.parts.link = link
+        follow = self.networks.follower.follow
+        self._unwatch.append(follow(link, self.parts.pid, self.on_broken, is_new=is_new))
 
     def unwatch(self) -> None:
         """Stop following. Idempotent. Call it before the descriptors of the parts are closed."""
@@ -129,6 +140,15 @@ class Body:
         if self.may(Action.LOOK):  # otherwise its directory may be removed already
             self.save()
 
+    def on_broken(self, piece: str) -> None:
+        """Others have removed ``piece``. Published once. What pid 1's own death took away is no damage."""
+        if self.broken or not self.can_be_asked or _has_ended(self.parts.pidfd):
+            return
+        self.broken = piece
+        self.events.publish(EventKind.BROKEN)
+        with suppress(OSError):  # a full disk: the next manager finds the damage by itself
+            self.save()
+
     def _on_death(self) -> None:
         asyncio.get_running_loop().remove_reader(self.parts.pidfd)
         self.enter(Action.DIE)
@@ -138,3 +158,10 @@ class Body:
         for wake in tuple(self._jobs_host.on_death):
             wake()
         self.events.publish(EventKind.DEAD)
+
+
+def _has_ended(pidfd: int) -> bool:
+    """Whether the process has ended, perhaps before the event loop could report it."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))

@@ -59,6 +59,14 @@ class Container:
         return self._body.events
 
     @property
+    def broken(self) -> str:
+        """Which piece of it others have removed, for a reader ("its network link was deleted"); empty: none.
+
+        Its processes run on, but without network or limits, and nothing brings the piece back: destroy it.
+        """
+        return self._body.broken
+
+    @property
     def handle(self) -> str:
         """Its name in the depot: `ContainerSpec.handle`, or `link_id` if the spec had none."""
         return self._parts.handle

@@ -31,6 +31,7 @@ from container.disk import Disks
 from container.errors import ContainerError
 from container.guard import Guard
 from container.host import HostUnfit, check_kernel, text_of
+from container.integrity import Integrity
 from container.network import Networks
 from container.network.firewall import FirewallError
 from container.network.ports import NoPorts
@@ -115,7 +116,7 @@ class Depot:
     _held: dict[str, _Held] = field(default_factory=dict)
     _making: dict[str, _Making] = field(default_factory=dict)
     _ending: dict[str, asyncio.Task[None]] = field(default_factory=dict)
-    _guarding: asyncio.Task[None] | None = None
+    _guarding: asyncio.Future[Any] | None = None
     _left_alone: tuple[str, ...] = ()
     _retries: Retries = field(init=False)
 
@@ -212,7 +213,7 @@ class Depot:
             undo.pop_all()
             depot = cls(settings, shared, held, any(settings.depot_dir.iterdir()))
             guard = Guard(depot._bodies, log, period_s=settings.guard_period_s, patience_s=settings.silence_s)
-            depot._guarding = asyncio.get_running_loop().create_task(guard.run(), name="guard")
+            depot._guarding = asyncio.gather(guard.run(), Integrity(depot._bodies, log).run())
             return depot
 
     def find(self, handle: str) -> Container:

@@ -15,6 +15,8 @@ class EventKind(StrEnum):
     """The kernel killed a process of the container because it ran out of memory."""
     DEAD = "dead"
     """pid 1 is dead, and every process with it."""
+    BROKEN = "broken"
+    """Others have removed a piece of it that it cannot run without; `Container.broken` says which."""
     OVERRAN = "command exceeded maximum output"
     """A job with ``Past.KILL`` was killed because its output passed the limit."""
 

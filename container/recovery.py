@@ -117,7 +117,8 @@ async def _restore_links(shared: Shared, builds: list[Build], kept: list[Restore
     wanted = [one for one in map(create.wanted_link, builds) if one is not None]
     links = await shared.networks.restore([*wanted, *kept])
     for build in builds:
-        build.parts.link = links.get(build.link_id)
+        if (link := links.get(build.link_id)) is not None:
+            build.body.follow_link(link, is_new=False)
 
 
 def _look_at(directory: Path) -> Snapshot | Exception:

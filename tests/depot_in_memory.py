@@ -145,6 +145,7 @@ class MemoryContainer:
         self.record: bytes | None = None
         self.jobs: dict[str, MemoryJob] = {}
         self.events = Events()
+        self.broken = ""
         self.is_gone = False
         self._at = at
         self._files: dict[str, bytes] = {}

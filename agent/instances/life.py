@@ -20,6 +20,7 @@ from contextlib import AsyncExitStack
 from agent.cause import host_paths, public
 from agent.depot import AgentContainer
 from agent.instances import crashes
+from agent.instances.broken import unless_broken
 from agent.instances.crashes import keep_cause
 from agent.instances.health import HealthPhase
 from agent.instances.instance import OUT_OF_MEMORY, Exit, Instance, InstanceEvent, State
@@ -83,11 +84,28 @@ async def _course(instance: Instance, parts: LifeParts, held: AsyncExitStack, lo
         parts.happen(instance, InstanceEvent.START)
         began_s = clock()
         container, process = await launch(instance, parts, held, log)
+    return await unless_broken(_until_end(instance, parts, held, log, container, process, began_s), container)
+
+
+async def _until_end(
+    instance: Instance,
+    parts: LifeParts,
+    held: AsyncExitStack,
+    log: Log,
+    container: AgentContainer,
+    process: Process,
+    began_s: float,
+) -> Exit:
+    """The app runs. StartFailed: it is not healthy in time."""
     kills = _follow_memory(instance, container, process, parts, held)
     if not instance.is_healthy and process.is_running:
         await _until_healthy(instance, parts, container, process)
         if instance.is_healthy:
-            log.info("instance_running", after_s=round(clock() - began_s, 3), port=host_port(instance))
+            log.info(
+                "instance_running",
+                after_s=round(asyncio.get_running_loop().time() - began_s, 3),
+                port=host_port(instance),
+            )
             await sample(instance, container, log)
             parts.happen(instance, InstanceEvent.HEALTHY)
     status = await process.job.wait()

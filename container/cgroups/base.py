@@ -18,7 +18,7 @@ import os
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -51,6 +51,11 @@ def check_name(what: str, name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError(f"{what}: expected 1 to 128 of [A-Za-z0-9_.-], got {name!r}")
     return name
+
+
+def leaf_paths(parent: str, name: str) -> tuple[str, ...]:
+    """The ends of the leaves' paths below a mount."""
+    return tuple(f"/{parent}/{name}/{leaf}" for leaf in LEAVES)
 
 
 def read(path: Path) -> str:
@@ -109,6 +114,8 @@ class CgroupSet(ABC):
     """The cgroups of one container."""
 
     name: str
+    #: The ends of the paths of both leaves, as /proc/PID/cgroup shows them.
+    _leaf_paths: tuple[str, ...]
     #: Files that a process writes "0" to in order to join (``tasks`` or ``cgroup.procs``).
     init_files: tuple[Path, ...]
     job_files: tuple[Path, ...]
@@ -223,6 +230,23 @@ class CgroupSet(ABC):
         """Removes the directories. Idempotent. OSError EBUSY: a process has not ended."""
         for directory in self._directories():
             remove_directory(directory, timeout_s)
+
+    def holds(self, membership: str) -> bool:
+        """Whether a process is in a leaf of the set in every hierarchy. ``membership``: its /proc/PID/cgroup. Pure."""
+        for line in membership.splitlines():
+            controllers, _, path = line.partition(":")[2].partition(":")
+            if self._is_of_hierarchy(controllers.split(",")) and not path.endswith(self._leaf_paths):
+                return False
+        return True
+
+    def put_back(self, pid: int, leaf: str) -> None:
+        """Moves a process to a leaf, in every hierarchy. FileNotFoundError: one was removed. ProcessLookupError, OSError."""
+        for file in self.init_files if leaf == "init" else self.job_files:
+            write(file.with_name("cgroup.procs"), str(pid))
+
+    @abstractmethod
+    def _is_of_hierarchy(self, controllers: Collection[str]) -> bool:
+        """Whether the set has directories in the hierarchy of these controllers."""
 
     @abstractmethod
     def _set_frozen(self, *, frozen: bool) -> None: ...

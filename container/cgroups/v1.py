@@ -11,14 +11,23 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from cgroupspy.controllers import CpuAcctController, CpuController, DevicesController, MemoryController
 from cgroupspy.nodes import Node
 
-from container.cgroups.base import DEVICES, LEAVES, ORDINARY_SHARES, Cgroups, CgroupSet, read, write
+from container.cgroups.base import (
+    DEVICES,
+    LEAVES,
+    ORDINARY_SHARES,
+    Cgroups,
+    CgroupSet,
+    leaf_paths,
+    read,
+    write,
+)
 from container.cgroups.detect import V1_NEEDED, V1_WANTED, Hierarchy
 from container.cgroups.oom import follow_eventfd
 
@@ -57,6 +66,7 @@ class CgroupSetV1(CgroupSet):
 
     def __init__(self, mounts: Mapping[str, Path], shown: tuple[str, ...], parent: str, name: str) -> None:
         self.name = name
+        self._leaf_paths = leaf_paths(parent, name)
         self.shown = shown
         tops = {controller: mount / parent / name for controller, mount in mounts.items()}
         # co-mounted controllers share a directory
@@ -162,6 +172,9 @@ class CgroupSetV1(CgroupSet):
                     found.update(int(word) for word in read(top / leaf / "cgroup.procs").split())
         found.discard(0)  # a process of a pid namespace that is not visible here
         return tuple(sorted(found))
+
+    def _is_of_hierarchy(self, controllers: Collection[str]) -> bool:
+        return not self._of.keys().isdisjoint(controllers)
 
     def _set_frozen(self, *, frozen: bool) -> None:
         write(self._freezer / "freezer.state", "FROZEN" if frozen else "THAWED")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +20,7 @@ from container.cgroups.base import (
     Cgroups,
     CgroupSet,
     key_values,
+    leaf_paths,
     read,
     write,
 )
@@ -43,6 +44,7 @@ class CgroupSetV2(CgroupSet):
 
     def __init__(self, parent_dir: Path, name: str, events: SharedWatcher) -> None:
         self.name = name
+        self._leaf_paths = leaf_paths(parent_dir.name, name)
         self._events = events
         self._top = parent_dir / name
         self._job = self._top / "job"
@@ -108,6 +110,9 @@ class CgroupSetV2(CgroupSet):
                 found.update(int(word) for word in read(self._top / leaf / "cgroup.procs").split())
         found.discard(0)  # a process of a pid namespace that is not visible here
         return tuple(sorted(found))
+
+    def _is_of_hierarchy(self, controllers: Collection[str]) -> bool:
+        return "" in controllers
 
     def _set_frozen(self, *, frozen: bool) -> None:
         write(self._job / "cgroup.freeze", "1" if frozen else "0")

@@ -13,6 +13,8 @@ import errno
 import hashlib
 import os
 import socket
+import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -40,9 +42,10 @@ from wsh.units import MIB
 #: and drops it, unless the firewall has marked it as ours. So a flushed firewall is a closed one (docs/network.md, "Links").
 GATEWAY_MAC: Final = "02:00:5e:00:53:fe"
 PREFIX_LENGTH: Final = 30
-_RTMGRP_LINK: Final = 1
-_NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
-_IFINFO_BYTES, _IFNAME, _OPERSTATE = 16, 3, 16
+_GROUPS: Final = (1 << 0) | (1 << 4)  # RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR
+_NEWLINK, _DELLINK, _GETLINK, _DELADDR = 16, 17, 18, 21
+_IFINFO_BYTES, _IFADDR_BYTES, _IFNAME, _OPERSTATE = 16, 8, 3, 16
+_IFF_UP: Final = 1
 #: IF_OPER_UP (RFC 2863). "Unknown", which is 0, is also what an interface has before the kernel has looked.
 _UP: Final = b"\x06"
 _REPLY_BYTES: Final = 1 << 16
@@ -136,11 +139,28 @@ class Links:
         _sysctl(f"ipv4/conf/{interface}/forwarding", "1")
         index = socket.if_nametoindex(interface)
         await self._netlink.addr("add", index=index, address=lease.host_ip, prefixlen=PREFIX_LENGTH)
+        await self._raise(index, link_id, lease)
+
+    async def _raise(self, index: int, link_id: str, lease: AddressLease) -> None:
         await self._netlink.link("set", index=index, state="up")
         # Permanent: the kernel's table is one for all namespaces and holds 1,024 learned entries.
         await self._netlink.neigh(
-            "replace", dst=lease.container_ip, lladdr=far_mac, ifindex=index, state=_NUD_PERMANENT
+            "replace",
+            dst=lease.container_ip,
+            lladdr=mac_of(link_id, "container"),
+            ifindex=index,
+            state=_NUD_PERMANENT,
         )
+
+    async def mend(self, link: Link, index: int) -> None:
+        """Gives the host's end of a link its address, state and neighbour again. OSError: also when it is gone."""
+        try:
+            await self._netlink.addr(
+                "replace", index=index, address=link.lease.host_ip, prefixlen=PREFIX_LENGTH
+            )
+            await self._raise(index, link.link_id, link.lease)
+        except NetlinkError as e:
+            raise OSError(e.code, f"link {link.interface}: {os.strerror(e.code)}") from e
 
     async def delete(self, interface: str) -> None:
         """For a pair whose namespace was never used, or does not end. Idempotent. NetlinkError."""
@@ -161,15 +181,39 @@ class Links:
             await closing
 
 
-class LinkWatch:
-    """Reports when interfaces pass packets, and when they are gone. Made in a running loop, ended by :meth:`close`."""
+@dataclass(frozen=True, slots=True)
+class LinkReport:
+    """What the kernel reports of the interface ``index``. ``name`` empty: it lost an address."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    index: int
+    name: str = ""
+    is_deleted: bool = False
+    is_up: bool = False
+
+
+def parse_report(kind: int, payload: bytes) -> LinkReport | None:
+    """A message of the kernel (rtnetlink(7)); None: it is about something else, or broken. Pure."""
+    if kind == _DELADDR and len(payload) >= _IFADDR_BYTES:
+        return LinkReport(struct.unpack_from("=I", payload, 4)[0])
+    if kind not in (_NEWLINK, _DELLINK) or len(payload) < _IFINFO_BYTES:
+        return None
+    index, flags = struct.unpack_from("=iI", payload, 4)
+    name = attributes(payload[_IFINFO_BYTES:]).get(_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
+    return LinkReport(index, name, kind == _DELLINK, bool(flags & _IFF_UP)) if name else None
+
+
+class LinkWatch:
+    """Reports when interfaces pass packets, and when they are gone. Made in a running loop, ended by :meth:`close`.
+
+    ``seen``: called with each report of the kernel; None: reports were lost.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seen: Callable[[LinkReport | None], None]) -> None:
+        self._loop, self._seen = loop, seen
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
         self._rising: dict[str, list[asyncio.Future[None]]] = {}
         self._up: set[str] = set()
-        self._socket = listening(socket.NETLINK_ROUTE, groups=_RTMGRP_LINK, buffer_bytes=_BUFFER_BYTES)
+        self._socket = listening(socket.NETLINK_ROUTE, groups=_GROUPS, buffer_bytes=_BUFFER_BYTES)
         loop.add_reader(self._socket, self._ready)
 
     async def up(self, interface: str, timeout_s: float = _RISE_S) -> None:
@@ -215,12 +259,15 @@ class LinkWatch:
                         self._settle(self._waiting, name)
                     elif found.get(_OPERSTATE) == _UP:
                         self._set_up(name)
+                if (report := parse_report(kind, payload)) is not None:
+                    self._seen(report)
         except MessagesLost:
             for interface in [name for name in self._waiting if not exists(name)]:
                 self._settle(self._waiting, interface)
             self._up = {name for name in self._up if exists(name)}
             for interface in [name for name in self._rising if _is_up(name)]:
                 self._set_up(interface)
+            self._seen(None)
 
     def _set_up(self, interface: str) -> None:
         self._up.add(interface)

@@ -23,6 +23,7 @@ from container.aio import Background, Log, finish
 from container.network import conntrack
 from container.network.firewall import Firewall, FirewallError
 from container.network.firewall.backends import back_end
+from container.network.follower import LinkFollower
 from container.network.forwarding import Forwarding
 from container.network.link import GATEWAY_MAC, PREFIX_LENGTH, Link, Links, LinkWatch, Restored, exists
 from container.network.options import NetworkOptions
@@ -74,7 +75,8 @@ class Networks:
         self._restoring = False
         self._background = Background(log)
         loop = asyncio.get_running_loop()
-        self._watch = LinkWatch(loop)
+        self.follower = LinkFollower(links, self._background, log)
+        self._watch = LinkWatch(loop, self.follower.on_report)
         self._stop_watching = firewall.foreign_changes(self._on_foreign_change)
         self._forwarding = Forwarding(
             settings.uplinks,
