@@ -140,14 +140,15 @@ class Body:
         if self.may(Action.LOOK):  # otherwise its directory may be removed already
             self.save()
 
-    def on_broken(self, piece: str) -> None:
-        """Others have removed ``piece``. Published once. What pid 1's own death took away is no damage."""
+    def on_broken(self, piece: str) -> bool:
+        """Others have removed ``piece``. False: it was broken before, or pid 1's own death took the piece away."""
         if self.broken or not self.can_be_asked or _has_ended(self.parts.pidfd):
-            return
+            return False
         self.broken = piece
         self.events.publish(EventKind.BROKEN)
         with suppress(OSError):  # a full disk: the next manager finds the damage by itself
             self.save()
+        return True
 
     def _on_death(self) -> None:
         asyncio.get_running_loop().remove_reader(self.parts.pidfd)

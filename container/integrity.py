@@ -67,8 +67,8 @@ class Integrity:
         try:
             what(body)
         except FileNotFoundError:
-            self._log.warning("container_broken", handle=body.handle, why=REMOVED)
-            body.on_broken(REMOVED)
+            if body.on_broken(REMOVED):
+                self._log.warning("container_broken", handle=body.handle, why=REMOVED)
         except OSError as e:
             self._log.warning("process_outside_of_cgroup", handle=body.handle, error=str(e))
 

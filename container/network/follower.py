@@ -32,7 +32,7 @@ _FAR_INDEX: Final = 2  # of eth0: `Links.add` asks for it
 class _Followed:
     link: Link
     index: int
-    on_lost: Callable[[str], None]
+    on_lost: Callable[[str], bool]
     mending: bool = False
 
 
@@ -44,12 +44,13 @@ class LinkFollower:
         self._followed: dict[int, _Followed] = {}
 
     def follow(
-        self, link: Link, pid: int, on_lost: Callable[[str], None], *, is_new: bool
+        self, link: Link, pid: int, on_lost: Callable[[str], bool], *, is_new: bool
     ) -> Callable[[], None]:
         """Calls ``on_lost`` in the running loop when ``link`` no longer is that of the container whose pid 1 is ``pid``.
 
-        Its argument says what has happened. ``is_new``: the link was made by this manager just now, so it need not be
-        compared with the container's namespace. Returns the idempotent function that ends it.
+        Its argument says what has happened; it returns whether that is damage, and not the container's own end.
+        ``is_new``: the link was made by this manager just now, so it need not be compared with the container's namespace.
+        Returns the idempotent function that ends it.
         """
         loop = asyncio.get_running_loop()
         try:
@@ -98,7 +99,8 @@ class LinkFollower:
 
     def _lose(self, one: _Followed, why: str) -> None:
         self._followed.pop(one.index, None)
-        one.on_lost(why)
+        if one.on_lost(why):
+            self._log.warning("container_broken", link=one.link.link_id, why=why)
 
     def _mend(self, one: _Followed) -> None:
         if not one.mending:

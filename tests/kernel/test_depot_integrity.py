@@ -68,6 +68,7 @@ async def test_a_deleted_link_breaks_its_container_alone(scene: Rig) -> None:
     scene.host.run("ip", "link", "del", interface(box))
 
     await is_broken(box.container, DELETED)
+    assert scene.told.of("container_broken") == [{"link": box.container.link_id, "why": DELETED}]
     assert (await waiting).kind is EventKind.BROKEN
     assert (await box.container.run(sh("echo here"))).stdout == b"here\n"
     assert not other.container.broken
@@ -151,6 +152,7 @@ async def test_the_end_of_a_container_is_no_damage(scene: Rig) -> None:
     await box.container.wait_dead()
     await until(lambda: interface(box) not in scene.host.run("ip", "link"), lambda: "link stays")
     assert not box.container.broken
+    assert scene.told.of("container_broken") == []
     assert EventKind.BROKEN not in box.container.events.kinds
     del scene.boxes["app"]
     await scene.depot.destroy("app")
