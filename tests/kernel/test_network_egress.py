@@ -222,9 +222,9 @@ async def test_a_refused_change_leaves_the_others_of_its_batch(scene: Rig) -> No
         return held.publish(second.container.link_id, tcp(7006))
 
     wrong, right, wrong_too = await asyncio.gather(
-        networks._change(twice),
+        networks._rules.change(twice),
         second.container.net_out(EVERYWHERE),
-        networks._change(twice),
+        networks._rules.change(twice),
         return_exceptions=True,
     )
 

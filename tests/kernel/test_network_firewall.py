@@ -110,9 +110,9 @@ async def test_a_refused_change_fails_alone(scene: Scene) -> None:
         return held.publish(second.link_id, tcp(7000))
 
     results = await asyncio.gather(
-        scene.networks._change(twice),
+        scene.networks._rules.change(twice),
         scene.networks.publish(second, tcp(7001)),
-        scene.networks._change(twice),
+        scene.networks._rules.change(twice),
         return_exceptions=True,
     )
 
