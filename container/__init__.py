@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from container.network.shaping import Traffic as Traffic
     from container.parts import ContainerState as ContainerState
     from container.parts import Info as Info
+    from container.parts import NoSuchRule as NoSuchRule
     from container.parts import WrongState as WrongState
     from container.pools import NoLease as NoLease
     from container.recovery import Recovery as Recovery
@@ -86,7 +87,7 @@ _MODULES = {
     "network.firewall": ("FirewallError",),
     "network.ports": ("PortTaken",),
     "network.shaping": ("ShapingError", "Traffic"),
-    "parts": ("ContainerState", "Info", "WrongState"),
+    "parts": ("ContainerState", "Info", "NoSuchRule", "WrongState"),
     "jobs.pipes": ("Pipe", "TooMuch"),
     "pools": ("NoLease",),
     "recovery": ("Recovery",),

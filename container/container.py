@@ -16,6 +16,7 @@ from container import files, snapshot
 from container.body import Body
 from container.events import Events
 from container.jobs import ExitStatus, Job, PipedJob, RunResult, TerminalJob
+from container.openings import Openings
 from container.parts import Action, ContainerState, Info, WrongState
 from container.spec import Bandwidth, EgressRule, JobSpec, Limits, PortMapping, User
 from container.wshd import WshdGone, WshdSilent
@@ -34,6 +35,7 @@ class Container:
         self._jobs = body.jobs
         self._wshd = body.wshd
         self._destroy = destroy
+        self._openings = Openings(body)
 
     def __repr__(self) -> str:
         return repr(self._body)
@@ -287,27 +289,29 @@ class Container:
         await self._body.networks.limit(self._parts.link, bandwidth, self.limits.bandwidth)
         self._change_limits(replace(self.limits, bandwidth=bandwidth))
 
-    # Network.
+    # Network. Each change is made as a whole, also if its caller is cancelled.
 
     async def net_in(self, mapping: PortMapping) -> PortMapping:
         """Publish a port. Returns the mapping with both ports filled in. PortTaken, NoPorts, FirewallError, WrongState."""
-        self._check(Action.CHANGE)
-        if self._parts.link is None:
-            raise WrongState(f"{self.handle}: has no network")
-        resolved = await self._body.networks.publish(self._parts.link, mapping)
-        self._parts.ports += (resolved,)
-        self._body.save()
-        return resolved
+        return await self._openings.net_in(mapping)
+
+    async def remove_net_in(self, mapping: PortMapping) -> None:
+        """End a published port, one of `ports`, and the connections that came by it. The port then rests.
+
+        NoSuchRule; FirewallError: it is published as before; WrongState.
+        """
+        await self._openings.remove_net_in(mapping)
 
     async def net_out(self, rule: EgressRule) -> None:
         """Add an egress rule. FirewallError, WrongState."""
-        self._check(Action.CHANGE)
-        if self._parts.link is None:
-            raise WrongState(f"{self.handle}: has no network")
-        rules = (*self._parts.egress, rule)
-        await self._body.networks.set_egress(self._parts.link, rules)
-        self._parts.egress = rules
-        self._body.save()
+        await self._openings.net_out(rule)
+
+    async def remove_net_out(self, rule: EgressRule) -> None:
+        """Take an egress rule away, one of `egress`; of equal ones the last. Connections that no other rule permits end.
+
+        NoSuchRule; FirewallError: the rules are as before; WrongState.
+        """
+        await self._openings.remove_net_out(rule)
 
     # Files.
 

@@ -74,6 +74,10 @@ class WrongState(ContainerError, RuntimeError):
     """The container is in no state for that (any more)."""
 
 
+class NoSuchRule(ContainerError, LookupError):
+    """The container has no such published port or egress rule; the text names it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Info:
     """A measurement of one moment. ``memory_bytes``: rss + cache - inactive_file.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from container.network.netlink import (
     ACK,
@@ -29,6 +29,7 @@ from container.network.netlink import (
     messages,
     refusal,
 )
+from container.network.permitted import Flow
 
 _GET, _DELETE = ((1 << 8) | number for number in (1, 2))  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_*
 _TUPLE_ORIG, _TUPLE_REPLY, _FILTER = 1, 2, 25
@@ -58,6 +59,23 @@ def forget_address(address: str) -> None:
                     _delete(asker, original)
 
 
+def forget_refused(address: str, is_permitted: Callable[[Flow], bool]) -> None:
+    """Deletes those connections that a container began and that its rules permit no more. OSError: the kernel refused."""
+    source = attribute(_IP_SRC, socket.inet_aton(address))
+    with asking(NETFILTER) as asker:
+        for original in _matching(asker, _filtered(_TUPLE_ORIG, _IP, source, _FILTER_IP_SRC)):
+            if not is_permitted(_flow(original)):
+                _delete(asker, original)
+
+
+def _flow(original: bytes) -> Flow:
+    parts = attributes(original)
+    protocol = attributes(parts[_PROTO])
+    port = protocol.get(_PROTO_DST_PORT, b"\0\0")
+    to = socket.inet_ntoa(attributes(parts[_IP])[_IP_DST])
+    return Flow(to, protocol[_PROTO_NUM][0], int.from_bytes(port, "big"))
+
+
 def forget_host_port(protocol_number: int, port: int) -> None:
     """Deletes connections to this port of the host's own addresses. OSError: the kernel refused.
 
@@ -73,7 +91,7 @@ def forget_host_port(protocol_number: int, port: int) -> None:
     )
     with asking(NETFILTER) as asker:
         for original in _matching(asker, wanted):
-            if _is_own(socket.inet_ntoa(attributes(attributes(original)[_IP])[_IP_DST])):
+            if is_own(socket.inet_ntoa(attributes(attributes(original)[_IP])[_IP_DST])):
                 _delete(asker, original)
 
 
@@ -105,8 +123,8 @@ def _originals(asker: socket.socket) -> Iterator[bytes]:
         return
 
 
-def _is_own(address: str) -> bool:
-    """Only an address of the host's own can be bound."""
+def is_own(address: str) -> bool:
+    """Whether the host has this address. Only such an address can be bound."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
         try:
             probe.bind((address, 0))

@@ -20,7 +20,8 @@ from container.network.follower import LinkFollower
 from container.network.forwarding import Forwarding
 from container.network.link import GATEWAY_MAC, PREFIX_LENGTH, Link, Links, LinkWatch, Restored
 from container.network.options import NetworkOptions
-from container.network.policy import LinkRules, Policy, Ruleset, interface_of, make_egress
+from container.network.permitted import Flow, is_permitted
+from container.network.policy import Egress, LinkRules, Policy, Ruleset, interface_of, make_egress
 from container.network.ports import HostPorts
 from container.network.rules import HeldRules
 from container.network.shaping import LinkUse, Shaper
@@ -29,7 +30,7 @@ from container.pools import AddressLease, LeasePool
 from container.spec import Bandwidth, EgressRule, PortMapping, Protocol
 
 T = TypeVar("T")
-_UDP: Final = 17
+_TCP, _UDP = 6, 17
 _NAMESPACE_ENDS_S: Final = 3.0  # the kernel ends hundreds of namespaces a second
 
 
@@ -134,9 +135,13 @@ class Networks:
         return await self._unbroken(self._publish(link.link_id, mapping), f"publish-{link.link_id}")
 
     async def set_egress(self, link: Link, egress: Sequence[EgressRule]) -> None:
-        """Replaces all egress rules of a container in one transaction. FirewallError."""
+        """Replaces all egress rules of a container in one transaction. Connections that they permit no more end. FirewallError."""
         new = make_egress(egress, self._policy)
-        await self._rules.change(lambda held: held.set_egress(link.link_id, new))
+        await self._unbroken(self._set_egress(link, new), f"egress-{link.link_id}")
+
+    async def unpublish(self, link: Link, mapping: PortMapping) -> None:
+        """Ends a published port, and the connections that came by it. Idempotent. FirewallError: it is published as before."""
+        await self._unbroken(self._unpublish(link.link_id, mapping), f"unpublish-{link.link_id}")
 
     async def limit(self, link: Link, bandwidth: Bandwidth | None, former: Bandwidth | None) -> None:
         """Limits a link both ways, None: no more. After an error it is limited as before, by ``former``.
@@ -257,6 +262,26 @@ class Networks:
         if resolved.protocol is Protocol.UDP:
             await self._forget(link_id, conntrack.forget_host_port, _UDP, resolved.host_port)
         return resolved
+
+    async def _unpublish(self, link_id: str, mapping: PortMapping) -> None:
+        assert mapping.host_port is not None
+        await self._rules.change(lambda held: held.unpublish(link_id, mapping))
+        number = _UDP if mapping.protocol is Protocol.UDP else _TCP
+        await self._forget(link_id, conntrack.forget_host_port, number, mapping.host_port)
+        self._ports.give_back(mapping)
+
+    async def _set_egress(self, link: Link, new: Egress) -> None:
+        former = self._rules.held.find(link.link_id)
+        await self._rules.change(lambda held: held.set_egress(link.link_id, new))
+        if former is None or (
+            set(former.egress.outer) <= set(new.outer) and set(former.egress.inner) <= set(new.inner)
+        ):
+            return
+
+        def permitted(flow: Flow) -> bool:
+            return is_permitted(flow, new, self._policy, conntrack.is_own)
+
+        await self._forget(link.link_id, conntrack.forget_refused, link.lease.container_ip, permitted)
 
     async def _detach(self, link_id: str) -> None:
         rules = self._rules.held.find(link_id)

@@ -200,6 +200,14 @@ class Ruleset:
         link = self.links[link_id]
         return self._with({**self.links, link_id: replace(link, ports=(*link.ports, mapping))})
 
+    def unpublish(self, link_id: str, mapping: PortMapping) -> Ruleset:
+        """Without a port that leads to a link. Idempotent."""
+        link = self.links.get(link_id)
+        if link is None or mapping not in link.ports:
+            return self
+        ports = tuple(one for one in link.ports if one != mapping)
+        return self._with({**self.links, link_id: replace(link, ports=ports)})
+
     def set_egress(self, link_id: str, egress: Egress) -> Ruleset:
         """With other permissions for a link."""
         link = self.links[link_id]
