@@ -25,23 +25,22 @@ from container.aio import Background, FileWatcher, Log, SilentLog, finish
 from container.body import Body
 from container.build import Build
 from container.cgroups import open_backend
+from container.claims import Claims
 from container.container import Container
 from container.create import Abandoned, CreateError
 from container.disk import Disks
 from container.errors import ContainerError
 from container.guard import Guard
-from container.host import HostUnfit, check_kernel, text_of
+from container.host import check_kernel, text_of
+from container.host_network import claim_of, open_networks
 from container.integrity import Integrity
-from container.network import Networks
-from container.network.firewall import FirewallError
-from container.network.ports import NoPorts
 from container.parts import Action
 from container.pools import IdSource, LeasePool, NoLease, address_leases, id_leases
 from container.recovery import Recovery, recover
 from container.resolver import resolver_for
 from container.retries import Retries
 from container.rotation import Rotation
-from container.settings import DepotSettings, beside, network_settings
+from container.settings import DepotSettings, beside
 from container.shared import Shared
 from container.spec import ContainerSpec, SpecError
 from container.wshd import Launcher, WshdError, WshdSilent
@@ -111,6 +110,7 @@ class Depot:
 
     settings: DepotSettings
     _shared: Shared
+    _claims: Claims
     _locks: ExitStack
     _unrecovered: bool
     _held: dict[str, _Held] = field(default_factory=dict)
@@ -171,12 +171,15 @@ class Depot:
         async with AsyncExitStack() as undo:
             held = undo.enter_context(ExitStack())
             held.callback(locks.lock_directory(settings.depot_dir))
+            claims = Claims(claim_of(settings))
+            left_tables = claims.enter()
+            undo.callback(claims.leave, forget=False)
             cgroups = open_backend(settings.cgroup_parent)
             held.callback(locks.lock_directory(cgroups.directory))
             undo.callback(cgroups.remove_parents)
             for gap in cgroups.gaps:
                 log.warning("cgroups_lack", what=gap)
-            held.callback(locks.lock_tables())
+            held.callback(locks.lock_tables(settings.table))
             resolver, left_out = resolver_for(
                 text_of("/etc/resolv.conf"),
                 text_of("/run/systemd/resolve/resolv.conf"),
@@ -188,7 +191,7 @@ class Depot:
             undo.callback(launcher.close)
             if left_out:
                 log.warning("nameservers_left_out", servers=left_out, used=resolver.servers)
-            networks = await _open_networks(settings, resolver.servers, port_rests, log)
+            networks = await open_networks(settings, resolver.servers, port_rests, claims, left_tables, log)
             rotation = Rotation(beside(settings.depot_dir, "rotation"), log)
             rotation.attach(addresses, lambda lease: str(lease.network))
             rotation.attach(networks.port_pool, str)
@@ -211,7 +214,7 @@ class Depot:
                 fault=fault,
             )
             undo.pop_all()
-            depot = cls(settings, shared, held, any(settings.depot_dir.iterdir()))
+            depot = cls(settings, shared, claims, held, any(settings.depot_dir.iterdir()))
             guard = Guard(depot._bodies, log, period_s=settings.guard_period_s, patience_s=settings.silence_s)
             depot._guarding = asyncio.gather(guard.run(), Integrity(depot._bodies, log).run())
             return depot
@@ -385,14 +388,5 @@ class Depot:
         await shared.networks.close(remove_tables=remove_tables)
         if remove_tables:
             shared.cgroups.remove_parents()
+        self._claims.leave(forget=remove_tables)
         self._locks.close()
-
-
-async def _open_networks(
-    settings: DepotSettings, dns_servers: tuple[str, ...], port_rests: Callable[[int], bool], log: Log
-) -> Networks:
-    chosen = network_settings(settings, dns_servers, port_rests)
-    try:
-        return await Networks.open(chosen, log)
-    except (FirewallError, NoPorts) as e:
-        raise HostUnfit(f"network: {e}") from e

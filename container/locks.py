@@ -1,8 +1,8 @@
-"""Locks on what only one manager may use: a depot, a cgroup parent, the firewall of a network namespace.
+"""Locks on what only one manager may use: a depot, a cgroup parent, firewall tables.
 
 If two managers share one of these, each takes the other's containers for remains and the other's rules for foreign changes,
 and removes them again and again. The kernel frees a lock when its process ends, however it ends.
-(docs/network.md, "One manager for each network namespace")
+(claims.py compares the rest; docs/network.md, "Several managers in one network namespace")
 """
 
 from __future__ import annotations
@@ -15,10 +15,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from container.defaults import TABLE
 from container.host import HostUnfit
 
 #: An abstract name: it leaves no file, and like a firewall it belongs to one network namespace (unix(7)).
 _TABLES: Final = "\0garrison-tables"
+
+
+def _name_of(table: str) -> str:
+    """Of the default table it is the name that releases without a choice of tables lock."""
+    return _TABLES if table == TABLE else f"{_TABLES}-{table}"
 
 
 class DepotBusy(HostUnfit):
@@ -36,24 +42,27 @@ def lock_directory(path: Path) -> Callable[[], None]:
     return lambda: os.close(fd)
 
 
-def lock_tables() -> Callable[[], None]:
-    """Locks the firewall of this network namespace. Returns the function that unlocks it. DepotBusy: it names the other's pid."""
+def lock_tables(table: str) -> Callable[[], None]:
+    """Locks firewall tables of this network namespace, by their name. Returns the function that unlocks them.
+
+    DepotBusy: it names the other's pid.
+    """
     lock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        lock.bind(_TABLES)
+        lock.bind(_name_of(table))
         lock.listen()  # a manager that is refused connects, to learn the pid
     except OSError:
         lock.close()
         raise DepotBusy(
-            f"the firewall tables of this network namespace: another manager ({_holder()}) has locked them"
+            f"the firewall tables {table} of this network namespace: another manager ({_holder(table)}) has locked them"
         ) from None
     return lock.close
 
 
-def _holder() -> str:
+def _holder(table: str) -> str:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as asking:
         try:
-            asking.connect(_TABLES)
+            asking.connect(_name_of(table))
             pid, _, _ = struct.unpack("3i", asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         except OSError:
             return "which has ended meanwhile"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from container.defaults import CGROUP_PARENT, POOL_NETWORK
+from container.defaults import CGROUP_PARENT, POOL_NETWORK, TABLE
 from container.network import NetworkOptions
 
 
@@ -19,6 +19,7 @@ class DepotSettings:
     depot_dir: Path
     templates_dir: Path
     cgroup_parent: str = CGROUP_PARENT
+    table: str = TABLE
     pool_network: str = POOL_NETWORK
     release_delay_s: float = 5.0
     mtu: int = 1500
@@ -47,9 +48,15 @@ def beside(depot_dir: Path, suffix: str) -> Path:
 
 
 def network_settings(
-    settings: DepotSettings, dns_servers: tuple[str, ...], port_rests: Callable[[int], bool]
+    settings: DepotSettings,
+    dns_servers: tuple[str, ...],
+    port_rests: Callable[[int], bool],
+    other_forwarding: Callable[[], Collection[Path]] = tuple,
 ) -> NetworkOptions:
-    """``dns_servers``: as they were found. ``port_rests``: whether a route to a port may still stand. Pure."""
+    """``dns_servers``: as they were found. ``port_rests``: whether a route to a port may still stand. Pure.
+
+    ``other_forwarding``: where other depots record what they opened for forwarding.
+    """
     return NetworkOptions(
         pool_network=settings.pool_network,
         mtu=settings.mtu,
@@ -63,5 +70,7 @@ def network_settings(
         port_rests=port_rests,
         uplinks=settings.uplinks,
         reached_at=settings.reached_at,
+        table=settings.table,
         forwarding_file=beside(settings.depot_dir, "forwarding"),
+        other_forwarding=other_forwarding,
     )

@@ -36,6 +36,7 @@ def enter() -> None:
     run("mount", "--make-rprivate", "/")
     _let_go_of_images()
     _own_sysfs()
+    _own_claims()
     run("ip", "link", "set", "lo", "up")
     # Like a real host, it has an address besides loopback and a default route (192.0.2.0/24 is for documentation, RFC 5737).
     run("ip", "link", "add", "uplink0", "type", "veth", "peer", "name", "uplink1")
@@ -69,6 +70,12 @@ def _own_sysfs() -> None:
         run("mount", "-t", "sysfs", "sysfs", "/sys")
         run("mount", "--rbind", aside, "/sys/fs/cgroup")
         run("umount", "--lazy", aside)
+
+
+def _own_claims() -> None:
+    """What depots of these tests claim (container/claims.py) is nothing to those of the machine."""
+    Path("/run/garrison").mkdir(mode=0o700, exist_ok=True)
+    run("mount", "-t", "tmpfs", "-o", "mode=0700", "claims", "/run/garrison")
 
 
 @dataclass(frozen=True, slots=True)

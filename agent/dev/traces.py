@@ -17,7 +17,7 @@ from typing import Any
 
 from agent.dev.up import cgroup_parent
 from container import linux
-from container.network.firewall.nftables.text import TABLE
+from container.defaults import TABLE
 
 POLL_S = 0.1
 

@@ -73,21 +73,26 @@ class Decision:
 
 
 def decide(
-    *, is_router: bool, uplinks: Collection[str], opened: Collection[str], is_on: Mapping[str, bool]
+    *,
+    is_router: bool,
+    uplinks: Collection[str],
+    opened: Collection[str],
+    is_on: Mapping[str, bool],
+    shared: Collection[str] = (),
 ) -> Decision:
     """Which uplinks to open and to close. Pure.
 
     ``is_router``: somebody has switched ip_forward on. ``opened``: by us, so far. ``is_on``: the switch of each interface
-    that exists.
+    that exists. ``shared``: opened by other depots; each depot that needs one counts as having opened it.
     """
     if is_router:
         return Decision(frozenset(), frozenset(), frozenset())
     wanted = [name for name in uplinks if name in is_on]
-    ours = frozenset(name for name in wanted if name in opened or not is_on[name])
+    ours = frozenset(name for name in wanted if name in opened or name in shared or not is_on[name])
     return Decision(
         ours,
         frozenset(name for name in ours if not is_on[name]),
-        frozenset(name for name in opened if name not in ours and is_on.get(name, False)),
+        frozenset(name for name in opened if name not in (*ours, *shared) and is_on.get(name, False)),
     )
 
 
@@ -130,7 +135,10 @@ class _Record(msgspec.Struct, frozen=True):
 
 @dataclass
 class Forwarding:
-    """Opens and closes uplinks. Made by `Networks`; ``guard`` makes the firewall guard exactly these uplinks."""
+    """Opens and closes uplinks. Made by `Networks`; ``guard`` makes the firewall guard exactly these uplinks.
+
+    ``others``: where the other depots of this network namespace have recorded what they have opened.
+    """
 
     uplinks: tuple[str, ...]
     reached_at: str | None
@@ -138,6 +146,7 @@ class Forwarding:
     guard: Callable[[frozenset[str]], Awaitable[None]]
     log: Log
     background: Background
+    others: Callable[[], Collection[Path]] = tuple
     _opened: frozenset[str] = frozenset()
     _watch: RouteWatch | None = None
     _renewing: bool = False
@@ -153,16 +162,21 @@ class Forwarding:
 
     def remembered(self) -> frozenset[str]:
         """The uplinks that a former manager opened and that still are the same interfaces."""
-        if self.file is None:
-            return frozenset()
+        return frozenset() if self.file is None else self._read(self.file)
+
+    def _shared(self) -> frozenset[str]:
+        """The uplinks that other depots have opened."""
+        return frozenset(name for file in self.others() for name in self._read(file))
+
+    def _read(self, file: Path) -> frozenset[str]:
         try:
-            found = msgspec.json.decode(self.file.read_bytes(), type=_Record)
+            found = msgspec.json.decode(file.read_bytes(), type=_Record)
         except FileNotFoundError:
             return frozenset()
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as e:
-            self.log.warning("forwarding_record_unreadable", path=str(self.file), error=str(e))
+            self.log.warning("forwarding_record_unreadable", path=str(file), error=str(e))
             return frozenset()
-        if (found.boot, found.netns) != _here():
+        if (found.boot, found.netns) != here():
             return frozenset()
         return frozenset(name for name, index in found.opened.items() if _index(name) == index)
 
@@ -216,8 +230,8 @@ class Forwarding:
 
     async def _renew(self) -> None:
         """The guard stands before an interface is opened, and goes after it was closed."""
-        is_router, uplinks, is_on = await asyncio.to_thread(self._look)
-        what = decide(is_router=is_router, uplinks=uplinks, opened=self._opened, is_on=is_on)
+        is_router, uplinks, is_on, shared = await asyncio.to_thread(self._look)
+        what = decide(is_router=is_router, uplinks=uplinks, opened=self._opened, is_on=is_on, shared=shared)
         if what.opened != self._opened or what.switch_on:
             if not is_router:
                 await asyncio.to_thread(self._write_down, what.opened | what.switch_off)
@@ -238,18 +252,19 @@ class Forwarding:
             )
         self._is_router = is_router
 
-    def _look(self) -> tuple[bool, frozenset[str], dict[str, bool]]:
+    def _look(self) -> tuple[bool, frozenset[str], dict[str, bool], frozenset[str]]:
         is_router = (_CONF / "all/forwarding").read_text().strip() == "1"
         names = frozenset(self.uplinks) or frozenset(_uplinks(self.reached_at))
         names -= {name for name in names if name == "lo" or name.startswith(INTERFACE_PREFIX)}
         looked_at = {name: _is_on(name) for name in names | self._opened}
         self._indexes = frozenset(filter(None, map(_index, names)))
-        return is_router, names, {name: on for name, on in looked_at.items() if on is not None}
+        is_on = {name: on for name, on in looked_at.items() if on is not None}
+        return is_router, names, is_on, self._shared()
 
     def _write_down(self, opened: frozenset[str]) -> None:
         if self.file is None:
             return
-        boot, netns = _here()
+        boot, netns = here()
         record = _Record(boot, netns, {name: index for name in opened if (index := _index(name)) is not None})
         new = self.file.with_name(self.file.name + ".new")
         try:
@@ -268,12 +283,13 @@ class Forwarding:
             self._watch.close()
 
     async def give_back(self) -> None:
-        """Closes what was opened here or by a former manager. There are no containers any more."""
+        """Closes what was opened here or by a former manager, unless another depot needs it. There are no containers any more."""
         if not self.is_started:
             self._opened = self.remembered()
         try:
             if (_CONF / "all/forwarding").read_text().strip() != "1":
-                await asyncio.to_thread(_switch, dict.fromkeys(self._opened, "0"))
+                shared = await asyncio.to_thread(self._shared)
+                await asyncio.to_thread(_switch, dict.fromkeys(self._opened - shared, "0"))
         except OSError as e:
             self.log.warning("forwarding_not_given_back", opened=sorted(self._opened), error=str(e))
             return
@@ -359,8 +375,8 @@ def _index(name: str) -> int | None:
         return None
 
 
-def _here() -> tuple[str, int]:
-    """This boot and this network namespace; the cookie is of one namespace as long as the kernel runs."""
+def here() -> tuple[str, int]:
+    """This boot and this network namespace. The cookie is of one namespace as long as the kernel runs."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
         raw = probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip(), struct.unpack("=Q", raw)[0]

@@ -65,6 +65,7 @@ class Networks:
             self._guard,
             log,
             self._background,
+            settings.other_forwarding,
         )
 
     @classmethod
@@ -85,7 +86,7 @@ class Networks:
         ports = HostPorts.of_host(
             settings.port_first, settings.port_count, rest_s=settings.port_rest_s, rests=settings.port_rests
         )
-        firewall = firewall or back_end(settings.firewall)
+        firewall = firewall or back_end(settings.firewall, settings.table)
         networks = cls(settings, policy, firewall, await Links.open(), ports, log)
         try:
             await networks._ensure_firewall()
@@ -204,7 +205,7 @@ class Networks:
         await self._shaper.restore(limited)
         opened = self._forwarding.remembered()
         await self._rules.change(lambda held: held.guard(opened).add(*links), anew=True)
-        await self._shaper.sweep(frozenset(limited))
+        await self._shaper.sweep(frozenset(link.link_id for link in links) - limited.keys())
         try:
             await self._forwarding.start()
         except FirewallError as e:  # the containers run: better cut off for a while than given up

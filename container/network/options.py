@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from container.defaults import POOL_NETWORK
+from container.defaults import POOL_NETWORK, TABLE
 from container.network.firewall.backends import DEFAULT
 
 
@@ -18,7 +18,8 @@ class NetworkOptions:
     ``port_rest_s``: for how long a port that was given back is not given out again; ``port_rests``: whether the caller
     has another reason not to give out a port yet. ``uplinks``: the interfaces to the host's peers; empty: those that
     routes lead to, and the one of the address ``reached_at``. ``forwarding_file``: where the interfaces are recorded
-    that were opened for forwarding. ``firewall``: the back end, by its name in backends.py.
+    that were opened for forwarding; ``other_forwarding``: where other depots of this network namespace record theirs.
+    ``firewall``: the back end, by its name in backends.py. ``table``: the name of the depot's firewall tables.
     """
 
     pool_network: str = POOL_NETWORK
@@ -34,4 +35,6 @@ class NetworkOptions:
     uplinks: tuple[str, ...] = ()
     reached_at: str | None = None
     forwarding_file: Path | None = None
+    other_forwarding: Callable[[], Collection[Path]] = tuple
     firewall: str = DEFAULT
+    table: str = TABLE

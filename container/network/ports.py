@@ -43,6 +43,11 @@ def pool_range(first: int, count: int, ephemeral: str) -> range:
     return range(first, min(end, 65536))
 
 
+def pool_of_host(first: int, count: int) -> range:
+    """As `pool_range`, with the ephemeral range of this network namespace. NoPorts, OSError."""
+    return pool_range(first, count, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text())
+
+
 def _bind(protocol: Protocol, port: int) -> socket.socket:
     kind = socket.SOCK_STREAM if protocol is Protocol.TCP else socket.SOCK_DGRAM
     try:
@@ -83,8 +88,7 @@ class HostPorts:
         cls, first: int, count: int, *, rest_s: float = 0.0, rests: Callable[[int], bool] = lambda _: False
     ) -> HostPorts:
         """With the ephemeral range of this host. NoPorts."""
-        ephemeral = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text()
-        return cls(pool_range(first, count, ephemeral), rest_s=rest_s, rests=rests)
+        return cls(pool_of_host(first, count), rest_s=rest_s, rests=rests)
 
     def take(self, mapping: PortMapping) -> PortMapping:
         """Reserves a port of the host. Returns the mapping with both ports filled in. PortTaken, NoPorts, OSError.

@@ -195,10 +195,13 @@ class Shaper:
             for link_id, error in (await asyncio.to_thread(self._restore, wanted)).items():
                 self._log.warning("bandwidth_limit_not_set_again", link=link_id, error=error)
 
-    async def sweep(self, kept: frozenset[str]) -> None:
-        """Removes the limits and ifbs of all other links. An error is logged: no link that is in use depends on it."""
+    async def sweep(self, unlimited: frozenset[str]) -> None:
+        """Removes the limits and ifbs of these links, and ifbs whose link is gone. Links of other depots are left alone.
+
+        An error is logged: no link that is in use depends on it.
+        """
         try:
-            await asyncio.to_thread(_sweep, kept)
+            await asyncio.to_thread(_sweep, unlimited)
         except OSError as e:
             self._log.warning("bandwidth_limits_not_swept", error=str(e))
 
@@ -297,11 +300,13 @@ def _delete(ifb: str) -> None:
                     raise
 
 
-def _sweep(kept: frozenset[str]) -> None:
-    found = {_link_of(name) for _, name in socket.if_nameindex() if name.endswith("-2")}
+def _sweep(unlimited: frozenset[str]) -> None:
+    names = {name for _, name in socket.if_nameindex()}
+    ifbs = {_link_of(name) for name in names if name.endswith("-2")} - {""}
+    found = {link_id for link_id in ifbs if link_id in unlimited or interface_of(link_id) not in names}
     with asking(socket.NETLINK_ROUTE) as asker:
-        found |= {_link_of(name) for name in _with_tbf(asker)}
-    for link_id in found - kept - {""}:
+        found |= unlimited.intersection(_link_of(name) for name in _with_tbf(asker))
+    for link_id in found:
         _lift(link_id)
 
 

@@ -197,6 +197,7 @@ def depot_settings(config: Config) -> DepotSettings:
         depot_dir=depot,
         templates_dir=depot.with_name(f"{depot.name}.templates"),
         cgroup_parent="warden",
+        table="warden",
         pool_network=pool_network(network),
         release_delay_s=network.release_delay,
         mtu=network.mtu,

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.kernel
 
 @pytest_asyncio.fixture
 async def firewall() -> AsyncIterator[Nftables]:
-    opened = Nftables()
+    opened = Nftables("garrison")
     yield opened
     await opened.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("nftables")]
@@ -29,7 +29,7 @@ async def firewall() -> AsyncIterator[Nftables]:
 
 async def test_a_library_that_is_not_there_is_named_with_its_package() -> None:
     """Each time it is asked, and closing is fine."""
-    firewall = Nftables("libnftables.so.absent")
+    firewall = Nftables("garrison", "libnftables.so.absent")
     for _ in range(2):
         with pytest.raises(
             FirewallError, match=r"libnftables.so.absent cannot be loaded .* install .*libnftables1"

@@ -18,9 +18,10 @@ from firewall_in_memory import InMemoryFirewall
 from netns_kit import Namespace
 from network_kit import EVERYWHERE, Told, tcp
 
+from container.defaults import TABLE
 from container.network import FirewallError, Link, NetworkOptions, Networks, Restored
 from container.network.firewall import Firewall
-from container.network.firewall.backends import BACK_ENDS
+from container.network.firewall.backends import BACK_ENDS, back_end
 from container.network.policy import Ruleset
 from container.pools import AddressLease
 
@@ -53,7 +54,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
         memory = InMemoryFirewall()
         return Place(lambda: memory, lambda: memory.host_ports, memory.flush, options, Told())
     return Place(
-        BACK_ENDS[request.param],
+        lambda: back_end(request.param, TABLE),
         ports_of_nftables,
         lambda: testhost.run("nft", "flush", "ruleset"),
         options,

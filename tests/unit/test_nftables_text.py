@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from container.network.firewall.nftables.text import base, chain_of, change, whole
+from container.network.firewall.nftables.text import Tables, chain_of
 from container.network.policy import (
     LinkRules,
     Permits,
@@ -20,6 +20,7 @@ from container.spec import EgressRule, PortMapping, PortRange, Protocol
 pytestmark = pytest.mark.unit
 
 POLICY = Policy("10.254.0.0/16", ("9.9.9.9",))
+TEXT = Tables("garrison")
 
 
 def rule(*networks: str, **changes: object) -> EgressRule:
@@ -85,8 +86,10 @@ def test_a_rule_that_logs_stands_before_those_that_do_not() -> None:
 
 def test_the_base_says_what_the_policy_says() -> None:
     """Host access is one line; empty sets are declared without elements."""
-    closed = base(Policy("10.0.0.0/24"))
-    opened = base(Policy("10.0.0.0/24", ("1.1.1.1", "8.8.8.8"), ("192.0.2.0/24",), allow_host_access=True))
+    closed = TEXT.base(Policy("10.0.0.0/24"))
+    opened = TEXT.base(
+        Policy("10.0.0.0/24", ("1.1.1.1", "8.8.8.8"), ("192.0.2.0/24",), allow_host_access=True)
+    )
 
     assert "fib daddr type local accept" not in closed
     assert "set s_dns { type ipv4_addr;  }" in closed
@@ -108,7 +111,7 @@ def link(number: int, *rules: EgressRule, ports: tuple[PortMapping, ...] = ()) -
 def commands(before: Ruleset, after: Ruleset) -> list[str]:
     """Verb, object and its first word; without the table."""
     short = []
-    for line in change(changed(before, after)).splitlines():
+    for line in TEXT.change(changed(before, after)).splitlines():
         verb, what, _, _, name, *rest = line.replace("{ ", "").split(" ")
         short.append(" ".join([verb, what, name, *rest[:1]]))
     return short
@@ -132,7 +135,7 @@ def test_a_shared_chain_comes_with_its_first_user_and_goes_with_its_last() -> No
     assert f"add chain {chain}" not in commands(first, both)
     assert f"delete chain {chain}" not in commands(both, last)
     assert f"delete chain {chain}" in commands(last, last.remove(two.link_id))
-    assert whole(last.remove(two.link_id), []) == base(POLICY)
+    assert TEXT.whole(last.remove(two.link_id), []) == TEXT.base(POLICY)
 
 
 def test_a_chain_of_single_addresses_serves_both_classes() -> None:
@@ -181,8 +184,8 @@ def test_guarded_uplinks_are_one_set() -> None:
     """Sorted, so that the same set is the same text; none empties it."""
     held = EMPTY.guard(frozenset({"eth1", "eth0"}))
 
-    assert 'elements = { "eth0", "eth1" }' not in whole(held, [])
-    assert 's_uplinks { "eth0", "eth1" }' in whole(held, [])
+    assert 'elements = { "eth0", "eth1" }' not in TEXT.whole(held, [])
+    assert 's_uplinks { "eth0", "eth1" }' in TEXT.whole(held, [])
     assert commands(EMPTY, held) == ["flush set s_uplinks", 'add element s_uplinks "eth0",']
     assert commands(held, EMPTY) == ["flush set s_uplinks"]
 
@@ -192,7 +195,7 @@ def test_a_container_whose_interface_is_gone_has_no_gate() -> None:
     one = link(1, rule("8.8.0.0/16"), ports=(PortMapping(Protocol.UDP, 53, 5353),))
     held = EMPTY.add(one)
 
-    gone, there = whole(held, []), whole(held, [one.interface])
+    gone, there = TEXT.whole(held, []), TEXT.whole(held, [one.interface])
 
     assert f'device "{one.interface}"' not in gone
     assert f'device "{one.interface}"' in there
@@ -207,12 +210,12 @@ def test_a_shaped_container_s_gate_leads_to_its_ifb() -> None:
     device = f"w-{one.link_id}-2"
 
     for before, after, verdict in ((held, shaped, f'fwd to "{device}"'), (shaped, held, "accept")):
-        _, flush, rule = change(changed(before, after)).splitlines()
+        _, flush, rule = TEXT.change(changed(before, after)).splitlines()
         assert flush == f"flush chain netdev garrison i_{one.link_id}"
         assert rule.endswith(f"ip saddr 10.254.1.2 meta pkttype set host {verdict}")
     assert shaped.shape(one.link_id, True) is shaped
     assert shaped.interfaces == [one.interface, device]
-    assert "fwd to" in whole(shaped, [one.interface, device])
-    assert "add chain netdev" not in whole(shaped, [one.interface])
-    assert "add chain netdev" not in whole(shaped, [device])
-    assert change(changed(shaped, EMPTY)) == change(changed(held, EMPTY))
+    assert "fwd to" in TEXT.whole(shaped, [one.interface, device])
+    assert "add chain netdev" not in TEXT.whole(shaped, [one.interface])
+    assert "add chain netdev" not in TEXT.whole(shaped, [device])
+    assert TEXT.change(changed(shaped, EMPTY)) == TEXT.change(changed(held, EMPTY))

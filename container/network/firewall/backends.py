@@ -9,11 +9,11 @@ from container.network.firewall import Firewall, FirewallError
 from container.network.firewall.nftables import Nftables
 
 DEFAULT: Final = "nftables"
-BACK_ENDS: Final[Mapping[str, Callable[[], Firewall]]] = {DEFAULT: Nftables}
+BACK_ENDS: Final[Mapping[str, Callable[[str], Firewall]]] = {DEFAULT: Nftables}
 
 
-def back_end(name: str) -> Firewall:
-    """FirewallError: there is none of that name."""
+def back_end(name: str, table: str) -> Firewall:
+    """The back end of that name. ``table``: how the depot's tables are called. FirewallError: there is none of that name."""
     if name not in BACK_ENDS:
         raise FirewallError(f"firewall: expected one of {', '.join(BACK_ENDS)}, got {name!r}")
-    return BACK_ENDS[name]()
+    return BACK_ENDS[name](table)

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from container import linux
 from container.network.firewall import FirewallError
-from container.network.firewall.nftables import text
 from container.network.firewall.nftables.library import LIBRARY, Context
+from container.network.firewall.nftables.text import Tables
 from container.network.firewall.nftables.watch import RulesetWatch
 from container.network.policy import Policy, Ruleset, changed
 
@@ -22,7 +22,9 @@ class Nftables:
     which the watch knows our own changes. Its number would not do: it differs from one pid namespace to another.
     """
 
-    def __init__(self, library: str = LIBRARY) -> None:
+    def __init__(self, table: str, library: str = LIBRARY) -> None:
+        """``table``: the name of the depot's tables."""
+        self._text = Tables(table)
         self._author = f"nft-{secrets.token_hex(5)}"
         self._library = library
         self._context: Context | None = None
@@ -32,23 +34,23 @@ class Nftables:
 
     async def ensure(self, policy: Policy) -> bool:
         try:
-            await self.apply(text.probe())
+            await self.apply(self._text.probe())
         except FirewallError:
-            await self.apply(text.base(policy))
+            await self.apply(self._text.base(policy))
             return True
         return False
 
     async def commit(self, before: Ruleset, after: Ruleset) -> None:
-        await self.apply(text.change(changed(before, after)))
+        await self.apply(self._text.change(changed(before, after)))
 
     async def replace(self, ruleset: Ruleset, interfaces: Collection[str]) -> None:
-        await self.apply(text.whole(ruleset, interfaces))
+        await self.apply(self._text.whole(ruleset, interfaces))
 
     def foreign_changes(self, on_change: Callable[[str], None]) -> Callable[[], None]:
-        return RulesetWatch(asyncio.get_running_loop(), self._author, on_change).close
+        return RulesetWatch(asyncio.get_running_loop(), self._text.table, self._author, on_change).close
 
     async def remove(self) -> None:
-        await self.apply(text.remove())
+        await self.apply(self._text.remove())
 
     async def apply(self, commands: str) -> None:
         """All of ``commands`` (nft(8)) or nothing. FirewallError: the kernel refused."""

@@ -29,8 +29,7 @@ from container.network.policy import (
 )
 from container.spec import PortMapping, Protocol
 
-TABLE: Final = "garrison"
-_OURS: Final = f'"{INTERFACE_PREFIX}*"'  # every host end of a link
+_LINKS: Final = f'"{INTERFACE_PREFIX}*"'  # every host end of a link, of any depot
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,147 +83,8 @@ def _elements(values: Iterable[str]) -> str:
     return f"elements = {{ {listed} }};" if listed else ""
 
 
-def probe() -> str:
-    """Refused where our tables are not."""
-    return f"list chain inet {TABLE} c_in\n"
-
-
-def base(policy: Policy) -> str:
-    """Both tables, made anew in one transaction: what stood there before is gone.
-
-    Published ports have no listener that could be bound to one address. `publish_to_host_only` therefore limits by
-    which interface a packet may come: other containers come by our links and have rules of their own, and what the host
-    itself sends passes c_out.
-    """
-    comes_by = f"iifname {_OURS}" if policy.publish_to_host_only else ""
-    host = "fib daddr type local accept" if policy.allow_host_access else ""
-    return f"""
-add table inet {TABLE}
-delete table inet {TABLE}
-add table netdev {TABLE}
-delete table netdev {TABLE}
-table inet {TABLE} {{
-  set s_dns {{ type ipv4_addr; {_elements(policy.dns_servers)} }}
-  set s_closed {{ type ipv4_addr; flags interval; auto-merge; {_elements(policy.closed)} }}
-  set s_nets {{ type ipv4_addr; flags interval; auto-merge; {_elements(policy.allow_networks)} }}
-  set s_uplinks {{ type ifname; }}
-  map m_outer {{ type ifname . ipv4_addr : verdict; }}
-  map m_inner {{ type ifname . ipv4_addr : verdict; }}
-  map m_port {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
-  chain c_reject {{
-    meta l4proto tcp reject with tcp reset
-    reject with icmp port-unreachable
-  }}
-  chain c_inner {{
-    {host}
-    ip daddr @s_nets accept
-    iifname . ip saddr vmap @m_inner
-    goto c_reject
-  }}
-  chain c_from {{
-    meta nfproto != ipv4 drop
-    ct state established,related accept
-    ct state invalid drop
-    meta l4proto {{ tcp, udp }} th dport 53 ip daddr @s_dns accept
-    fib daddr type != unicast goto c_inner
-    ip daddr @s_closed goto c_inner
-    ip daddr @s_nets accept
-    iifname . ip saddr vmap @m_outer
-    goto c_reject
-  }}
-  chain c_in {{ type filter hook prerouting priority -150; iifname {_OURS} goto c_from; }}
-  chain c_fwd {{
-    type filter hook forward priority 0;
-    oifname {_OURS} ct state established,related accept
-    oifname {_OURS} iifname {_OURS} accept
-    oifname {_OURS} ct status dnat accept
-    oifname {_OURS} drop
-    iifname @s_uplinks ct state established,related accept
-    iifname @s_uplinks ct status dnat accept
-    iifname @s_uplinks drop
-  }}
-  chain c_pre {{
-    type nat hook prerouting priority -100;
-    {comes_by} fib daddr type local dnat ip to meta l4proto . th dport map @m_port
-  }}
-  chain c_out {{
-    type nat hook output priority -100;
-    fib daddr type local dnat ip to meta l4proto . th dport map @m_port
-  }}
-  chain c_post {{
-    type nat hook postrouting priority 100;
-    oifname {_OURS} ip saddr 127.0.0.0/8 masquerade
-    oifname {_OURS} iifname {_OURS} ct status dnat masquerade
-    oifname != {_OURS} ip saddr {policy.pool_network} masquerade
-  }}
-}}
-table netdev {TABLE} {{ }}
-"""
-
-
-def remove() -> str:
-    """Both tables gone. Each is added first, so that it is no error when it is not there."""
-    return "".join(
-        f"add table {family} {TABLE}\ndelete table {family} {TABLE}\n" for family in ("inet", "netdev")
-    )
-
-
-def change(changes: RulesetChange) -> str:
-    """What makes one ruleset of another. Chains come before the elements that lead to them, and go after them."""
-    text = "".join(map(_add_chain, _chains(changes.lists_added)))
-    for link in changes.removed:
-        text += _delete_gate(link) + _delete_egress(link, link.egress)
-        text += "".join(_delete_port(mapping) for mapping in link.ports)
-    for old, new in changes.altered:
-        if old.shaped != new.shaped:
-            text += _add_gate(new)
-        if old.egress != new.egress:
-            text += _delete_egress(old, old.egress) + _add_egress(new, new.egress)
-        text += "".join(_delete_port(mapping) for mapping in old.ports if mapping not in new.ports)
-        text += "".join(_add_port(new, mapping) for mapping in new.ports if mapping not in old.ports)
-    for link in changes.added:
-        text += _add_link(link) + _add_gate(link)
-    text += "".join(_delete_chain(chain) for chain in _chains(changes.lists_removed))
-    return text + ("" if changes.guarded is None else _set_guarded(changes.guarded))
-
-
-def whole(ruleset: Ruleset, interfaces: Collection[str]) -> str:
-    """Everything anew, in one transaction. A container whose interface or ifb is gone has no gate; its other parts stay
-    until it is destroyed, so that what removes them finds them."""
-    links = ruleset.links.values()
-    text = base(ruleset.policy) + (_set_guarded(ruleset.guarded) if ruleset.guarded else "")
-    text += "".join(map(_add_chain, _chains(ruleset.users)))
-    text += "".join(map(_add_link, links))
-    return text + "".join(_add_gate(link) for link in links if all(one in interfaces for one in link.devices))
-
-
 def _chains(lists: Iterable[Permits]) -> Iterable[Chain]:
     return map(chain_of, lists)
-
-
-def _set_guarded(uplinks: Iterable[str]) -> str:
-    """Uplinks that forward only what is for containers.
-
-    Established flows pass, and so do published ports of another router: a flow that begins while no manager runs is not
-    cut off later.
-    """
-    text = f"flush set inet {TABLE} s_uplinks\n"
-    names = ", ".join(f'"{name}"' for name in sorted(uplinks))
-    return text + (f"add element inet {TABLE} s_uplinks {{ {names} }}\n" if names else "")
-
-
-def _add_chain(chain: Chain) -> str:
-    lines = [f"add chain inet {TABLE} {chain.name}"]
-    lines += [f"add rule inet {TABLE} {chain.name} {rule}" for rule in chain.rules]
-    return "\n".join(lines) + "\n"
-
-
-def _delete_chain(chain: Chain) -> str:
-    return f"delete chain inet {TABLE} {chain.name}\n"
-
-
-def _add_link(link: LinkRules) -> str:
-    return _add_egress(link, link.egress) + "".join(_add_port(link, mapping) for mapping in link.ports)
 
 
 def _verdicts(link: LinkRules, egress: Egress) -> Iterator[tuple[str, str]]:
@@ -234,49 +94,201 @@ def _verdicts(link: LinkRules, egress: Egress) -> Iterator[tuple[str, str]]:
             yield name, f"{key} : jump {chain_of(permits).name}"
 
 
-def _add_egress(link: LinkRules, egress: Egress) -> str:
-    return "".join(
-        f"add element inet {TABLE} {name} {{ {text} }}\n" for name, text in _verdicts(link, egress)
-    )
-
-
-def _delete_egress(link: LinkRules, egress: Egress) -> str:
-    return "".join(
-        f"delete element inet {TABLE} {name} {{ {text} }}\n" for name, text in _verdicts(link, egress)
-    )
-
-
 def _port_key(mapping: PortMapping) -> str:
     return f"{mapping.protocol.value} . {mapping.host_port}"
 
 
-def _add_port(link: LinkRules, mapping: PortMapping) -> str:
-    to = f"{link.lease.container_ip} . {mapping.container_port}"
-    return f"add element inet {TABLE} m_port {{ {_port_key(mapping)} : {to} }}\n"
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """Texts for the two tables of one depot, both of the name ``table``.
 
-
-def _delete_port(mapping: PortMapping) -> str:
-    return f"delete element inet {TABLE} m_port {{ {_port_key(mapping)} }}\n"
-
-
-def _add_gate(link: LinkRules) -> str:
-    """A link's ingress chain: only the container's own address passes.
-
-    Packets arrive addressed to a MAC that is not the host's (link.py, `GATEWAY_MAC`). Marking them as "for this host"
-    is what lets them in at all, so a link without this chain is closed. The mark outlasts the way through an ifb, after
-    which no ingress chain is asked again. Flushed, so that the rule replaces one that stands.
+    Other depots have tables beside them, and their links have the same kind of name. So a rule about containers matches
+    the depot's own pool of addresses too: what one depot refuses is never the traffic of another.
     """
-    chain = f"i_{link.link_id}"
-    hook = f'type filter hook ingress device "{link.interface}" priority -500; policy drop;'
-    verdict = f'fwd to "{shaper_of(link.link_id)}"' if link.shaped else "accept"
-    return (
-        f"add chain netdev {TABLE} {chain} {{ {hook} }}\n"
-        f"flush chain netdev {TABLE} {chain}\n"
-        f"add rule netdev {TABLE} {chain} ip saddr {link.lease.container_ip} meta pkttype set host {verdict}\n"
-    )
 
+    table: str
 
-def _delete_gate(link: LinkRules) -> str:
-    """Some kernels drop the chain with its device and others keep it. Added first, it is there in either case."""
-    chain = f"i_{link.link_id}"
-    return "".join(f"{verb} chain netdev {TABLE} {chain}\n" for verb in ("add", "flush", "delete"))
+    def probe(self) -> str:
+        """Refused where our tables are not."""
+        return f"list chain inet {self.table} c_in\n"
+
+    def base(self, policy: Policy) -> str:
+        """Both tables, made anew in one transaction: what stood there before is gone.
+
+        Published ports have no listener that could be bound to one address. `publish_to_host_only` therefore limits by
+        which interface a packet may come: other containers come by our links and have rules of their own, and what the host
+        itself sends passes c_out.
+        """
+        comes, goes = (
+            f"iifname {_LINKS} ip saddr {policy.pool_network}",
+            f"oifname {_LINKS} ip daddr {policy.pool_network}",
+        )
+        comes_by = f"iifname {_LINKS}" if policy.publish_to_host_only else ""
+        host = "fib daddr type local accept" if policy.allow_host_access else ""
+        return f"""
+    add table inet {self.table}
+    delete table inet {self.table}
+    add table netdev {self.table}
+    delete table netdev {self.table}
+    table inet {self.table} {{
+      set s_dns {{ type ipv4_addr; {_elements(policy.dns_servers)} }}
+      set s_closed {{ type ipv4_addr; flags interval; auto-merge; {_elements(policy.closed)} }}
+      set s_nets {{ type ipv4_addr; flags interval; auto-merge; {_elements(policy.allow_networks)} }}
+      set s_uplinks {{ type ifname; }}
+      map m_outer {{ type ifname . ipv4_addr : verdict; }}
+      map m_inner {{ type ifname . ipv4_addr : verdict; }}
+      map m_port {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
+      chain c_reject {{
+        meta l4proto tcp reject with tcp reset
+        reject with icmp port-unreachable
+      }}
+      chain c_inner {{
+        {host}
+        ip daddr @s_nets accept
+        iifname . ip saddr vmap @m_inner
+        goto c_reject
+      }}
+      chain c_from {{
+        ct state established,related accept
+        ct state invalid drop
+        meta l4proto {{ tcp, udp }} th dport 53 ip daddr @s_dns accept
+        fib daddr type != unicast goto c_inner
+        ip daddr @s_closed goto c_inner
+        ip daddr @s_nets accept
+        iifname . ip saddr vmap @m_outer
+        goto c_reject
+      }}
+      chain c_in {{
+        type filter hook prerouting priority -150;
+        iifname {_LINKS} meta nfproto != ipv4 drop
+        {comes} goto c_from
+      }}
+      chain c_to {{
+        ct state established,related accept
+        {comes} accept
+        ct status dnat accept
+        drop
+      }}
+      chain c_fwd {{
+        type filter hook forward priority 0;
+        oifname {_LINKS} meta nfproto != ipv4 drop
+        {goes} goto c_to
+        iifname @s_uplinks ct state established,related accept
+        iifname @s_uplinks ct status dnat accept
+        iifname @s_uplinks drop
+      }}
+      chain c_pre {{
+        type nat hook prerouting priority -100;
+        {comes_by} fib daddr type local dnat ip to meta l4proto . th dport map @m_port
+      }}
+      chain c_out {{
+        type nat hook output priority -100;
+        fib daddr type local dnat ip to meta l4proto . th dport map @m_port
+      }}
+      chain c_post {{
+        type nat hook postrouting priority 100;
+        {goes} ip saddr 127.0.0.0/8 masquerade
+        {goes} iifname {_LINKS} ct status dnat masquerade
+        oifname != {_LINKS} ip saddr {policy.pool_network} masquerade
+      }}
+    }}
+    table netdev {self.table} {{ }}
+    """
+
+    def remove(self) -> str:
+        """Both tables gone. Each is added first, so that it is no error when it is not there."""
+        return "".join(
+            f"add table {family} {self.table}\ndelete table {family} {self.table}\n"
+            for family in ("inet", "netdev")
+        )
+
+    def change(self, changes: RulesetChange) -> str:
+        """What makes one ruleset of another. Chains come before the elements that lead to them, and go after them."""
+        text = "".join(map(self._add_chain, _chains(changes.lists_added)))
+        for link in changes.removed:
+            text += self._delete_gate(link) + self._delete_egress(link, link.egress)
+            text += "".join(self._delete_port(mapping) for mapping in link.ports)
+        for old, new in changes.altered:
+            if old.shaped != new.shaped:
+                text += self._add_gate(new)
+            if old.egress != new.egress:
+                text += self._delete_egress(old, old.egress) + self._add_egress(new, new.egress)
+            text += "".join(self._delete_port(mapping) for mapping in old.ports if mapping not in new.ports)
+            text += "".join(self._add_port(new, mapping) for mapping in new.ports if mapping not in old.ports)
+        for link in changes.added:
+            text += self._add_link(link) + self._add_gate(link)
+        text += "".join(self._delete_chain(chain) for chain in _chains(changes.lists_removed))
+        return text + ("" if changes.guarded is None else self._set_guarded(changes.guarded))
+
+    def whole(self, ruleset: Ruleset, interfaces: Collection[str]) -> str:
+        """Everything anew, in one transaction. A container whose interface or ifb is gone has no gate; its other parts stay
+        until it is destroyed, so that what removes them finds them."""
+        links = ruleset.links.values()
+        text = self.base(ruleset.policy) + (self._set_guarded(ruleset.guarded) if ruleset.guarded else "")
+        text += "".join(map(self._add_chain, _chains(ruleset.users)))
+        text += "".join(map(self._add_link, links))
+        return text + "".join(
+            self._add_gate(link) for link in links if all(one in interfaces for one in link.devices)
+        )
+
+    def _set_guarded(self, uplinks: Iterable[str]) -> str:
+        """Uplinks that forward only what is for containers.
+
+        Established flows pass, and so do published ports of another router: a flow that begins while no manager runs is not
+        cut off later.
+        """
+        text = f"flush set inet {self.table} s_uplinks\n"
+        names = ", ".join(f'"{name}"' for name in sorted(uplinks))
+        return text + (f"add element inet {self.table} s_uplinks {{ {names} }}\n" if names else "")
+
+    def _add_chain(self, chain: Chain) -> str:
+        lines = [f"add chain inet {self.table} {chain.name}"]
+        lines += [f"add rule inet {self.table} {chain.name} {rule}" for rule in chain.rules]
+        return "\n".join(lines) + "\n"
+
+    def _delete_chain(self, chain: Chain) -> str:
+        return f"delete chain inet {self.table} {chain.name}\n"
+
+    def _add_link(self, link: LinkRules) -> str:
+        return self._add_egress(link, link.egress) + "".join(
+            self._add_port(link, mapping) for mapping in link.ports
+        )
+
+    def _add_egress(self, link: LinkRules, egress: Egress) -> str:
+        return "".join(
+            f"add element inet {self.table} {name} {{ {text} }}\n" for name, text in _verdicts(link, egress)
+        )
+
+    def _delete_egress(self, link: LinkRules, egress: Egress) -> str:
+        return "".join(
+            f"delete element inet {self.table} {name} {{ {text} }}\n"
+            for name, text in _verdicts(link, egress)
+        )
+
+    def _add_port(self, link: LinkRules, mapping: PortMapping) -> str:
+        to = f"{link.lease.container_ip} . {mapping.container_port}"
+        return f"add element inet {self.table} m_port {{ {_port_key(mapping)} : {to} }}\n"
+
+    def _delete_port(self, mapping: PortMapping) -> str:
+        return f"delete element inet {self.table} m_port {{ {_port_key(mapping)} }}\n"
+
+    def _add_gate(self, link: LinkRules) -> str:
+        """A link's ingress chain: only the container's own address passes.
+
+        Packets arrive addressed to a MAC that is not the host's (link.py, `GATEWAY_MAC`). Marking them as "for this host"
+        is what lets them in at all, so a link without this chain is closed. The mark outlasts the way through an ifb, after
+        which no ingress chain is asked again. Flushed, so that the rule replaces one that stands.
+        """
+        chain = f"i_{link.link_id}"
+        hook = f'type filter hook ingress device "{link.interface}" priority -500; policy drop;'
+        verdict = f'fwd to "{shaper_of(link.link_id)}"' if link.shaped else "accept"
+        return (
+            f"add chain netdev {self.table} {chain} {{ {hook} }}\n"
+            f"flush chain netdev {self.table} {chain}\n"
+            f"add rule netdev {self.table} {chain} ip saddr {link.lease.container_ip} meta pkttype set host {verdict}\n"
+        )
+
+    def _delete_gate(self, link: LinkRules) -> str:
+        """Some kernels drop the chain with its device and others keep it. Added first, it is there in either case."""
+        chain = f"i_{link.link_id}"
+        return "".join(f"{verb} chain netdev {self.table} {chain}\n" for verb in ("add", "flush", "delete"))

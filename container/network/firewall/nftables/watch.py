@@ -12,7 +12,6 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
-from container.network.firewall.nftables.text import TABLE
 from container.network.netlink import NETFILTER, MessagesLost, attributes, listening, queued
 
 _GROUP_NFTABLES: Final = 7
@@ -27,10 +26,13 @@ class RulesetWatch:
     """Made in a running loop, ended by :meth:`close`."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, own_name: str, on_change: Callable[[str], None]
+        self, loop: asyncio.AbstractEventLoop, table: str, own_name: str, on_change: Callable[[str], None]
     ) -> None:
-        """``on_change`` is called with the author's name and pid, or with the reason why they are not known. OSError."""
+        """``table``: the name of the tables that are watched. ``on_change`` is called with the author's name and pid, or with
+        the reason why they are not known. OSError.
+        """
         self._loop = loop
+        self._table = table.encode()
         self._own_name = own_name.encode()
         self._on_change = on_change
         self._touched = False
@@ -47,7 +49,7 @@ class RulesetWatch:
 
     def _take(self, kind: int, found: dict[int, bytes]) -> None:
         if kind != _NEWGEN:
-            self._touched |= found.get(_TABLE_NAME, b"").rstrip(b"\0") == TABLE.encode()
+            self._touched |= found.get(_TABLE_NAME, b"").rstrip(b"\0") == self._table
             return
         name = found.get(_GEN_NAME, b"?").rstrip(b"\0")
         if self._touched and name != self._own_name:
