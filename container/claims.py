@@ -1,6 +1,6 @@
 """What the depots of one network namespace have, so that none takes what another has.
 
-Several managers may work in one network namespace: an agent, and `garrison warden`. Each has firewall tables, a cgroup parent,
+Several managers may work in one network namespace, of this library's callers or of one caller twice. Each has firewall tables, a cgroup parent,
 a pool of addresses, one of ports and one of ids. Each depot has a file with its claim, which its manager keeps locked. A claim
 counts as long as the manager lives, or a container of the depot runs (docs/network.md, "Several managers in one network namespace").
 """
@@ -28,7 +28,7 @@ _LIMIT_BYTES: Final = 1 << 16
 _MOST_FILES: Final = 4096
 
 
-class Claim(msgspec.Struct, frozen=True, kw_only=True):
+class HostClaim(msgspec.Struct, frozen=True, kw_only=True):
     """``ports``, ``ids``: the first and the last of the host's. ``forwarding_file``: where its opened uplinks are recorded."""
 
     depot_dir: str
@@ -43,7 +43,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
 
 
-def overlaps(mine: Claim, other: Claim) -> list[str]:
+def overlaps(mine: HostClaim, other: HostClaim) -> list[str]:
     """What both have, each as a text. Pure."""
     found = []
     if mine.table == other.table:
@@ -61,7 +61,7 @@ def overlaps(mine: Claim, other: Claim) -> list[str]:
 class Claims:
     """The claim of one depot among those of the others. ``directory``: where all of them are."""
 
-    def __init__(self, mine: Claim, directory: Path = DIRECTORY) -> None:
+    def __init__(self, mine: HostClaim, directory: Path = DIRECTORY) -> None:
         self._mine = mine
         self._directory = directory
         self._path = directory / f"{hashlib.sha256(os.fsencode(mine.depot_dir)).hexdigest()[:24]}.json"
@@ -90,7 +90,7 @@ class Claims:
             self._write()
         return tuple(left)
 
-    def others(self) -> list[Claim]:
+    def others(self) -> list[HostClaim]:
         """The claims of other depots of this network namespace that count now. OSError."""
         with self._alone():
             return [other for other, is_alive in self._found() if is_alive or _has_containers(other)]
@@ -116,7 +116,7 @@ class Claims:
             raise
         self._fd = fd
 
-    def _found(self) -> Iterator[tuple[Claim, bool]]:
+    def _found(self) -> Iterator[tuple[HostClaim, bool]]:
         """Each other claim of this boot and network namespace, and whether its manager lives. Removes what nobody needs any more."""
         for path in sorted(self._directory.glob("*.json"))[:_MOST_FILES]:
             if path == self._path:
@@ -127,7 +127,7 @@ class Claims:
                 continue
             try:
                 is_alive = _is_locked(fd)
-                claim = msgspec.json.decode(os.read(fd, _LIMIT_BYTES), type=Claim)
+                claim = msgspec.json.decode(os.read(fd, _LIMIT_BYTES), type=HostClaim)
                 ipaddress.IPv4Network(claim.pool_network)
             except (msgspec.MsgspecError, ValueError, RecursionError):
                 path.unlink(missing_ok=True)  # damaged: it says nothing that anybody could respect
@@ -157,7 +157,7 @@ def _is_locked(fd: int) -> bool:
     return False
 
 
-def _has_containers(claim: Claim) -> bool:
+def _has_containers(claim: HostClaim) -> bool:
     """Whether a container of the depot runs. One that cannot be read counts as running: it may be of a later version."""
     with suppress(OSError):
         return any(map(_runs, Path(claim.depot_dir).iterdir()))

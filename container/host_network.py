@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from container.aio import Log
-from container.claims import Claim, Claims
+from container.claims import Claims, HostClaim
 from container.host import HostUnfit
 from container.network import Networks
 from container.network.firewall import FirewallError
@@ -23,7 +23,7 @@ from container.settings import DepotSettings, beside, network_settings
 _TABLE: Final = re.compile(r"[a-z][a-z0-9_]{0,23}")
 
 
-def claim_of(settings: DepotSettings) -> Claim:
+def claim_of(settings: DepotSettings) -> HostClaim:
     """What a depot of these settings has of this network namespace. HostUnfit: too few ports. ValueError: the table's name."""
     if not _TABLE.fullmatch(settings.table):
         raise ValueError(f"table: expected 1 to 24 of [a-z0-9_], a letter first, got {settings.table!r}")
@@ -32,7 +32,7 @@ def claim_of(settings: DepotSettings) -> Claim:
     except NoPorts as e:
         raise HostUnfit(f"network: {e}") from e
     boot, netns = here()
-    return Claim(
+    return HostClaim(
         depot_dir=os.path.realpath(settings.depot_dir),
         table=settings.table,
         cgroup_parent=settings.cgroup_parent,

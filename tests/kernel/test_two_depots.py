@@ -20,7 +20,7 @@ from netns_kit import FAR_IP, HOST_IP, TCP, UDP, ask
 from network_kit import APP_PORT, EVERYWHERE, Box, Rig, reaches, rig, tcp
 
 from container import Bandwidth, Depot, DepotBusy, DepotSettings, EgressRule, Limits, Protocol
-from container.claims import DIRECTORY, Claim, overlaps
+from container.claims import DIRECTORY, HostClaim, overlaps
 
 pytestmark = pytest.mark.kernel
 OTHER_POOL = "10.253.0.0/24"
@@ -274,7 +274,7 @@ async def test_damaged_and_foreign_claims_are_in_nobody_s_way(tmp_path: Path) ->
     settings = settings_for(tmp_path, disk_limits=False)
     DIRECTORY.mkdir(parents=True, exist_ok=True)
     (tmp_path / "elsewhere").mkdir()
-    claim = Claim(
+    claim = HostClaim(
         depot_dir=str(tmp_path / "elsewhere"), table="garrison", cgroup_parent="x", pool_network="10.254.0.0/16",
         ports=(1, 65535), ids=(1, 2**32 - 2), forwarding_file="/nonexistent", boot="another", netns=1, pid=1,
     )  # fmt: skip
@@ -295,7 +295,7 @@ async def test_damaged_and_foreign_claims_are_in_nobody_s_way(tmp_path: Path) ->
 
 def test_overlaps_are_found_at_their_edges() -> None:
     """Ranges that touch do not overlap."""
-    one = Claim(
+    one = HostClaim(
         depot_dir="/a", table="a", cgroup_parent="a", pool_network="10.0.0.0/24", ports=(100, 199), ids=(1000, 1999),
         forwarding_file="", boot="b", netns=1, pid=1,
     )  # fmt: skip
