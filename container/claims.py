@@ -1,8 +1,8 @@
 """What the depots of one network namespace have, so that none takes what another has.
 
-Several managers may work in one network namespace, of this library's callers or of one caller twice. Each has firewall tables, a cgroup parent,
-a pool of addresses, one of ports and one of ids. Each depot has a file with its claim, which its manager keeps locked. A claim
-counts as long as the manager lives, or a container of the depot runs (docs/network.md, "Several managers in one network namespace").
+Several managers may work in one network namespace. Each has firewall tables, a cgroup parent, a pool of addresses, one of
+ports and one of ids. Each depot has a file with its claim, which its manager keeps locked. A claim counts as long as the manager
+lives, or a container of the depot runs (docs/network.md, "Several managers in one network namespace").
 """
 
 from __future__ import annotations
