@@ -14,7 +14,7 @@ from container.claims import Claims, HostClaim
 from container.host import HostUnfit
 from container.network import Networks
 from container.network.firewall import FirewallError
-from container.network.firewall.backends import DEFAULT, back_end
+from container.network.firewall.backends import back_end
 from container.network.forwarding import here
 from container.network.ports import NoPorts, pool_of_host
 from container.pools import IDS_PER_CONTAINER
@@ -61,7 +61,7 @@ async def open_networks(
 
     try:
         for table in left_tables:
-            firewall = back_end(DEFAULT, table)
+            firewall = back_end(settings.firewall, table)
             await firewall.remove()
             await firewall.close()
             log.info("firewall_tables_of_a_dead_depot_removed", table=table)

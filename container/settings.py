@@ -8,6 +8,7 @@ from pathlib import Path
 
 from container.defaults import CGROUP_PARENT, POOL_NETWORK, TABLE
 from container.network import NetworkOptions
+from container.network.firewall.backends import DEFAULT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +21,7 @@ class DepotSettings:
     templates_dir: Path
     cgroup_parent: str = CGROUP_PARENT
     table: str = TABLE
+    firewall: str = DEFAULT
     pool_network: str = POOL_NETWORK
     release_delay_s: float = 5.0
     mtu: int = 1500
@@ -70,6 +72,7 @@ def network_settings(
         port_rests=port_rests,
         uplinks=settings.uplinks,
         reached_at=settings.reached_at,
+        firewall=settings.firewall,
         table=settings.table,
         forwarding_file=beside(settings.depot_dir, "forwarding"),
         other_forwarding=other_forwarding,

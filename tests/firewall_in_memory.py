@@ -12,6 +12,9 @@ from container.spec import PortMapping
 
 @dataclass
 class InMemoryFirewall:
+    sees_true_gateway = False
+    can_shape = True
+
     """Refuses what the kernel refuses: to publish a port twice, and a change whose ``before`` is not what is in force.
 
     ``refuses``: True makes the change fail. ``calls``: the names of the calls so far.

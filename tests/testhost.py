@@ -123,7 +123,7 @@ def _cgroups() -> list[str]:
 
 
 def _rules() -> list[str]:
-    return run("nft", "list", "ruleset").splitlines()
+    return run("nft", "--stateless", "list", "ruleset").splitlines()
 
 
 #: Parts of the paths of this session's disk images. Loop devices of other sessions are not compared.

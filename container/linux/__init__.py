@@ -29,6 +29,7 @@ from container.linux.inotify import (
     inotify_open,
     inotify_remove,
 )
+from container.linux.iptables import legacy_table_size
 from container.linux.loop import loop_device
 from container.linux.mounts import (
     MOUNT_ATTR_IDMAP,
@@ -94,6 +95,7 @@ __all__ = [
     "inotify_open",
     "inotify_remove",
     "install_filter",
+    "legacy_table_size",
     "load_device_program",
     "loop_device",
     "mount",

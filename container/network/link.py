@@ -45,7 +45,7 @@ PREFIX_LENGTH: Final = 30
 _GROUPS: Final = (1 << 0) | (1 << 4)  # RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR
 _NEWLINK, _DELLINK, _GETLINK, _DELADDR = 16, 17, 18, 21
 _IFINFO_BYTES, _IFADDR_BYTES, _IFNAME, _OPERSTATE = 16, 8, 3, 16
-_IFF_UP: Final = 1
+_IFF_UP, _IFF_NOARP = 0x1, 0x80
 #: IF_OPER_UP (RFC 2863). "Unknown", which is 0, is also what an interface has before the kernel has looked.
 _UP: Final = b"\x06"
 _REPLY_BYTES: Final = 1 << 16
@@ -107,19 +107,22 @@ class Links:
         await netlink.setup_endpoint()
         return cls(netlink)
 
-    async def add(self, link_id: str, pid: int, lease: AddressLease, mtu: int) -> str:
+    async def add(self, link_id: str, pid: int, lease: AddressLease, mtu: int, *, arp: bool = True) -> str:
         """Makes the pair; its far end is eth0 (index 2) in the namespace of ``pid``. Returns the host end's name.
 
-        ``mtu`` in bytes. OSError: the kernel refused; the caller deletes what there is of the pair by then.
+        ``mtu`` in bytes. ``arp`` False: the host's end answers no ARP, where no firewall rule sees it. OSError: the kernel
+        refused; the caller deletes what there is of the pair by then.
         """
         interface = interface_of(link_id)
         try:
-            await self._add(interface, link_id, pid, lease, mtu)
+            await self._add(interface, link_id, pid, lease, mtu, arp=arp)
         except NetlinkError as e:
             raise OSError(e.code, f"link {interface}: {os.strerror(e.code)}") from e
         return interface
 
-    async def _add(self, interface: str, link_id: str, pid: int, lease: AddressLease, mtu: int) -> None:
+    async def _add(
+        self, interface: str, link_id: str, pid: int, lease: AddressLease, mtu: int, *, arp: bool
+    ) -> None:
         far_mac = mac_of(link_id, "container")
         peer = {
             "ifname": "eth0",
@@ -138,6 +141,8 @@ class Links:
         _sysctl(f"ipv4/conf/{interface}/route_localnet", "1")
         _sysctl(f"ipv4/conf/{interface}/forwarding", "1")
         index = socket.if_nametoindex(interface)
+        if not arp:
+            await self._netlink.link("set", index=index, flags=_IFF_NOARP, change=_IFF_NOARP)
         await self._netlink.addr("add", index=index, address=lease.host_ip, prefixlen=PREFIX_LENGTH)
         await self._raise(index, link_id, lease)
 

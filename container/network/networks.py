@@ -18,13 +18,13 @@ from container.network.firewall import Firewall, FirewallError
 from container.network.firewall.backends import back_end
 from container.network.follower import LinkFollower
 from container.network.forwarding import Forwarding
-from container.network.link import GATEWAY_MAC, PREFIX_LENGTH, Link, Links, LinkWatch, Restored
+from container.network.link import GATEWAY_MAC, PREFIX_LENGTH, Link, Links, LinkWatch, Restored, mac_of
 from container.network.options import NetworkOptions
 from container.network.permitted import Flow, is_permitted
 from container.network.policy import Egress, LinkRules, Policy, Ruleset, interface_of, make_egress
 from container.network.ports import HostPorts
 from container.network.rules import HeldRules
-from container.network.shaping import LinkUse, Shaper
+from container.network.shaping import LinkUse, Shaper, ShapingError
 from container.plan import Ethernet
 from container.pools import AddressLease, LeasePool
 from container.spec import Bandwidth, EgressRule, PortMapping, Protocol
@@ -105,7 +105,8 @@ class Networks:
 
     def plan_for(self, link_id: str, lease: AddressLease) -> Ethernet:
         """What wshd sets up at the container's end of a link."""
-        return Ethernet(lease.container_ip, PREFIX_LENGTH, lease.host_ip, GATEWAY_MAC, self._mtu)
+        gateway = mac_of(link_id, "host") if self._firewall.sees_true_gateway else GATEWAY_MAC
+        return Ethernet(lease.container_ip, PREFIX_LENGTH, lease.host_ip, gateway, self._mtu)
 
     # What callers ask for. A caller that is cancelled leaves nothing half done.
 
@@ -149,6 +150,7 @@ class Networks:
 
         SpecError: a burst below one packet; ShapingError, OSError, FirewallError: the kernel refused.
         """
+        self._check_shaping(bandwidth)
         link_id = link.link_id
         work = self._shaper.limit(
             link_id,
@@ -240,10 +242,11 @@ class Networks:
         egress: Sequence[EgressRule],
         bandwidth: Bandwidth | None,
     ) -> Link:
+        self._check_shaping(bandwidth)
         interface, shaped = interface_of(link_id), bandwidth is not None
         rules = LinkRules(interface, link_id, lease, make_egress(egress, self._policy), shaped=shaped)
         try:
-            await self._links.add(link_id, pid, lease, self._mtu)
+            await self._links.add(link_id, pid, lease, self._mtu, arp=not self._firewall.sees_true_gateway)
             await self._shaper.begin(link_id, bandwidth)
             await self._rules.change(lambda held: held.add(rules))
         except BaseException:
@@ -251,6 +254,10 @@ class Networks:
             await self._shaper.remove(link_id)
             raise
         return Link(link_id, interface, lease)
+
+    def _check_shaping(self, bandwidth: Bandwidth | None) -> None:
+        if bandwidth is not None and not self._firewall.can_shape:
+            raise ShapingError("bandwidth: not offered with the iptables back end; use nftables")
 
     async def _publish(self, link_id: str, mapping: PortMapping) -> PortMapping:
         resolved = self._ports.take(mapping)

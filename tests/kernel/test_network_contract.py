@@ -28,14 +28,14 @@ from netns_kit import (
     ask,
     settle,
 )
-from network_kit import APP_PORT, EVERYWHERE, HOST_PORTS, Rig, rig, tcp, udp
+from network_kit import APP_PORT, EVERYWHERE, HOST_PORTS, Rig, forget_empty_tables, rig, tcp, udp
 
 from container import EgressRule, PortRange, Protocol
 
 pytestmark = [pytest.mark.kernel, pytest.mark.asyncio(loop_scope="module")]
 
 #: The same contract holds for each.
-BACK_ENDS = ("nftables",)
+BACK_ENDS = ("nftables", "iptables-nft", "iptables-legacy")
 ASKERS = ("none", "wide", "exact")
 PUBLISHED = {"peer": 7000, "none": 7001, "wide": 7002, "exact": 7003}
 OTHER_HOST_IP = "192.0.2.1"  # testhost.py
@@ -95,13 +95,14 @@ async def scene(
     request: pytest.FixtureRequest, test_host: None, tmp_path_factory: pytest.TempPathFactory, stack: Path
 ) -> AsyncIterator[Rig]:
     before = testhost.take_picture()
-    async with rig(tmp_path_factory.mktemp("contract"), stack) as scene:
+    async with rig(tmp_path_factory.mktemp("contract"), stack, firewall=request.param) as scene:
         for name, port in PUBLISHED.items():
             await scene.box(name, ports=(tcp(port), udp(port)))
         for asker in ASKERS:
             for rule in rules_for(scene, asker):
                 await scene.boxes[asker].container.net_out(rule)
         yield scene
+    forget_empty_tables()
     left = testhost.wait_same(before)
     assert not left, "the contract left a trace:\n" + "\n".join(left)
 

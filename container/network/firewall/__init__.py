@@ -24,6 +24,11 @@ class Firewall(Protocol):
     Every change is all or nothing: after a FirewallError the kernel holds what it held before.
     """
 
+    #: Whether a container's packets must come to the host end's own MAC (link.py, `GATEWAY_MAC`).
+    sees_true_gateway: bool
+    #: Whether it can lead a link's packets through an ifb (`LinkRules.shaped`).
+    can_shape: bool
+
     async def ensure(self, policy: Policy) -> bool:
         """Makes an empty firewall that enforces the policy, unless one of ours stands already.
 

@@ -7,5 +7,6 @@
 from __future__ import annotations
 
 from container.network.firewall.nftables.backend import Nftables
+from container.network.firewall.nftables.library import is_usable
 
-__all__ = ["Nftables"]
+__all__ = ["Nftables", "is_usable"]

@@ -22,6 +22,9 @@ class Nftables:
     which the watch knows our own changes. Its number would not do: it differs from one pid namespace to another.
     """
 
+    sees_true_gateway = False
+    can_shape = True
+
     def __init__(self, table: str, library: str = LIBRARY) -> None:
         """``table``: the name of the depot's tables."""
         self._text = Tables(table)

@@ -52,6 +52,21 @@ class Context:
         self._lib.nft_ctx_free(self._ctx)
 
 
+def is_usable() -> bool:
+    """Whether the library is there and the kernel answers it."""
+    try:
+        context = Context()
+    except FirewallError:
+        return False
+    try:
+        context.run("list tables\n")
+    except FirewallError:
+        return False
+    finally:
+        context.close()
+    return True
+
+
 def _explain(errors: str, commands: str) -> str:
     """The reasons alone. The library quotes a line below each, but of several lines it quotes the wrong one (1.0.6)."""
     reasons = [line.removeprefix("Error: ") for line in errors.splitlines() if line.startswith("Error: ")]
