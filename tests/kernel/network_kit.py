@@ -17,6 +17,8 @@ from container import Container, Depot, EgressRule, PortMapping, Protocol
 
 APP_PORT: Final = 7100  # where every container serves
 HOST_PORTS: Final = (7200, 7201)  # where the host serves
+#: The same contract holds for each firewall back end.
+BACK_ENDS: Final = ("nftables", "iptables-nft", "iptables-legacy")
 EVERYWHERE: Final = EgressRule(Protocol.ALL, ("0.0.0.0/0",))
 
 

@@ -28,14 +28,12 @@ from netns_kit import (
     ask,
     settle,
 )
-from network_kit import APP_PORT, EVERYWHERE, HOST_PORTS, Rig, forget_empty_tables, rig, tcp, udp
+from network_kit import APP_PORT, BACK_ENDS, EVERYWHERE, HOST_PORTS, Rig, forget_empty_tables, rig, tcp, udp
 
 from container import EgressRule, PortRange, Protocol
 
 pytestmark = [pytest.mark.kernel, pytest.mark.asyncio(loop_scope="module")]
 
-#: The same contract holds for each.
-BACK_ENDS = ("nftables", "iptables-nft", "iptables-legacy")
 ASKERS = ("none", "wide", "exact")
 PUBLISHED = {"peer": 7000, "none": 7001, "wide": 7002, "exact": 7003}
 OTHER_HOST_IP = "192.0.2.1"  # testhost.py

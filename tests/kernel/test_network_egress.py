@@ -14,7 +14,17 @@ import testhost
 from depot_kit import sh
 from depot_kit import stack as stack
 from netns_kit import FAR_IP, HOST_IP, METADATA_IP, TCP, UDP, WORLD_IP, Namespace, ask
-from network_kit import APP_PORT, EVERYWHERE, HOST_PORTS, Rig, reaches, rig, tcp
+from network_kit import (
+    APP_PORT,
+    BACK_ENDS,
+    EVERYWHERE,
+    HOST_PORTS,
+    Rig,
+    forget_empty_tables,
+    reaches,
+    rig,
+    tcp,
+)
 from static_c import build_static
 
 from container import CreateError, EgressRule, FileEntry, PortRange, Protocol, User
@@ -24,14 +34,21 @@ from container.network.policy import Ruleset
 pytestmark = [pytest.mark.kernel, pytest.mark.asyncio(loop_scope="module")]
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def scene(test_host: None, tmp_path_factory: pytest.TempPathFactory, stack: Path) -> AsyncIterator[Rig]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=BACK_ENDS)
+async def scene(
+    request: pytest.FixtureRequest, test_host: None, tmp_path_factory: pytest.TempPathFactory, stack: Path
+) -> AsyncIterator[Rig]:
     before = testhost.take_picture()
-    async with rig(tmp_path_factory.mktemp("egress"), stack) as scene:
+    async with rig(tmp_path_factory.mktemp("egress"), stack, firewall=request.param) as scene:
         await scene.box("peer")
         yield scene
+    forget_empty_tables()
     left = testhost.wait_same(before)
     assert not left, "the egress tests left a trace:\n" + "\n".join(left)
+
+
+#: Tests that read the texts of nft.
+OF_NFTABLES = pytest.mark.parametrize("scene", ["nftables"], indirect=True)
 
 
 def ports(*pairs: tuple[int, int]) -> tuple[PortRange, ...]:
@@ -188,6 +205,7 @@ async def test_ping_works_where_a_rule_opens_icmp(scene: Rig, what: str, ping: b
     await scene.end("app")
 
 
+@OF_NFTABLES
 async def test_a_connection_that_was_logged_is_let_through(scene: Rig) -> None:
     """A log rule is a permission; the kernel takes its text."""
     box = await scene.box("app", egress=(EgressRule(Protocol.TCP, (), ports((80, 80)), log=True),))
@@ -197,6 +215,7 @@ async def test_a_connection_that_was_logged_is_let_through(scene: Rig) -> None:
     await scene.end("app")
 
 
+@OF_NFTABLES
 async def test_forty_at_once_share_one_chain_and_leave_none(scene: Rig) -> None:
     """The rule set is in the end what it was, and in between has one chain for them all."""
     before = scene.rules()
@@ -213,6 +232,7 @@ async def test_forty_at_once_share_one_chain_and_leave_none(scene: Rig) -> None:
     assert scene.rules() == before
 
 
+@OF_NFTABLES
 async def test_a_refused_change_leaves_the_others_of_its_batch(scene: Rig) -> None:
     """The kernel refuses the whole transaction; then each is tried by itself."""
     first, second = await scene.box("first", ports=(tcp(7006),)), await scene.box("second")
@@ -237,6 +257,7 @@ async def test_a_refused_change_leaves_the_others_of_its_batch(scene: Rig) -> No
     await scene.end("first")
 
 
+@OF_NFTABLES
 async def test_a_create_that_the_firewall_refuses_names_the_rung(scene: Rig) -> None:
     """A port that is published already: the element is never made, and nothing is left."""
     taken = await scene.box("first", ports=(tcp(7005),))

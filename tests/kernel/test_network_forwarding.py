@@ -14,7 +14,7 @@ import pytest_asyncio
 from depot_kit import app, nothing_left, settings_for
 from depot_kit import stack as stack
 from netns_kit import FAR_IP, HOST_IP, PROTOCOLS, TCP, UDP, WORLD_IP, Namespace, _move, ask, settle
-from network_kit import EVERYWHERE, Rig, Told, reaches, rig, tcp, udp
+from network_kit import BACK_ENDS, EVERYWHERE, Rig, Told, forget_empty_tables, reaches, rig, tcp, udp
 
 from container import Depot
 from container.network import forwarding
@@ -38,9 +38,13 @@ def not_a_router(test_host: None) -> Iterator[None]:
 
 
 @pytest_asyncio.fixture
-async def scene(tmp_path: Path, stack: Path) -> AsyncIterator[Rig]:
-    async with rig(tmp_path, stack) as scene:
+async def scene(request: pytest.FixtureRequest, tmp_path: Path, stack: Path) -> AsyncIterator[Rig]:
+    async with rig(tmp_path, stack, firewall=getattr(request, "param", "nftables")) as scene:
         yield scene
+    forget_empty_tables()
+
+
+ON_ALL = pytest.mark.parametrize("scene", BACK_ENDS, indirect=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,7 @@ async def serve_containers(scene: Rig, name: str, port: int) -> None:
         assert reaches(scene.world.space, kind, HOST_IP, port) == name
 
 
+@ON_ALL
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 async def test_a_stranger_does_not_pass(scene: Rig, lan: Lan, protocol: str) -> None:
     """Neither from a third link to the uplink nor the other way, while containers do."""
@@ -108,6 +113,7 @@ async def test_a_stranger_does_not_pass(scene: Rig, lan: Lan, protocol: str) -> 
     assert (is_on("all"), is_on("default"), is_on("lan0"), is_on("uplink2")) == (False, False, False, True)
 
 
+@ON_ALL
 async def test_one_that_speaks_to_a_container_by_its_address_does_not_pass(scene: Rig, lan: Lan) -> None:
     """The pool is nobody's network but the host's, from the third link and from the uplink."""
     box = await scene.box("app", egress=(EVERYWHERE,))
@@ -116,6 +122,7 @@ async def test_one_that_speaks_to_a_container_by_its_address_does_not_pass(scene
         assert not scene.was_heard("app", ask(sender, UDP, box.address, 7100))
 
 
+@ON_ALL
 async def test_a_router_that_begins_later_is_not_stood_in_the_way(scene: Rig, lan: Lan) -> None:
     """One that switches ip_forward on, as Docker and libvirt do, routes; once it is gone nobody passes again."""
     await serve_containers(scene, "app", 7300)

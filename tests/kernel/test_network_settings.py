@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from depot_kit import sh
 from depot_kit import stack as stack
 from netns_kit import DNS_IP, FAR_IP, HOST_IP, PROTOCOLS, WORLD_IP, ask
-from network_kit import APP_PORT, HOST_PORTS, reaches, rig, tcp, udp
+from network_kit import APP_PORT, BACK_ENDS, HOST_PORTS, forget_empty_tables, reaches, rig, tcp, udp
 
 from container import EgressRule, Protocol
 
@@ -28,13 +29,19 @@ OPENS: dict[str, tuple[dict[str, object], set[str]]] = {
 }
 
 
+@pytest.fixture(params=BACK_ENDS)
+def firewall(request: pytest.FixtureRequest) -> Iterator[str]:
+    yield str(request.param)
+    forget_empty_tables()
+
+
 @pytest.mark.parametrize("setting", OPENS)
 async def test_a_setting_opens_for_a_container_without_rules(
-    setting: str, tmp_path: Path, stack: Path
+    firewall: str, setting: str, tmp_path: Path, stack: Path
 ) -> None:
     """And only what it names."""
     settings, expected = OPENS[setting]
-    async with rig(tmp_path, stack, **settings) as scene:
+    async with rig(tmp_path, stack, firewall=firewall, **settings) as scene:
         app = await scene.box("app")
         peer = await scene.box("peer", ports=(tcp(PUBLISHED), udp(PUBLISHED)))
         places = {
@@ -65,10 +72,12 @@ async def test_the_search_list_and_the_options_reach_a_container(tmp_path: Path,
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-async def test_ports_may_be_published_to_the_host_alone(tmp_path: Path, stack: Path, protocol: str) -> None:
+async def test_ports_may_be_published_to_the_host_alone(
+    firewall: str, tmp_path: Path, stack: Path, protocol: str
+) -> None:
     """The host by each of its addresses, and a container with a rule for it; no other machine."""
     kind = PROTOCOLS[protocol]
-    async with rig(tmp_path, stack, publish_to_host_only=True) as scene:
+    async with rig(tmp_path, stack, firewall=firewall, publish_to_host_only=True) as scene:
         await scene.box("app", ports=(tcp(PUBLISHED), udp(PUBLISHED)))
         peer = await scene.box("peer", egress=(EgressRule(Protocol.ALL, (HOST_IP,)),))
         for address in ("127.0.0.1", HOST_IP):

@@ -17,7 +17,7 @@ import pytest_asyncio
 import testhost
 from depot_kit import stack as stack
 from netns_kit import DNS_IP, FAR_IP, HOST_IP, WORLD_IP, settle
-from network_kit import Rig, rig
+from network_kit import BACK_ENDS, Rig, forget_empty_tables, rig
 from test_network_contract import udp_packet
 
 pytestmark = [pytest.mark.kernel, pytest.mark.asyncio(loop_scope="module")]
@@ -26,10 +26,15 @@ pytestmark = [pytest.mark.kernel, pytest.mark.asyncio(loop_scope="module")]
 OPEN = {"name server": (DNS_IP, 53), "allowed network": (FAR_IP, 8080)}
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def scene(test_host: None, tmp_path_factory: pytest.TempPathFactory, stack: Path) -> AsyncIterator[Rig]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=BACK_ENDS)
+async def scene(
+    request: pytest.FixtureRequest, test_host: None, tmp_path_factory: pytest.TempPathFactory, stack: Path
+) -> AsyncIterator[Rig]:
     before = testhost.take_picture()
-    async with rig(tmp_path_factory.mktemp("spoof"), stack, allow_networks=(f"{FAR_IP}/32",)) as scene:
+    allowed = (f"{FAR_IP}/32",)
+    async with rig(
+        tmp_path_factory.mktemp("spoof"), stack, allow_networks=allowed, firewall=request.param
+    ) as scene:
         await scene.box("peer")
         await scene.box("none")
         with ExitStack() as undo:
@@ -38,6 +43,7 @@ async def scene(test_host: None, tmp_path_factory: pytest.TempPathFactory, stack
                 undo.callback(filtered.write_text, filtered.read_text())
                 filtered.write_text("0")
             yield scene
+    forget_empty_tables()
     left = testhost.wait_same(before)
     assert not left, "the spoofing tests left a trace:\n" + "\n".join(left)
 
@@ -69,6 +75,7 @@ async def test_a_forged_source_reaches_nothing_that_is_open(scene: Rig, which: s
     assert (token in scene.world.services.tokens("world")) is (which == "own address")
 
 
+@pytest.mark.parametrize("scene", ["nftables"], indirect=True)
 async def test_one_address_alone_passes_the_ingress_chain(scene: Rig) -> None:
     """The chain of a link has one accept, for the address of its container, and drops the rest."""
     box = scene.boxes["none"]

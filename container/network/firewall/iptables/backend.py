@@ -43,7 +43,8 @@ class Iptables:
         self._programs: Programs | None = None
         self._turn = asyncio.Lock()
         self._expected: tuple[str, dict[str, Rules]] | None = None
-        self._comparing: set[asyncio.Task[None]] = set()
+        self._comparing: asyncio.Task[None] | None = None
+        self._suspected = ""
 
     def _run(self) -> Programs:
         """FirewallError: iptables is not installed."""
@@ -91,28 +92,38 @@ class Iptables:
         self._expected = (policy.pool_network, wanted)
 
     def foreign_changes(self, on_change: Callable[[str], None]) -> Callable[[], None]:
+        loop = asyncio.get_running_loop()
+
         def suspect(who: str) -> None:
-            if not self._comparing:
-                task = asyncio.get_running_loop().create_task(
-                    self._compare(who, on_change), name="iptables-compare"
+            self._suspected = who
+            if self._comparing is None or self._comparing.done():
+                self._comparing = loop.create_task(
+                    self._compare_while_suspected(on_change), name="iptables-compare"
                 )
-                self._comparing.add(task)
-                task.add_done_callback(self._comparing.discard)
 
         end_tables = watch(self._run().variant, suspect)
-        policies = xfrm.PolicyWatch(asyncio.get_running_loop(), suspect)
+        policies = xfrm.PolicyWatch(loop, suspect)
 
         def end() -> None:
             end_tables()
             policies.close()
-            for task in tuple(self._comparing):
-                task.cancel()
+            self._stop_comparing()
 
         return end
 
+    def _stop_comparing(self) -> None:
+        if self._comparing is not None:
+            self._comparing.cancel()
+
+    async def _compare_while_suspected(self, on_change: Callable[[str], None]) -> None:
+        """A change that comes during a comparison may not be in it, so it is followed by another one."""
+        while self._suspected:
+            await asyncio.sleep(_GATHER_S)
+            who, self._suspected = self._suspected, ""
+            await self._compare(who, on_change)
+
     async def _compare(self, who: str, on_change: Callable[[str], None]) -> None:
         """Others change these tables too; only a change of our part is one for the caller."""
-        await asyncio.sleep(_GATHER_S)
         async with self._turn:
             if self._expected is None:
                 return
@@ -136,8 +147,7 @@ class Iptables:
             self._expected = None
 
     async def close(self) -> None:
-        for task in tuple(self._comparing):
-            task.cancel()
+        self._stop_comparing()
 
 
 def _is_same(found: dict[str, Rules], expected: dict[str, Rules]) -> bool:

@@ -153,7 +153,7 @@ class Chains:
         return {self.name(_of_egress(egress)): rules, **lists}
 
     def _permit(self, permit: Permit) -> Iterator[str]:
-        match = _rule(_destination(permit), _protocol(permit))
+        match = _match(permit)
         if permit.log:
             yield _rule(match, f'-m conntrack --ctstate NEW -j LOG --log-prefix "{LOG_PREFIX}"')
         yield _rule(match, f"-g {self.name('ok')}")
@@ -231,28 +231,28 @@ def _of_egress(egress: Egress) -> str:
     return "e-" + hashlib.sha256(repr(egress).encode()).hexdigest()[:12]
 
 
-def _destination(permit: Permit) -> str:
-    if permit.is_everywhere:
-        return ""
-    if permit.is_single:
-        return f"-d {permit.first}/32"
+def _match(permit: Permit) -> str:
+    """Address, protocol, then modules, as iptables-save orders them."""
     networks = list(ipaddress.summarize_address_range(permit.first, permit.last))
-    if len(networks) == 1:
-        return f"-d {networks[0]}"
-    return f"-m iprange --dst-range {permit.first}-{permit.last}"
+    address, module = "", ""
+    if len(networks) > 1:
+        module = f"-m iprange --dst-range {permit.first}-{permit.last}"
+    elif not permit.is_everywhere:
+        address = f"-d {networks[0]}"
+    protocol = "" if permit.protocol is Protocol.ALL else f"-p {permit.protocol.value}"
+    return _rule(address, protocol, module, _details(permit))
 
 
-def _protocol(permit: Permit) -> str:
-    protocol, ports = permit.protocol, permit.ports
-    if protocol is Protocol.ALL:
-        return ""
+def _details(permit: Permit) -> str:
+    """What of its protocol a permission names."""
+    kind, ports = permit.protocol.value, permit.ports
     if ports is not None:
         one = ports.first == ports.last
-        return f"-p {protocol.value} -m {protocol.value} --dport {ports.first if one else f'{ports.first}:{ports.last}'}"
+        return f"-m {kind} --dport {ports.first if one else f'{ports.first}:{ports.last}'}"
     if permit.icmp_type is None:
-        return f"-p {protocol.value}"
+        return ""
     code = "" if permit.icmp_code is None else f"/{permit.icmp_code}"
-    return f"-p icmp -m icmp --icmp-type {permit.icmp_type}{code}"
+    return f"-m icmp --icmp-type {permit.icmp_type}{code}"
 
 
 def change(before: Rules, after: Rules) -> list[str]:
