@@ -110,6 +110,7 @@ class BindMountSettings(_Section, frozen=True):
 
 class NetworkSettings(_Section, frozen=True):
     pool_network: Text = POOL_NETWORK
+    firewall: Literal["nftables", "iptables", "iptables-nft", "iptables-legacy", "auto"] = "nftables"
     firewall_table: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,23}$")] = TABLE
     release_delay: Wait = 5.0
     allow_networks: tuple[str, ...] = ()

@@ -77,6 +77,7 @@ def depot_settings(settings: Settings) -> DepotSettings:
         depot_dir=base / "depot",
         templates_dir=base / "templates",
         cgroup_parent=settings.cgroup_parent,
+        firewall=network.firewall,
         table=network.firewall_table,
         pool_network=network.pool_network,
         release_delay_s=network.release_delay,

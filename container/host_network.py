@@ -6,6 +6,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +15,7 @@ from container.claims import Claims, HostClaim
 from container.host import HostUnfit
 from container.network import Networks
 from container.network.firewall import FirewallError
-from container.network.firewall.backends import back_end
+from container.network.firewall.backends import AUTO, DEFAULT, back_end, chosen
 from container.network.forwarding import here
 from container.network.ports import NoPorts, pool_of_host
 from container.pools import IDS_PER_CONTAINER
@@ -65,6 +66,11 @@ async def open_networks(
             await firewall.remove()
             await firewall.close()
             log.info("firewall_tables_of_a_dead_depot_removed", table=table)
-        return await Networks.open(network_settings(settings, dns_servers, port_rests, other_forwarding), log)
+        options = network_settings(settings, dns_servers, port_rests, other_forwarding)
+        if options.firewall == AUTO:
+            options = replace(options, firewall=chosen())
+            why = "nftables can be used" if options.firewall == DEFAULT else "nftables cannot be used"
+            log.info("firewall_back_end_chosen", name=options.firewall, why=why)
+        return await Networks.open(options, log)
     except (FirewallError, NoPorts) as e:
         raise HostUnfit(f"network: {e}") from e

@@ -13,6 +13,7 @@ import msgspec
 import yaml
 
 from container.errors import ContainerError
+from container.network.firewall.backends import DEFAULT, NAMES
 from container.settings import DepotSettings
 from container.warden.layout import CGROUP_LINKS
 from container.warden.limits import DEFAULT_RLIMITS
@@ -77,7 +78,10 @@ class LoggingKeys(msgspec.Struct, frozen=True):
 
 
 class NetworkKeys(msgspec.Struct, frozen=True):
-    """``pool_start_address`` with ``pool_size`` (a number of /30) is the older way to name the pool."""
+    """``pool_start_address`` with ``pool_size`` (a number of /30) is the older way to name the pool.
+
+    ``firewall`` is not Warden's: the back end, as in the library.
+    """
 
     pool_network: str | None = None
     pool_start_address: str | None = None
@@ -88,6 +92,7 @@ class NetworkKeys(msgspec.Struct, frozen=True):
     allow_host_access: bool = False
     mtu: int = 1500
     dns_servers: tuple[str, ...] = ()
+    firewall: str = DEFAULT
 
 
 class PortKeys(msgspec.Struct, frozen=True):
@@ -155,6 +160,10 @@ def _check(config: Config, name: str) -> None:
         refused.append("logging.syslog: not offered; use logging.file, or the service manager's log")
     if config.network.deny_networks:
         refused.append("network.deny_networks: everything is denied that allow_networks does not allow")
+    if config.network.firewall not in NAMES:
+        refused.append(
+            f"network.firewall: expected one of {', '.join(NAMES)}, got {config.network.firewall!r}"
+        )
     try:
         log_level(config.logging)
     except ValueError as e:
@@ -198,6 +207,7 @@ def depot_settings(config: Config) -> DepotSettings:
         templates_dir=depot.with_name(f"{depot.name}.templates"),
         cgroup_parent="warden",
         table="warden",
+        firewall=network.firewall,
         pool_network=pool_network(network),
         release_delay_s=network.release_delay,
         mtu=network.mtu,

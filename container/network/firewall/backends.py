@@ -21,13 +21,18 @@ BACK_ENDS: Final[Mapping[str, Callable[[str], Firewall]]] = {
 NAMES: Final = (*BACK_ENDS, AUTO)
 
 
+def chosen() -> str:
+    """What ``auto`` means on this host: nftables if its library is there and the kernel answers it, else iptables."""
+    return DEFAULT if is_usable() else "iptables"
+
+
 def back_end(name: str, table: str) -> Firewall:
     """The back end of that name; ``auto``: nftables where the host has it, else iptables.
 
     ``table``: how the depot's tables are called. FirewallError: there is none of that name.
     """
     if name == AUTO:
-        name = DEFAULT if is_usable() else "iptables"
+        name = chosen()
     if name not in BACK_ENDS:
         raise FirewallError(f"firewall: expected one of {', '.join(NAMES)}, got {name!r}")
     return BACK_ENDS[name](table)

@@ -18,10 +18,11 @@ from typing import Final
 from container.network.firewall import FirewallError
 from container.network.firewall.iptables.text import DENY, OK
 from container.network.netlink import MessagesLost, answered, asking, attribute, listening, queued
+from wsh.units import MIB
 
 _NETLINK_XFRM: Final = 6
 _GROUPS: Final = 1 << 3  # XFRMNLGRP_POLICY
-_BUFFER_BYTES: Final = 1 << 20
+_BUFFER_BYTES: Final = MIB
 _DELETE, _GET, _UPDATE = 20, 21, 25
 _MARK: Final = 21  # XFRMA_MARK
 _IN, _FWD = 0, 2
