@@ -78,6 +78,15 @@ def _own_claims() -> None:
     run("mount", "-t", "tmpfs", "-o", "mode=0700", "claims", "/run/garrison")
 
 
+def forget_empty_tables() -> None:
+    """The tables that iptables-nft makes at its first use; they are shared with others, so nobody removes them in earnest."""
+    for line in run("nft", "list", "tables", "ip").splitlines():
+        if line.split()[-1] in ("mangle", "filter", "nat"):
+            table = run("nft", "list", *line.split())
+            assert "garrison" not in table, table
+            run("nft", "delete", *line.split())
+
+
 @dataclass(frozen=True, slots=True)
 class Picture:
     """Everything that a test could leak. The fields are sets, so that a difference names what leaked."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import testhost
 from depot_kit import app, nothing_left, settings_for
 from netns_kit import DNS_IP, TCP, UDP, Answer, Namespace, World, ask, settle
+from testhost import forget_empty_tables as forget_empty_tables
 
 from container import Container, Depot, EgressRule, PortMapping, Protocol
 
@@ -133,15 +133,6 @@ async def rig(base: Path, stack: Path, **changes: object) -> AsyncIterator[Rig]:
             await nothing_left(settings)
             await depot.close(remove_tables=True)
             depot._shared.cgroups.remove_parents()
-
-
-def forget_empty_tables() -> None:
-    """The tables that iptables-nft makes at its first use; they are shared with others, so nobody removes them in earnest."""
-    for line in testhost.run("nft", "list", "tables", "ip").splitlines():
-        if line.split()[-1] in ("mangle", "filter", "nat"):
-            table = testhost.run("nft", "list", *line.split())
-            assert "garrison" not in table, table
-            testhost.run("nft", "delete", *line.split())
 
 
 def tcp(host_port: int | None = None, container_port: int | None = APP_PORT) -> PortMapping:

@@ -21,6 +21,7 @@ from container.network.firewall.iptables.text import (
     anew,
     change,
     ours,
+    pools_of,
     prefix_of,
     restore,
 )
@@ -142,8 +143,9 @@ class Iptables:
             lines = {table: anew(Rules(), found[table]) for table in reversed(TABLES)}
             if any(lines.values()):
                 await self._run().restore(restore(lines))
-            if self._expected is not None:
-                await asyncio.to_thread(xfrm.open_pool, self._expected[0])
+            pools = pools_of(found) | ({self._expected[0]} if self._expected is not None else set())
+            for pool in pools:
+                await asyncio.to_thread(xfrm.open_pool, pool)
             self._expected = None
 
     async def close(self) -> None:

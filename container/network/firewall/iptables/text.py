@@ -315,3 +315,9 @@ def ours(saved: str, prefix: str) -> dict[str, Rules]:
             elif rule.rpartition(" ")[2].startswith(begins):
                 rules.jumps.append((chain, rule))
     return found
+
+
+def pools_of(found: Mapping[str, Rules]) -> set[str]:
+    """The pools that our rules name, which a former manager may have had."""
+    jumps = found[_MANGLE].jumps if _MANGLE in found else []
+    return {rule.split(" ")[1] for _, rule in jumps if rule.startswith("-s ")}
