@@ -11,6 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from container.cgroups.figures import Pressure as Pressure
+    from container.cgroups.figures import Throttling as Throttling
     from container.container import Container as Container
     from container.create import CreateError as CreateError
     from container.depot import ContainersLeft as ContainersLeft
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from container.spec import Bandwidth as Bandwidth
     from container.spec import BindMount as BindMount
     from container.spec import ContainerSpec as ContainerSpec
+    from container.spec import CpuCap as CpuCap
     from container.spec import EgressRule as EgressRule
     from container.spec import JobSpec as JobSpec
     from container.spec import Limits as Limits
@@ -73,6 +76,7 @@ if TYPE_CHECKING:
 
 #: The module of each public name. The block above repeats it for type checkers; a test compares the two.
 _MODULES = {
+    "cgroups.figures": ("Pressure", "Throttling"),
     "container": ("Container",),
     "create": ("CreateError",),
     "depot": ("ContainersLeft", "Depot", "RecoverFirst", "UnknownHandle"),
@@ -93,7 +97,7 @@ _MODULES = {
     "recovery": ("Recovery",),
     "settings": ("DepotSettings",),
     "spec": (
-        "Access", "Bandwidth", "BindMount", "ContainerSpec", "EgressRule", "JobSpec", "Limits", "Output", "Past",
+        "Access", "Bandwidth", "BindMount", "ContainerSpec", "CpuCap", "EgressRule", "JobSpec", "Limits", "Output", "Past",
         "PortMapping", "PortRange", "Protocol", "SpecError", "User", "parse_network",
     ),
     "users": ("IdsTaken",),

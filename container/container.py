@@ -18,7 +18,7 @@ from container.events import Events
 from container.jobs import ExitStatus, Job, PipedJob, RunResult, TerminalJob
 from container.openings import Openings
 from container.parts import Action, ContainerState, Info, WrongState
-from container.spec import Bandwidth, EgressRule, JobSpec, Limits, PortMapping, User
+from container.spec import Bandwidth, CpuCap, EgressRule, JobSpec, Limits, PortMapping, User
 from container.wshd import WshdGone, WshdSilent
 from wsh.vcap import VCAP_HOME
 
@@ -245,6 +245,9 @@ class Container:
             traffic=use.traffic if use is not None else None,
             bandwidth_in=use.inbound if use is not None else None,
             bandwidth_out=use.outbound if use is not None else None,
+            cpu_cap=cgroup.cpu_cap(),
+            throttling=cgroup.throttling(),
+            pressure=cgroup.pressure(),
         )
 
     def oom_kills(self) -> int:
@@ -263,6 +266,12 @@ class Container:
         self._check(Action.CHANGE)
         self._body.cgroup.set_cpu_shares(shares)
         self._change_limits(replace(self.limits, cpu_shares=shares))
+
+    async def limit_cpu_cap(self, cap: CpuCap | None) -> None:
+        """Set the hard limit of processor time; None: no limit. OSError EOPNOTSUPP: the kernel has none; OSError, WrongState."""
+        self._check(Action.CHANGE)
+        self._body.cgroup.set_cpu_cap(cap)
+        self._change_limits(replace(self.limits, cpu_cap=cap))
 
     async def limit_pids(self, count: int | None) -> None:
         """Set how many processes and threads it may have; None: no limit. OSError, WrongState."""

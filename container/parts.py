@@ -11,13 +11,14 @@ from typing import Final
 
 from container import linux
 from container.cgroups import CgroupSet
+from container.cgroups.figures import Pressure, Throttling
 from container.disk import Disk
 from container.errors import ContainerError
 from container.events import EventKind
 from container.network import Link, Traffic
 from container.pools import AddressLease, IdLease
 from container.snapshot import Phase, Snapshot
-from container.spec import Bandwidth, EgressRule, Limits, PortMapping
+from container.spec import Bandwidth, CpuCap, EgressRule, Limits, PortMapping
 
 
 class ContainerState(StrEnum):
@@ -83,7 +84,8 @@ class Info:
     """A measurement of one moment. ``memory_bytes``: rss + cache - inactive_file.
 
     ``traffic`` None: it has no network, or its link is gone. ``bandwidth_in``, ``bandwidth_out``: the limits that the kernel has
-    for its packets into the container and out of it; None: no limit.
+    for its packets into the container and out of it; None: no limit. ``cpu_cap``: the hard limit that is in force. ``pressure``: by
+    resource; empty where the kernel does not count it.
     """
 
     state: ContainerState
@@ -102,6 +104,9 @@ class Info:
     traffic: Traffic | None = None
     bandwidth_in: Bandwidth | None = None
     bandwidth_out: Bandwidth | None = None
+    cpu_cap: CpuCap | None = None
+    throttling: Throttling | None = None
+    pressure: Mapping[str, Pressure] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

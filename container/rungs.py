@@ -203,7 +203,7 @@ class CgroupTree(Rung):
     async def make(self, build: Build) -> None:
         parts = build.parts
         parts.cgroup = build.shared.cgroups.create(build.link_id)
-        _set_limits(parts.cgroup, parts)
+        parts.cgroup.set_limits(parts.limits)
 
     async def undo(self, build: Build) -> None:
         await remove_cgroup(build.shared, build.link_id)
@@ -213,7 +213,7 @@ class CgroupTree(Rung):
         parts.cgroup = cgroup = build.shared.cgroups.find(build.link_id)
         if cgroup is None:
             raise Lost("its cgroup is gone")
-        _set_again(build, cgroup.take_up, lambda: _set_limits(cgroup, parts))
+        _set_again(build, cgroup.take_up, lambda: cgroup.set_limits(parts.limits))
 
     async def remains(self, shared: Shared, directory: Path, found: Snapshot | None) -> None:
         if found is not None:
@@ -370,16 +370,6 @@ def _end_cgroup(cgroup: CgroupSet) -> None:
 def _disk_of(directory: Path) -> tuple[Path, Path]:
     """The image and its mount point."""
     return directory / "disk.img", directory / "disk"
-
-
-def _set_limits(cgroup: CgroupSet, parts: Parts) -> None:
-    limits = parts.limits
-    if limits.memory_bytes is not None:
-        cgroup.set_memory(limits.memory_bytes)
-    if limits.cpu_shares is not None:
-        cgroup.set_cpu_shares(limits.cpu_shares)
-    if limits.pids is not None:
-        cgroup.set_pids(limits.pids)
 
 
 def _set_again(build: Build, *steps: Callable[[], None]) -> None:

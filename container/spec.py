@@ -174,6 +174,27 @@ class Bandwidth:
 
 
 @dataclass(frozen=True, slots=True)
+class CpuCap:
+    """A hard limit of processor time, in microseconds: ``quota_us`` of all processors together in each ``period_us``.
+
+    ``burst_us``: how much of what former periods left over may be used besides (cgroup-v2.rst, cpu.max.burst). SpecError.
+    """
+
+    quota_us: int
+    period_us: int = 100_000
+    burst_us: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("period_us", 1000, 1_000_000),
+            ("quota_us", 1000, 2**44),
+            ("burst_us", 0, self.quota_us),
+        ):
+            if not least <= (value := getattr(self, name)) <= most:
+                raise SpecError(f"cpu_cap.{name}", f"expected {least} to {most}, got {value}")
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """None: no limit. Inodes of a disk are fixed at create, and so is what its limit may be raised to later:
     ``disk_max_bytes``, None: ``disk_bytes``. ``bandwidth`` holds for each direction.
@@ -186,6 +207,7 @@ class Limits:
     disk_inodes: int = 200_000
     disk_max_bytes: int | None = None
     bandwidth: Bandwidth | None = None
+    cpu_cap: CpuCap | None = None
 
     def __post_init__(self) -> None:
         for name in ("memory_bytes", "cpu_shares", "pids", "disk_bytes", "disk_inodes", "disk_max_bytes"):

@@ -22,7 +22,9 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from container.cgroups.figures import Pressure, Throttling
 from container.cgroups.oom import OomWatch
+from container.spec import CpuCap, Limits
 
 #: How long the kernel may take to reap or to freeze.
 KERNEL_TIMEOUT_S: Final = 10.0
@@ -153,6 +155,55 @@ class CgroupSet(ABC):
 
         v1 takes 2 to 262144, v2 1 to 10000.
         """
+
+    def set_cpu_cap(self, cap: CpuCap | None) -> CpuCap | None:
+        """Sets the hard limit of processor time of ``job``, None: no limit; returns what the kernel set.
+
+        OSError: the kernel refused, and the former limit is in force; EOPNOTSUPP: it has no such limit, or no burst.
+        """
+        before = self.cpu_cap()
+        try:
+            self._write_cpu_cap(cap)
+        except OSError as e:
+            if before != cap:
+                with contextlib.suppress(OSError):
+                    self._write_cpu_cap(before)
+            if isinstance(e, FileNotFoundError):
+                what = (
+                    "no burst (Linux 5.14)"
+                    if "burst" in str(e.filename)
+                    else "no hard limit (CONFIG_CFS_BANDWIDTH)"
+                )
+                raise OSError(errno.EOPNOTSUPP, f"cpu: the kernel has {what}", self.name) from e
+            raise
+        return self.cpu_cap()
+
+    @abstractmethod
+    def _write_cpu_cap(self, cap: CpuCap | None) -> None:
+        """The burst goes first to 0: the kernel refuses a quota below it."""
+
+    @abstractmethod
+    def cpu_cap(self) -> CpuCap | None:
+        """What is in force; None: no limit, or the kernel has none."""
+
+    @abstractmethod
+    def throttling(self) -> Throttling | None:
+        """How the hard limit has worked so far; None: the kernel has none."""
+
+    def pressure(self) -> Mapping[str, Pressure]:
+        """How long processes waited for "cpu", "memory" and "io"; only v2 counts that for each cgroup, and not on every host."""
+        return {}
+
+    def set_limits(self, limits: Limits) -> None:
+        """Sets those that are named; the others stay as they are. OSError."""
+        if limits.memory_bytes is not None:
+            self.set_memory(limits.memory_bytes)
+        if limits.cpu_shares is not None:
+            self.set_cpu_shares(limits.cpu_shares)
+        if limits.pids is not None:
+            self.set_pids(limits.pids)
+        if limits.cpu_cap is not None:
+            self.set_cpu_cap(limits.cpu_cap)
 
     @abstractmethod
     def take_up(self) -> None:

@@ -24,12 +24,15 @@ from container.cgroups.base import (
     ORDINARY_SHARES,
     Cgroups,
     CgroupSet,
+    key_values,
     leaf_paths,
     read,
     write,
 )
 from container.cgroups.detect import V1_NEEDED, V1_WANTED, Hierarchy
+from container.cgroups.figures import Throttling
 from container.cgroups.oom import follow_eventfd
+from container.spec import CpuCap
 
 #: Without a limit memory.limit_in_bytes reads as 2^63 rounded to pages. Any value from here on means "no limit".
 _NO_LIMIT: Final = 1 << 62
@@ -78,7 +81,8 @@ class CgroupSetV1(CgroupSet):
         self._freezer = tops["freezer"] / "job"
         self._memory_dir = tops["memory"] / "job"
         self._cpu: Any = CpuController(_node(tops["cpu"]))
-        self._job_cpu: Any = CpuController(_node(tops["cpu"] / "job"))
+        self._job_cpu_dir = tops["cpu"] / "job"
+        self._job_cpu: Any = CpuController(_node(self._job_cpu_dir))
         self._cpuacct: Any = CpuAcctController(_node(tops["cpuacct"] / "job"))
         self._memory: Any = MemoryController(_node(self._memory_dir))
         self._devices: tuple[Any, ...] = tuple(
@@ -135,6 +139,41 @@ class CgroupSetV1(CgroupSet):
     def set_cpu_shares(self, shares: int) -> int:
         _set(self._cpu, "shares", shares)
         return int(self._cpu.shares)
+
+    def _write_cpu_cap(self, cap: CpuCap | None) -> None:
+        burst = self._job_cpu_dir / "cpu.cfs_burst_us"
+        if burst.exists():
+            write(burst, "0")
+        if cap is not None:
+            write(self._job_cpu_dir / "cpu.cfs_period_us", str(cap.period_us))
+        write(self._job_cpu_dir / "cpu.cfs_quota_us", "-1" if cap is None else str(cap.quota_us))
+        if cap is not None and cap.burst_us:
+            write(burst, str(cap.burst_us))
+
+    def cpu_cap(self) -> CpuCap | None:
+        try:
+            quota = int(read(self._job_cpu_dir / "cpu.cfs_quota_us"))
+        except FileNotFoundError:
+            if self._job_cpu_dir.exists():
+                return None
+            raise
+        if quota < 0:
+            return None
+        burst = self._job_cpu_dir / "cpu.cfs_burst_us"
+        period = int(read(self._job_cpu_dir / "cpu.cfs_period_us"))
+        return CpuCap(quota, period, int(read(burst)) if burst.exists() else 0)
+
+    def throttling(self) -> Throttling | None:
+        stat = key_values(read(self._job_cpu_dir / "cpu.stat"))
+        if "nr_periods" not in stat:
+            return None
+        return Throttling(
+            stat["nr_periods"],
+            stat["nr_throttled"],
+            stat["throttled_time"],
+            stat.get("nr_bursts", 0),
+            stat.get("burst_time", 0),
+        )
 
     def take_up(self) -> None:
         if self._job_cpu.shares != ORDINARY_SHARES:

@@ -25,7 +25,9 @@ from container.cgroups.base import (
     write,
 )
 from container.cgroups.detect import V2_NEEDED, Hierarchy
+from container.cgroups.figures import Pressure, Throttling, parse_pressure
 from container.cgroups.oom import SharedWatcher
+from container.spec import CpuCap
 
 _ENABLE: Final = " ".join(f"+{name}" for name in V2_NEEDED)
 _ORDINARY_WEIGHT: Final = 100
@@ -76,6 +78,46 @@ class CgroupSetV2(CgroupSet):
     def set_cpu_shares(self, shares: int) -> int:
         write(self._top / "cpu.weight", str(weight_of(shares)))
         return int(read(self._top / "cpu.weight"))
+
+    def _write_cpu_cap(self, cap: CpuCap | None) -> None:
+        burst = self._job / "cpu.max.burst"
+        if burst.exists():
+            write(burst, "0")
+        write(self._job / "cpu.max", "max" if cap is None else f"{cap.quota_us} {cap.period_us}")
+        if cap is not None and cap.burst_us:
+            write(burst, str(cap.burst_us))
+
+    def cpu_cap(self) -> CpuCap | None:
+        try:
+            quota, period = read(self._job / "cpu.max").split()
+        except FileNotFoundError:
+            if self._job.exists():
+                return None
+            raise
+        if quota == "max":
+            return None
+        burst = self._job / "cpu.max.burst"
+        return CpuCap(int(quota), int(period), int(read(burst)) if burst.exists() else 0)
+
+    def throttling(self) -> Throttling | None:
+        stat = key_values(read(self._job / "cpu.stat"))
+        if "nr_periods" not in stat:
+            return None
+        return Throttling(
+            stat["nr_periods"],
+            stat["nr_throttled"],
+            stat["throttled_usec"] * 1000,
+            stat.get("nr_bursts", 0),
+            stat.get("burst_usec", 0) * 1000,
+        )
+
+    def pressure(self) -> Mapping[str, Pressure]:
+        found = {}
+        for resource in ("cpu", "memory", "io"):
+            # absent without CONFIG_PSI; EOPNOTSUPP where it is compiled in and switched off
+            with contextlib.suppress(OSError):
+                found[resource] = parse_pressure(read(self._job / f"{resource}.pressure"))
+        return found
 
     def take_up(self) -> None:
         write(self._top / "cpu.weight", str(ORDINARY_SHARES))
