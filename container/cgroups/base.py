@@ -116,6 +116,8 @@ class CgroupSet(ABC):
     """The cgroups of one container."""
 
     name: str
+    #: Directories of a hierarchy that this set has none in.
+    _missing: frozenset[Path] = frozenset()
     #: The ends of the paths of both leaves, as /proc/PID/cgroup shows them.
     _leaf_paths: tuple[str, ...]
     #: Files that a process writes "0" to in order to join (``tasks`` or ``cgroup.procs``).
@@ -293,7 +295,12 @@ class CgroupSet(ABC):
     def put_back(self, pid: int, leaf: str) -> None:
         """Moves a process to a leaf, in every hierarchy. FileNotFoundError: one was removed. ProcessLookupError, OSError."""
         for file in self.init_files if leaf == "init" else self.job_files:
-            write(file.with_name("cgroup.procs"), str(pid))
+            if file.parents[1] not in self._missing:
+                write(file.with_name("cgroup.procs"), str(pid))
+
+    def note_missing(self) -> None:
+        """Directories that are not there now count as never made: older managers used fewer hierarchies."""
+        self._missing = frozenset(top for file in self.init_files if not (top := file.parents[1]).exists())
 
     @abstractmethod
     def _is_of_hierarchy(self, controllers: Collection[str]) -> bool:
@@ -350,6 +357,7 @@ class Cgroups(ABC):
     def find(self, name: str) -> CgroupSet | None:
         """The set of that name; None: no part of it exists."""
         found = self._set(check_name("cgroup", name))
+        found.note_missing()
         return found if found.exists() else None
 
     def list(self) -> tuple[str, ...]:

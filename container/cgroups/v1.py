@@ -213,7 +213,7 @@ class CgroupSetV1(CgroupSet):
         return tuple(sorted(found))
 
     def _is_of_hierarchy(self, controllers: Collection[str]) -> bool:
-        return not self._of.keys().isdisjoint(controllers)
+        return any(name in self._of and self._of[name] not in self._missing for name in controllers)
 
     def _set_frozen(self, *, frozen: bool) -> None:
         write(self._freezer / "freezer.state", "FROZEN" if frozen else "THAWED")

@@ -83,7 +83,6 @@ class LinkFollower:
         elif report.name and report.name != found.link.interface:
             self._lose(found, RENAMED)
         elif not report.is_up:  # set down, or an address is gone
-            self._log.warning("link_changed_by_others_mending", link=found.link.link_id)
             self._mend(found)
 
     def _look(self, one: _Followed) -> None:
@@ -111,8 +110,10 @@ class LinkFollower:
         try:
             await self._links.mend(one.link, one.index)
         except OSError as e:
-            if e.errno != errno.ENODEV:  # deleted: that is reported too
+            if e.errno != errno.ENODEV:  # it goes with its container, or was deleted: that is reported too
                 self._log.warning("link_not_mended", link=one.link.link_id, error=str(e))
+        else:
+            self._log.info("link_set_up_again", link=one.link.link_id)
         finally:
             one.mending = False
 

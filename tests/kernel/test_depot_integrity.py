@@ -111,7 +111,7 @@ async def test_a_link_that_lost_its_state_or_address_works_again(scene: Rig, wor
     box = await scene.box("app", ports=(tcp(7300),), egress=(EVERYWHERE,))
     with within(NOTICED_S):
         scene.host.run("ip", *(word.format(interface(box)) for word in words))
-        await scene.told.wait("link_changed_by_others_mending")
+        await scene.told.wait("link_set_up_again")
         await until(lambda: _is_whole(scene, box), lambda: scene.host.run("ip", "address"))
     await scene.depot._shared.networks.up(box.container._parts.link)  # type: ignore[arg-type]
     assert ask(scene.host, TCP, box.address, APP_PORT, wait_s=10.0).name == "app"

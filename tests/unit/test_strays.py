@@ -54,6 +54,18 @@ def test_v1_knows_controllers_that_share_a_mount() -> None:
     assert together.holds(f"3:cpu,cpuacct:/garrison/{ID}/init\n")
 
 
+def test_a_hierarchy_that_an_older_manager_did_not_use_is_not_looked_at(tmp_path: Path) -> None:
+    """Its containers are in the root of that hierarchy, and that is no damage."""
+    mounts = {name: tmp_path / name for name in V1}
+    for name in V1[:-1]:
+        (mounts[name] / "garrison" / ID / "init").mkdir(parents=True)
+    one = v1(mounts)
+    assert not one.holds(lines(devices="/"))
+    one.note_missing()
+    assert one.holds(lines(devices="/"))
+    assert not one.holds(lines(memory="/"))
+
+
 @pytest.mark.parametrize(
     ("text", "inside"),
     [
