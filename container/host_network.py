@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import os
 import re
@@ -15,7 +16,7 @@ from container.claims import Claims, HostClaim
 from container.host import HostUnfit
 from container.network import Networks
 from container.network.firewall import FirewallError
-from container.network.firewall.backends import AUTO, DEFAULT, back_end, chosen
+from container.network.firewall.backends import AUTO, DEFAULT, back_end, chosen, foreign_drops
 from container.network.forwarding import here
 from container.network.ports import NoPorts, pool_of_host
 from container.pools import IDS_PER_CONTAINER
@@ -71,6 +72,22 @@ async def open_networks(
             options = replace(options, firewall=chosen())
             why = "nftables can be used" if options.firewall == DEFAULT else "nftables cannot be used"
             log.info("firewall_back_end_chosen", name=options.firewall, why=why)
-        return await Networks.open(options, log)
+        networks = await Networks.open(options, log)
     except (FirewallError, NoPorts) as e:
         raise HostUnfit(f"network: {e}") from e
+    await _warn_of_others(settings, claims, log)
+    return networks
+
+
+async def _warn_of_others(settings: DepotSettings, claims: Claims, log: Log) -> None:
+    """Logs other firewalls that would swallow the traffic of containers. A list that cannot be read is no reason not to start."""
+    own = {settings.table, *(other.table for other in claims.others())}
+    try:
+        drops = await asyncio.to_thread(foreign_drops, own)
+    except FirewallError as e:
+        log.warning("firewalls_of_others_not_read", error=str(e))
+        return
+    for drop in drops:
+        log.warning(
+            "firewall_of_others_drops_containers", chain=drop.chain, why=drop.why, add=" ; ".join(drop.add)
+        )

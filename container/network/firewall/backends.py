@@ -8,6 +8,7 @@ from typing import Final
 from container.network.firewall import Firewall, FirewallError
 from container.network.firewall.iptables import Iptables
 from container.network.firewall.nftables import Nftables, is_usable
+from container.network.firewall.nftables import foreign_drops as foreign_drops
 
 DEFAULT: Final = "nftables"
 AUTO: Final = "auto"

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from container.network.firewall.nftables.backend import Nftables
+from container.network.firewall.nftables.foreign import foreign_drops
 from container.network.firewall.nftables.library import is_usable
 
-__all__ = ["Nftables", "is_usable"]
+__all__ = ["Nftables", "foreign_drops", "is_usable"]

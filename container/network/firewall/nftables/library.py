@@ -13,6 +13,7 @@ from typing import Final
 from container.network.firewall import FirewallError
 
 LIBRARY: Final = "libnftables.so.1"
+_JSON: Final = 1 << 4  # NFT_CTX_OUTPUT_JSON
 
 
 class Context:
@@ -26,11 +27,15 @@ class Context:
         self._lib.nft_ctx_new.restype = ctypes.c_void_p
         self._lib.nft_ctx_new.argtypes = [ctypes.c_uint32]
         self._lib.nft_ctx_get_error_buffer.restype = ctypes.c_char_p
+        self._lib.nft_ctx_get_output_buffer.restype = ctypes.c_char_p
+        self._lib.nft_ctx_output_set_flags.argtypes = [ctypes.c_void_p, ctypes.c_uint]
+        self._lib.nft_ctx_output_set_flags.restype = None
         for function in (
             self._lib.nft_ctx_free,
             self._lib.nft_ctx_buffer_error,
             self._lib.nft_ctx_buffer_output,
             self._lib.nft_ctx_get_error_buffer,
+            self._lib.nft_ctx_get_output_buffer,
         ):
             function.argtypes = [ctypes.c_void_p]
         self._lib.nft_run_cmd_from_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
@@ -46,6 +51,16 @@ class Context:
         if self._lib.nft_run_cmd_from_buffer(self._ctx, commands.encode()) != 0:
             errors = self._lib.nft_ctx_get_error_buffer(self._ctx) or b""
             raise FirewallError(_explain(errors.decode(errors="replace"), commands))
+
+    def ask(self, command: str) -> str:
+        """What a list command prints, as JSON (libnftables-json(5)). FirewallError: the kernel refused."""
+        self._lib.nft_ctx_output_set_flags(self._ctx, _JSON)
+        try:
+            self.run(command)
+            out: bytes = self._lib.nft_ctx_get_output_buffer(self._ctx) or b""
+            return out.decode(errors="replace")
+        finally:
+            self._lib.nft_ctx_output_set_flags(self._ctx, 0)
 
     def close(self) -> None:
         """Frees the context."""
