@@ -31,7 +31,7 @@ demo: setup ## stage a real web app, run it, request a page over HTTP, stop it
 	@$(BIN)/python -m agent.dev.demo
 
 test: setup test-unit ## every test that takes seconds; the kernel and the bus room at once, since both mostly wait
-	@$(MAKE) --no-print-directory -j2 --output-sync=line test-kernel test-bus
+	@$(MAKE) --no-print-directory -j2 test-kernel test-bus
 	@$(MAKE) --no-print-directory test-e2e
 
 test-unit: setup ## pure logic: no root, no network
