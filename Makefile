@@ -30,9 +30,7 @@ wsh/_bin/.ready: $(C_SOURCES) | $(VENV)/.ready
 demo: setup ## stage a real web app, run it, request a page over HTTP, stop it
 	@$(BIN)/python -m agent.dev.demo
 
-test: setup test-unit ## every test that takes seconds; the kernel and the bus room at once, since both mostly wait
-	@$(MAKE) --no-print-directory -j2 test-kernel test-bus
-	@$(MAKE) --no-print-directory test-e2e
+test: setup test-unit test-kernel test-bus test-e2e ## every test that takes seconds
 
 test-unit: setup ## pure logic: no root, no network
 	$(PYTEST) tests/unit

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from container import snapshot
 from container.aio import FileWatcher
-from container.cgroups import CgroupSet
+from container.cgroups import CgroupSet, strays
 from container.events import EventKind, Events
 from container.jobs import JobHost, Jobs
 from container.network import Link, Networks
@@ -143,6 +143,8 @@ class Body:
     def on_broken(self, piece: str) -> bool:
         """Others have removed ``piece``. False: it was broken before, or pid 1's own death took the piece away."""
         if self.broken or not self.can_be_asked or _has_ended(self.parts.pidfd):
+            return False
+        if strays.is_exiting(self.parts.pid):  # its network goes before its pidfd says so
             return False
         self.broken = piece
         self.events.publish(EventKind.BROKEN)

@@ -35,7 +35,7 @@ def is_inside(cgroup: CgroupSet, pid: int, known: set[bytes]) -> bool:
     if text in known:
         return True
     if not text or not cgroup.holds(text.decode(errors="replace")):
-        return not text or _is_exiting(pid)
+        return not text or is_exiting(pid)
     known.add(text)
     return True
 
@@ -76,7 +76,8 @@ def put_back(cgroup: CgroupSet, stray: Stray) -> None:
         os.close(pidfd)
 
 
-def _is_exiting(pid: int) -> bool:
+def is_exiting(pid: int) -> bool:
+    """Whether a process ends just now, or has ended."""
     fields = _read(pid, "stat").rpartition(b")")[2].split()
     return len(fields) <= _FLAGS_AFTER_NAME or bool(int(fields[_FLAGS_AFTER_NAME]) & _EXITING)
 
