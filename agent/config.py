@@ -18,7 +18,7 @@ from msgspec import Meta, Struct, field
 
 from agent import config_file, config_host, config_original, config_rules
 from agent.config_file import ConfigError
-from container.defaults import CGROUP_PARENT, POOL_NETWORK, TABLE
+from container.defaults import CGROUP_PARENT, FIREWALL, POOL_NETWORK, TABLE, TABLE_PATTERN, FirewallName
 
 Positive = Annotated[int, Meta(gt=0, le=1 << 40)]
 Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]  # at most a year; the bound also excludes `.inf`
@@ -110,8 +110,8 @@ class BindMountSettings(_Section, frozen=True):
 
 class NetworkSettings(_Section, frozen=True):
     pool_network: Text = POOL_NETWORK
-    firewall: Literal["nftables", "iptables", "iptables-nft", "iptables-legacy", "auto"] = "nftables"
-    firewall_table: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,23}$")] = TABLE
+    firewall: FirewallName = FIREWALL
+    firewall_table: Annotated[str, Meta(pattern=TABLE_PATTERN)] = TABLE
     release_delay: Wait = 5.0
     allow_networks: tuple[str, ...] = ()
     allow_host_access: bool = False

@@ -8,7 +8,6 @@ at once, whatever caused it.
 from __future__ import annotations
 
 import asyncio
-import select
 import signal
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -142,9 +141,8 @@ class Body:
 
     def on_broken(self, piece: str) -> bool:
         """Others have removed ``piece``. False: it was broken before, or pid 1's own death took the piece away."""
-        if self.broken or not self.can_be_asked or _has_ended(self.parts.pidfd):
-            return False
-        if strays.is_exiting(self.parts.pid):  # its network goes before its pidfd says so
+        # A dying pid 1 gives up its network before its pidfd says so.
+        if self.broken or not self.can_be_asked or strays.is_exiting(self.parts.pid):
             return False
         self.broken = piece
         self.events.publish(EventKind.BROKEN)
@@ -161,10 +159,3 @@ class Body:
         for wake in tuple(self._jobs_host.on_death):
             wake()
         self.events.publish(EventKind.DEAD)
-
-
-def _has_ended(pidfd: int) -> bool:
-    """Whether the process has ended, perhaps before the event loop could report it."""
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))

@@ -14,11 +14,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
 
 from container import snapshot
+from container.defaults import FIREWALL
+from container.host import HostUnfit
 from container.locks import DepotBusy
 from container.snapshot import SnapshotError
 
@@ -26,12 +28,17 @@ from container.snapshot import SnapshotError
 DIRECTORY: Final = Path("/run/garrison/depots")
 _LIMIT_BYTES: Final = 1 << 16
 _MOST_FILES: Final = 4096
+#: Firewall tables: the back end's name, and theirs.
+Tables: TypeAlias = tuple[str, str]
 
 
 class HostClaim(msgspec.Struct, frozen=True, kw_only=True):
-    """``ports``, ``ids``: the first and the last of the host's. ``forwarding_file``: where its opened uplinks are recorded."""
+    """``firewall``: the back end's name. ``ports``, ``ids``: the first and the last of the host's. ``forwarding_file``: where its
+    opened uplinks are recorded.
+    """
 
     depot_dir: str
+    firewall: str = FIREWALL
     table: str
     cgroup_parent: str
     pool_network: str
@@ -67,14 +74,16 @@ class Claims:
         self._path = directory / f"{hashlib.sha256(os.fsencode(mine.depot_dir)).hexdigest()[:24]}.json"
         self._fd = -1
 
-    def enter(self) -> tuple[str, ...]:
-        """Claims everything, or nothing. Returns the tables that dead depots have left in the way, for the caller to remove.
+    def enter(self) -> list[Tables]:
+        """Claims everything, or nothing. Returns the firewall tables that are in the way and in force for nobody, for the caller
+        to remove: of dead depots, and of this one by another back end.
 
-        The caller has locked the depot's directory. DepotBusy: another depot has a part of it; the text names both. OSError.
+        The caller has locked the depot's directory. DepotBusy: another depot has a part of it; the text names both. HostUnfit: the
+        depot's own containers run behind another back end. OSError.
         """
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._alone():
-            refused, left = [], []
+            refused, left = list[str](), self._own_left()
             for other, is_alive in self._found():
                 if not (both := overlaps(self._mine, other)):
                     continue
@@ -83,12 +92,27 @@ class Claims:
                         f"pid {other.pid}" if is_alive else "whose manager has ended and whose containers run"
                     )
                     refused.append(f"the depot {other.depot_dir} ({who}) has: {', '.join(both)}")
-                elif other.table != self._mine.table:
-                    left.append(other.table)
+                elif (other.firewall, other.table) != (self._mine.firewall, self._mine.table):
+                    left.append((other.firewall, other.table))
             if refused:
                 raise DepotBusy(f"{self._mine.depot_dir}: {'; '.join(refused)}")
             self._write()
-        return tuple(left)
+        return left
+
+    def _own_left(self) -> list[Tables]:
+        """A link is made for its back end, so containers cannot go from one to another."""
+        read = self._read(self._path)
+        former = read[0] if read is not None and self._is_here(read[0]) else None
+        if _has_containers(self._mine):
+            was = former.firewall if former is not None else FIREWALL  # older releases had no other
+            if was != self._mine.firewall:
+                raise HostUnfit(
+                    f"{self._mine.depot_dir}: its containers run behind {was}, and {self._mine.firewall} cannot take them up: "
+                    "keep that back end, or stop them first"
+                )
+        elif former is not None and former.firewall != self._mine.firewall:
+            return [(former.firewall, former.table)]
+        return []
 
     def others(self) -> list[HostClaim]:
         """The claims of other depots of this network namespace that count now. OSError."""
@@ -117,27 +141,40 @@ class Claims:
         self._fd = fd
 
     def _found(self) -> Iterator[tuple[HostClaim, bool]]:
-        """Each other claim of this boot and network namespace, and whether its manager lives. Removes what nobody needs any more."""
+        """Each other claim of this network namespace, and whether its manager lives. Removes what nobody needs any more."""
         for path in sorted(self._directory.glob("*.json"))[:_MOST_FILES]:
-            if path == self._path:
-                continue
-            try:
-                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-            except OSError:  # it has just gone, or is no file of ours
-                continue
-            try:
-                is_alive = _is_locked(fd)
-                claim = msgspec.json.decode(os.read(fd, _LIMIT_BYTES), type=HostClaim)
-                ipaddress.IPv4Network(claim.pool_network)
-            except (msgspec.MsgspecError, ValueError, RecursionError):
-                path.unlink(missing_ok=True)  # damaged: it says nothing that anybody could respect
-                continue
-            finally:
-                os.close(fd)
-            if not is_alive and not Path(claim.depot_dir).is_dir():
+            if path != self._path and (found := self._read(path)) is not None:
+                claim, is_alive = found
+                if not is_alive and not Path(claim.depot_dir).is_dir():
+                    path.unlink(missing_ok=True)
+                elif self._is_here(claim):
+                    yield claim, is_alive
+
+    def _is_here(self, claim: HostClaim) -> bool:
+        """Of this boot and network namespace."""
+        return (claim.boot, claim.netns) == (self._mine.boot, self._mine.netns)
+
+    def _read(self, path: Path) -> tuple[HostClaim, bool] | None:
+        """A claim, and whether its manager lives. None: there is none.
+
+        A damaged file says nothing that anybody could respect. It is removed, unless a manager that lives may have written it
+        in a way of its own.
+        """
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:  # it has just gone, or is no file of ours
+            return None
+        is_alive = _is_locked(fd)
+        try:
+            claim = msgspec.json.decode(os.read(fd, _LIMIT_BYTES), type=HostClaim)
+            ipaddress.IPv4Network(claim.pool_network)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            if not is_alive:
                 path.unlink(missing_ok=True)
-            elif (claim.boot, claim.netns) == (self._mine.boot, self._mine.netns):
-                yield claim, is_alive
+            return None
+        finally:
+            os.close(fd)
+        return claim, is_alive
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -158,7 +195,7 @@ def _is_locked(fd: int) -> bool:
 
 
 def _has_containers(claim: HostClaim) -> bool:
-    """Whether a container of the depot runs. One that cannot be read counts as running: it may be of a later version."""
+    """Whether a container of the depot runs. One of a later version counts as running."""
     with suppress(OSError):
         return any(map(_runs, Path(claim.depot_dir).iterdir()))
     return False

@@ -228,6 +228,7 @@ class Container:
         link, bandwidth = self._parts.link, self.limits.bandwidth
         use = await self._body.networks.measure(link, bandwidth) if link is not None else None
         user_ns, system_ns = cgroup.cpu_user_system_ns()
+        cap = cgroup.cpu_cap()
         return Info(
             state=self.state,
             events=self.events.kinds,
@@ -245,8 +246,8 @@ class Container:
             traffic=use.traffic if use is not None else None,
             bandwidth_in=use.inbound if use is not None else None,
             bandwidth_out=use.outbound if use is not None else None,
-            cpu_cap=cgroup.cpu_cap(),
-            throttling=cgroup.throttling(),
+            cpu_cap=cap,
+            throttling=cgroup.throttling() if cap is not None else None,
             pressure=cgroup.pressure(),
         )
 

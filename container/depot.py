@@ -32,7 +32,7 @@ from container.disk import Disks
 from container.errors import ContainerError
 from container.guard import Guard
 from container.host import check_kernel, text_of
-from container.host_network import claim_of, open_networks
+from container.host_network import claim, open_networks
 from container.integrity import Integrity
 from container.parts import Action, Info, WrongState
 from container.pools import IdSource, LeasePool, NoLease, address_leases, id_leases
@@ -116,7 +116,7 @@ class Depot:
     _held: dict[str, _Held] = field(default_factory=dict)
     _making: dict[str, _Making] = field(default_factory=dict)
     _ending: dict[str, asyncio.Task[None]] = field(default_factory=dict)
-    _guarding: asyncio.Future[Any] | None = None
+    _guarding: tuple[asyncio.Task[None], ...] = ()
     _left_alone: tuple[str, ...] = ()
     _retries: Retries = field(init=False)
 
@@ -171,8 +171,7 @@ class Depot:
         async with AsyncExitStack() as undo:
             held = undo.enter_context(ExitStack())
             held.callback(locks.lock_directory(settings.depot_dir))
-            claims = Claims(claim_of(settings))
-            left_tables = claims.enter()
+            settings, claims, left = claim(settings, log)
             undo.callback(claims.leave, forget=False)
             cgroups = open_backend(settings.cgroup_parent)
             held.callback(locks.lock_directory(cgroups.directory))
@@ -191,7 +190,7 @@ class Depot:
             undo.callback(launcher.close)
             if left_out:
                 log.warning("nameservers_left_out", servers=left_out, used=resolver.servers)
-            networks = await open_networks(settings, resolver.servers, port_rests, claims, left_tables, log)
+            networks = await open_networks(settings, resolver.servers, port_rests, claims, left, log)
             rotation = Rotation(beside(settings.depot_dir, "rotation"), log)
             rotation.attach(addresses, lambda lease: str(lease.network))
             rotation.attach(networks.port_pool, str)
@@ -216,7 +215,8 @@ class Depot:
             undo.pop_all()
             depot = cls(settings, shared, claims, held, any(settings.depot_dir.iterdir()))
             guard = Guard(depot._bodies, log, period_s=settings.guard_period_s, patience_s=settings.silence_s)
-            depot._guarding = asyncio.gather(guard.run(), Integrity(depot._bodies, log).run())
+            watches = {"guard": guard.run(), "integrity": Integrity(depot._bodies, log).run()}
+            depot._guarding = tuple(asyncio.create_task(run, name=name) for name, run in watches.items())
             return depot
 
     def find(self, handle: str) -> Container:
@@ -382,9 +382,9 @@ class Depot:
             raise ContainersLeft(
                 f"the firewall's tables are needed by {', '.join(self._held)}: destroy these first"
             )
-        if self._guarding is not None:
-            self._guarding.cancel()
-            await asyncio.gather(self._guarding, return_exceptions=True)
+        for task in self._guarding:
+            task.cancel()
+        await asyncio.gather(*self._guarding, return_exceptions=True)
         remove_tables = remove_tables and not self._left_alone
         self._retries.stop()
         await shared.background.close(_CLOSE_TIMEOUT_S)

@@ -9,26 +9,39 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 from container.aio import Log
-from container.claims import Claims, HostClaim
+from container.claims import Claims, HostClaim, Tables
+from container.defaults import TABLE_PATTERN
 from container.host import HostUnfit
 from container.network import Networks
 from container.network.firewall import FirewallError
-from container.network.firewall.backends import AUTO, DEFAULT, back_end, chosen, foreign_drops
+from container.network.firewall.backends import back_end, foreign_drops, meant
 from container.network.forwarding import here
 from container.network.ports import NoPorts, pool_of_host
 from container.pools import IDS_PER_CONTAINER
 from container.settings import DepotSettings, beside, network_settings
 
-_TABLE: Final = re.compile(r"[a-z][a-z0-9_]{0,23}")
+
+def claim(settings: DepotSettings, log: Log) -> tuple[DepotSettings, Claims, list[Tables]]:
+    """Claims what the depot is to have. Returns the settings with the back end that they mean on this host, and what
+    `Claims.enter` returns. HostUnfit, DepotBusy, ValueError, OSError: nothing is claimed.
+    """
+    try:
+        name, why = meant(settings.firewall)
+    except FirewallError as e:
+        raise HostUnfit(f"network: {e}") from e
+    if why:
+        log.info("firewall_back_end_chosen", name=name, why=why)
+    settings = replace(settings, firewall=name)
+    claims = Claims(claim_of(settings))
+    return settings, claims, claims.enter()
 
 
 def claim_of(settings: DepotSettings) -> HostClaim:
     """What a depot of these settings has of this network namespace. HostUnfit: too few ports. ValueError: the table's name."""
-    if not _TABLE.fullmatch(settings.table):
-        raise ValueError(f"table: expected 1 to 24 of [a-z0-9_], a letter first, got {settings.table!r}")
+    if not re.match(TABLE_PATTERN, settings.table):
+        raise ValueError(f"table: expected {TABLE_PATTERN}, got {settings.table!r}")
     try:
         ports = pool_of_host(settings.port_first, settings.port_count)
     except NoPorts as e:
@@ -36,6 +49,7 @@ def claim_of(settings: DepotSettings) -> HostClaim:
     boot, netns = here()
     return HostClaim(
         depot_dir=os.path.realpath(settings.depot_dir),
+        firewall=settings.firewall,
         table=settings.table,
         cgroup_parent=settings.cgroup_parent,
         pool_network=str(ipaddress.IPv4Network(settings.pool_network, strict=False)),
@@ -53,25 +67,21 @@ async def open_networks(
     dns_servers: tuple[str, ...],
     port_rests: Callable[[int], bool],
     claims: Claims,
-    left_tables: Iterable[str],
+    left: Iterable[Tables],
     log: Log,
 ) -> Networks:
-    """``left_tables``: of dead depots, which are removed. HostUnfit: the host cannot have the network."""
+    """``left``: firewall tables that are in the way; they are removed. HostUnfit: the host cannot have the network."""
 
     def other_forwarding() -> list[Path]:
         return [Path(other.forwarding_file) for other in claims.others()]
 
     try:
-        for table in left_tables:
-            firewall = back_end(settings.firewall, table)
+        for name, table in left:
+            firewall = back_end(name, table)
             await firewall.remove()
             await firewall.close()
-            log.info("firewall_tables_of_a_dead_depot_removed", table=table)
+            log.info("firewall_tables_in_the_way_removed", back_end=name, table=table)
         options = network_settings(settings, dns_servers, port_rests, other_forwarding)
-        if options.firewall == AUTO:
-            options = replace(options, firewall=chosen())
-            why = "nftables can be used" if options.firewall == DEFAULT else "nftables cannot be used"
-            log.info("firewall_back_end_chosen", name=options.firewall, why=why)
         networks = await Networks.open(options, log)
     except (FirewallError, NoPorts) as e:
         raise HostUnfit(f"network: {e}") from e

@@ -24,7 +24,7 @@ REMOVED: Final = "its cgroup was removed"
 _BUDGET_S: Final = 0.004
 #: Texts of /proc/PID/cgroup that were right, of one container: one of each leaf, and those of processes on their way.
 _MOST_TEXTS: Final = 8
-#: After so many containers or processes other tasks get their turn.
+#: After so many containers other tasks get their turn.
 _AT_ONCE: Final = 32
 
 
@@ -44,20 +44,21 @@ class Integrity:
             await asyncio.sleep(max(self._period_s / 2, began_s + self._period_s - time.monotonic()))
 
     async def _look_at(self, bodies: list[Body]) -> None:
-        for count, body in enumerate(bodies):
+        """``_turn``: where the last round's walks have ended. A walk has looked at pid 1 too."""
+        turn = self._turn % len(bodies) if bodies else 0
+        in_turn = bodies[turn:] + bodies[:turn]
+        walked, spent_s = 0, 0.0
+        while walked < len(in_turn) and spent_s < _BUDGET_S:
+            began_s = time.monotonic()
+            self._guarded(in_turn[walked], self._walk)
+            spent_s += time.monotonic() - began_s
+            walked += 1
+            await asyncio.sleep(0)
+        self._turn = turn + walked
+        for count, body in enumerate(in_turn[walked:], 1):
+            self._guarded(body, self._look)
             if count % _AT_ONCE == 0:
                 await asyncio.sleep(0)
-            if self._is_whole(body):
-                self._guarded(body, self._look)
-        spent_s, seen = 0.0, 0
-        while seen < len(bodies) and spent_s < _BUDGET_S:
-            self._turn = (self._turn + 1) % len(bodies)
-            seen += 1
-            if self._is_whole(body := bodies[self._turn]):
-                began_s = time.monotonic()
-                self._guarded(body, self._walk)
-                spent_s += time.monotonic() - began_s
-            await asyncio.sleep(0)
 
     @staticmethod
     def _is_whole(body: Body) -> bool:
@@ -65,12 +66,13 @@ class Integrity:
 
     def _guarded(self, body: Body, what: Callable[[Body], None]) -> None:
         try:
-            what(body)
+            if self._is_whole(body):  # it may have ended since the round began
+                what(body)
         except FileNotFoundError:
             if body.on_broken(REMOVED):
                 self._log.warning("container_broken", handle=body.handle, why=REMOVED)
-        except OSError as e:
-            self._log.warning("process_outside_of_cgroup", handle=body.handle, error=str(e))
+        except Exception as e:  # the outermost frame of a look: it costs this container's round only
+            self._log.warning("processes_not_looked_at", handle=body.handle, error=repr(e))
 
     def _look(self, body: Body) -> None:
         if not strays.is_inside(body.cgroup, body.parts.pid, self._texts_of(body)):

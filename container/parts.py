@@ -84,8 +84,8 @@ class Info:
     """A measurement of one moment. ``memory_bytes``: rss + cache - inactive_file.
 
     ``traffic`` None: it has no network, or its link is gone. ``bandwidth_in``, ``bandwidth_out``: the limits that the kernel has
-    for its packets into the container and out of it; None: no limit. ``cpu_cap``: the hard limit that is in force. ``pressure``: by
-    resource; empty where the kernel does not count it.
+    for its packets into the container and out of it; None: no limit. ``cpu_cap``: the hard limit that is in force, and
+    ``throttling`` how it has worked; None: there is none. ``pressure``: by resource; empty where the kernel does not count it.
     """
 
     state: ContainerState

@@ -6,9 +6,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from container.defaults import CGROUP_PARENT, POOL_NETWORK, TABLE
+from container.defaults import CGROUP_PARENT, FIREWALL, POOL_NETWORK, TABLE
 from container.network import NetworkOptions
-from container.network.firewall.backends import DEFAULT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +20,7 @@ class DepotSettings:
     templates_dir: Path
     cgroup_parent: str = CGROUP_PARENT
     table: str = TABLE
-    firewall: str = DEFAULT
+    firewall: str = FIREWALL
     pool_network: str = POOL_NETWORK
     release_delay_s: float = 5.0
     mtu: int = 1500

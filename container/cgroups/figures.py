@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,6 +18,23 @@ class Throttling:
     throttled_ns: int
     bursts: int = 0
     burst_ns: int = 0
+
+
+def parse_throttling(stat: Mapping[str, int]) -> Throttling | None:
+    """Of the counters in cpu.stat, whose names and units differ between v1 and v2. None: the kernel has no hard limit. Pure."""
+    if "nr_periods" not in stat:
+        return None
+
+    def ns(v1: str, v2: str) -> int:
+        return stat[v1] if v1 in stat else stat.get(v2, 0) * 1000
+
+    return Throttling(
+        stat["nr_periods"],
+        stat["nr_throttled"],
+        ns("throttled_time", "throttled_usec"),
+        stat.get("nr_bursts", 0),
+        ns("burst_time", "burst_usec"),
+    )
 
 
 @dataclass(frozen=True, slots=True)

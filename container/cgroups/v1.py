@@ -30,7 +30,7 @@ from container.cgroups.base import (
     write,
 )
 from container.cgroups.detect import V1_NEEDED, V1_WANTED, Hierarchy
-from container.cgroups.figures import Throttling
+from container.cgroups.figures import Throttling, parse_throttling
 from container.cgroups.oom import follow_eventfd
 from container.spec import CpuCap
 
@@ -164,16 +164,7 @@ class CgroupSetV1(CgroupSet):
         return CpuCap(quota, period, int(read(burst)) if burst.exists() else 0)
 
     def throttling(self) -> Throttling | None:
-        stat = key_values(read(self._job_cpu_dir / "cpu.stat"))
-        if "nr_periods" not in stat:
-            return None
-        return Throttling(
-            stat["nr_periods"],
-            stat["nr_throttled"],
-            stat["throttled_time"],
-            stat.get("nr_bursts", 0),
-            stat.get("burst_time", 0),
-        )
+        return parse_throttling(key_values(read(self._job_cpu_dir / "cpu.stat")))
 
     def take_up(self) -> None:
         if self._job_cpu.shares != ORDINARY_SHARES:

@@ -25,7 +25,7 @@ from container.cgroups.base import (
     write,
 )
 from container.cgroups.detect import V2_NEEDED, Hierarchy
-from container.cgroups.figures import Pressure, Throttling, parse_pressure
+from container.cgroups.figures import Pressure, Throttling, parse_pressure, parse_throttling
 from container.cgroups.oom import SharedWatcher
 from container.spec import CpuCap
 
@@ -100,16 +100,7 @@ class CgroupSetV2(CgroupSet):
         return CpuCap(int(quota), int(period), int(read(burst)) if burst.exists() else 0)
 
     def throttling(self) -> Throttling | None:
-        stat = key_values(read(self._job / "cpu.stat"))
-        if "nr_periods" not in stat:
-            return None
-        return Throttling(
-            stat["nr_periods"],
-            stat["nr_throttled"],
-            stat["throttled_usec"] * 1000,
-            stat.get("nr_bursts", 0),
-            stat.get("burst_usec", 0) * 1000,
-        )
+        return parse_throttling(key_values(read(self._job / "cpu.stat")))
 
     def pressure(self) -> Mapping[str, Pressure]:
         found = {}

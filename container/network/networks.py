@@ -87,7 +87,12 @@ class Networks:
             settings.port_first, settings.port_count, rest_s=settings.port_rest_s, rests=settings.port_rests
         )
         firewall = firewall or back_end(settings.firewall, settings.table)
-        networks = cls(settings, policy, firewall, await Links.open(), ports, log)
+        links = await Links.open()
+        try:
+            networks = cls(settings, policy, firewall, links, ports, log)
+        except BaseException:
+            await links.close()
+            raise
         try:
             await networks._ensure_firewall()
         except BaseException:

@@ -6,8 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from container.defaults import POOL_NETWORK, TABLE
-from container.network.firewall.backends import DEFAULT
+from container.defaults import FIREWALL, POOL_NETWORK, TABLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,5 +35,5 @@ class NetworkOptions:
     reached_at: str | None = None
     forwarding_file: Path | None = None
     other_forwarding: Callable[[], Collection[Path]] = tuple
-    firewall: str = DEFAULT
+    firewall: str = FIREWALL
     table: str = TABLE

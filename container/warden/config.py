@@ -12,8 +12,8 @@ from typing import Any, Final, Literal
 import msgspec
 import yaml
 
+from container.defaults import FIREWALL, FirewallName
 from container.errors import ContainerError
-from container.network.firewall.backends import DEFAULT, NAMES
 from container.settings import DepotSettings
 from container.warden.layout import CGROUP_LINKS
 from container.warden.limits import DEFAULT_RLIMITS
@@ -92,7 +92,7 @@ class NetworkKeys(msgspec.Struct, frozen=True):
     allow_host_access: bool = False
     mtu: int = 1500
     dns_servers: tuple[str, ...] = ()
-    firewall: str = DEFAULT
+    firewall: FirewallName = FIREWALL
 
 
 class PortKeys(msgspec.Struct, frozen=True):
@@ -160,10 +160,6 @@ def _check(config: Config, name: str) -> None:
         refused.append("logging.syslog: not offered; use logging.file, or the service manager's log")
     if config.network.deny_networks:
         refused.append("network.deny_networks: everything is denied that allow_networks does not allow")
-    if config.network.firewall not in NAMES:
-        refused.append(
-            f"network.firewall: expected one of {', '.join(NAMES)}, got {config.network.firewall!r}"
-        )
     try:
         log_level(config.logging)
     except ValueError as e:

@@ -5,61 +5,28 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 import testhost
-from driver import LOCAL_IP, Host, poll, stack_dir
+from driver import LOCAL_IP, Host, stack_dir
 from warden_client import DESTROY, INFO, LIST, NET_IN, SPAWN, Client
+from warden_process import WardenProcess
 
 pytestmark = pytest.mark.bus
 SERVE = b"cd /tmp && echo theirs > index.html && exec python3 -m http.server 8080"
-
-
-class Server:
-    """One `garrison warden` after the other, on one depot."""
-
-    def __init__(self, base: Path, rest: str) -> None:
-        self.socket, self.log, self.depot = base / "w.sock", base / "w.log", base / "warden"
-        testhost.own_depots.add(self.depot)
-        self.config = base / "warden.yml"
-        self.config.write_text(
-            f"server: {{container_rootfs_path: {stack_dir()}/rootfs, container_depot_path: {self.depot},\n"
-            f"  unix_domain_path: {self.socket}, quota: {{disk_quota_enabled: false}}, cgroup_links_path: null}}\n"
-            f"logging: {{level: debug, file: {self.log}}}\n{rest}"
-        )
-        self.process: asyncio.subprocess.Process | None = None
-
-    async def spawn(self) -> asyncio.subprocess.Process:
-        words = (sys.executable, "-m", "agent", "warden", "--config", str(self.config))
-        self.process = await asyncio.create_subprocess_exec(*words, stderr=asyncio.subprocess.PIPE)
-        return self.process
-
-    async def start(self) -> Client:
-        self.log.unlink(missing_ok=True)
-        await self.spawn()
-        assert await poll(lambda: self.log.exists() and "warden_listening" in self.log.read_text(), 30)
-        return await Client.connect(self.socket)
-
-    async def end(self, number: int) -> int:
-        assert self.process is not None
-        self.process.send_signal(number)
-        status = await asyncio.wait_for(self.process.wait(), 30)
-        self.process = None
-        return status
 
 
 OWN = "network: {pool_network: 10.253.0.0/24, release_delay: 0}\nport: {pool_start_port: 65100, pool_size: 100}\n"
 
 
 @pytest_asyncio.fixture
-async def warden(base_dir: Path) -> AsyncIterator[Server]:
-    made = Server(base_dir, OWN)
+async def warden(base_dir: Path) -> AsyncIterator[WardenProcess]:
+    made = WardenProcess(base_dir, stack_dir() / "rootfs", rest=OWN)
     yield made
-    if made.process is not None:
+    if made.running is not None:
         await made.end(signal.SIGKILL)
     client = await made.start()
     for handle in (await client.call(LIST)).fields.get(1, []):
@@ -94,7 +61,9 @@ async def answers(port: int, word: str) -> None:
     raise AssertionError(f"port {port}: expected {word!r}, got {found!r}")
 
 
-async def test_either_is_killed_and_restarted_while_the_other_works(host: Host, warden: Server) -> None:
+async def test_either_is_killed_and_restarted_while_the_other_works(
+    host: Host, warden: WardenProcess
+) -> None:
     """Nothing of the other is lost, and what it makes meanwhile works too."""
     app, second = host.make_app("shop"), host.make_app("second")
     running = await host.run(app)
@@ -133,7 +102,7 @@ async def test_either_is_killed_and_restarted_while_the_other_works(host: Host, 
     assert host.peer.on("droplet.exited") == []
 
 
-async def test_an_agent_that_ends_leaves_the_other_s_traffic(host: Host, warden: Server) -> None:
+async def test_an_agent_that_ends_leaves_the_other_s_traffic(host: Host, warden: WardenProcess) -> None:
     """Its tables go, and forwarding stays open."""
     client = await warden.start()
     handle, port = await serve(client)
@@ -149,10 +118,10 @@ async def test_an_agent_that_ends_leaves_the_other_s_traffic(host: Host, warden:
 async def test_a_server_that_overlaps_is_refused_and_names_the_agent(host: Host, base_dir: Path) -> None:
     """With Warden's default pool, which lies in that of the agent."""
     assert host.agent is not None
-    refused = Server(base_dir, "")
+    refused = WardenProcess(base_dir, stack_dir() / "rootfs")
     process = await refused.spawn()
     _, stderr = await asyncio.wait_for(process.communicate(), 30)
-    text = stderr.decode() + (refused.log.read_text() if refused.log.exists() else "")
+    text = stderr.decode() + refused.text()
     assert process.returncode == 1
     assert f"the depot {os.path.realpath(host.base_dir / 'depot')} (pid {host.agent.pid}) has: " in text
     assert "pool network 10.254.0.0/24 (theirs: 10.254.0.0/16)" in text

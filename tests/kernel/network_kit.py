@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from depot_kit import app, nothing_left, settings_for
-from netns_kit import DNS_IP, TCP, UDP, Answer, Namespace, World, ask, settle
+from netns_kit import DNS_IP, FAR_IP, HOST_IP, TCP, UDP, WORLD_IP, Answer, Namespace, World, ask, settle
 from testhost import forget_empty_tables as forget_empty_tables
 
 from container import Container, Depot, EgressRule, PortMapping, Protocol
@@ -141,6 +141,23 @@ def tcp(host_port: int | None = None, container_port: int | None = APP_PORT) -> 
 
 def udp(host_port: int | None = None, container_port: int | None = APP_PORT) -> PortMapping:
     return PortMapping(Protocol.UDP, host_port, container_port)
+
+
+def hears_nobody(scene: Rig, kind: int) -> None:
+    """Of all that ``app`` could ask, with ``peer`` beside it, nobody gets anything."""
+    app, peer = scene.boxes["app"], scene.boxes["peer"]
+    asked = [
+        ("world", FAR_IP, 8080),
+        ("world", WORLD_IP, 8080),
+        ("host", HOST_IP, HOST_PORTS[0]),
+        ("host", app.gateway, HOST_PORTS[0]),
+        ("host", peer.gateway, HOST_PORTS[0]),
+        ("peer", peer.address, APP_PORT),
+    ]
+    for name, address, port in asked:
+        answer = ask(app.space, kind, address, port)
+        assert not answer, address
+        assert not scene.was_heard(name, answer), address
 
 
 def reaches(where: Namespace, kind: int, address: str, port: int) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from netns_kit import FAR_IP, HOST_IP, TCP, ask
 from network_kit import APP_PORT, EVERYWHERE, Box, Rig, Told, reaches, rig, tcp
 
 from container import Container, ContainerState, Depot, EventKind
-from container.cgroups import strays
+from container.cgroups import CgroupSet, strays
 from container.integrity import REMOVED
 from container.network.follower import DELETED, RENAMED, REPLACED
 
@@ -113,7 +113,9 @@ async def test_a_link_that_lost_its_state_or_address_works_again(scene: Rig, wor
         scene.host.run("ip", *(word.format(interface(box)) for word in words))
         await scene.told.wait("link_set_up_again")
         await until(lambda: _is_whole(scene, box), lambda: scene.host.run("ip", "address"))
-    await scene.depot._shared.networks.up(box.container._parts.link)  # type: ignore[arg-type]
+    link = box.container._parts.link
+    assert link is not None
+    await scene.depot._shared.networks.up(link)
     assert ask(scene.host, TCP, box.address, APP_PORT, wait_s=10.0).name == "app"
     assert reaches(scene.world.space, TCP, HOST_IP, 7300) == "app"
     assert reaches(box.space, TCP, FAR_IP, 80) == "world"
@@ -260,7 +262,7 @@ async def test_a_removed_cgroup_breaks_its_container_alone(depot: Depot, stack: 
     pids = all_pids(container)
     move_out(container, *pids)
     for directory in container._body.cgroup._directories():
-        await until(_removes(directory), lambda: f"{directory} stays")  # noqa: B023
+        await is_removed(directory)
     with within(NOTICED_S):
         await until(lambda: bool(container.broken), lambda: "not noticed")
     assert container.broken == REMOVED
@@ -277,7 +279,9 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def _removes(directory: Path) -> Callable[[], bool]:
+async def is_removed(directory: Path) -> None:
+    """As soon as the kernel lets it go."""
+
     def removed() -> bool:
         try:
             directory.rmdir()
@@ -287,7 +291,7 @@ def _removes(directory: Path) -> Callable[[], bool]:
             return False
         return True
 
-    return removed
+    await until(removed, lambda: f"{directory} stays")
 
 
 async def test_processes_that_come_and_go_are_no_strays(depot: Depot, stack: Path) -> None:
@@ -323,10 +327,10 @@ async def test_a_look_that_fails_costs_its_container_alone(
     container, other = await with_processes(depot, stack), await with_processes(depot, stack)
     real = strays.is_inside
 
-    def refuses(cgroup: object, pid: int, known: set[bytes]) -> bool:
+    def refuses(cgroup: CgroupSet, pid: int, known: set[bytes]) -> bool:
         if pid == container.pid:
             raise PermissionError(1, "refused")
-        return real(cgroup, pid, known)  # type: ignore[arg-type]
+        return real(cgroup, pid, known)
 
     monkeypatch.setattr(strays, "is_inside", refuses)
     monkeypatch.setattr(depot._shared, "log", told)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from depot_kit import app, close_empty, settings_for, sh
+from depot_kit import app, close_empty, settings_for, sh, until
 from depot_kit import depot as depot
 from depot_kit import stack as stack
 
@@ -28,9 +28,17 @@ async def test_a_hard_limit_is_set_raised_lowered_and_lifted(depot: Depot, stack
         await box.limit_cpu_cap(cap)
         assert (await in_force(box), box.limits.cpu_cap) == (cap, cap)
     assert job.status is None
-    info = await box.info()
-    assert info.throttling is not None
-    assert info.throttling.periods > 0
+
+    def periods() -> int:
+        counts = box._body.cgroup.throttling()
+        return counts.periods if counts is not None else 0
+
+    await until(lambda: periods() > 0, lambda: "no period was counted")
+    throttling = (await box.info()).throttling
+    assert throttling is not None
+    assert throttling.periods > 0
+    await box.limit_cpu_cap(None)
+    assert (await box.info()).throttling is None
 
 
 async def test_a_hard_limit_outlives_the_manager(tmp_path: Path, stack: Path) -> None:

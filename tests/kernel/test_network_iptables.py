@@ -11,14 +11,14 @@ import pytest
 import pytest_asyncio
 from depot_kit import app, close_empty, settings_for
 from depot_kit import stack as stack
-from netns_kit import FAR_IP, HOST_IP, PROTOCOLS, TCP, UDP, WORLD_IP, ask, settle, talk
+from netns_kit import FAR_IP, HOST_IP, PROTOCOLS, TCP, UDP, WORLD_IP, settle, talk
 from network_kit import (
-    APP_PORT,
     EVERYWHERE,
     HOST_PORTS,
     Rig,
     Told,
     forget_empty_tables,
+    hears_nobody,
     reaches,
     rig,
     tcp,
@@ -27,7 +27,9 @@ from network_kit import (
 
 from container import Bandwidth, CreateError, Depot, EgressRule, Limits, PortRange, Protocol, ShapingError
 from container.network.firewall import FirewallError
+from container.network.firewall.backends import meant
 from container.network.firewall.iptables import Iptables, xfrm
+from container.network.firewall.iptables.programs import VARIANTS, Variant
 from container.network.firewall.iptables.text import Chains, ours
 from container.network.policy import Policy, Ruleset
 
@@ -47,13 +49,14 @@ KINDS = (
 )
 
 
-@pytest.fixture(params=["nft", "legacy"])
-def variant(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+@pytest.fixture(params=VARIANTS)
+def variant(request: pytest.FixtureRequest) -> Variant:
+    found: Variant = request.param
+    return found
 
 
 @pytest_asyncio.fixture
-async def scene(variant: str, tmp_path: Path, stack: Path) -> AsyncIterator[Rig]:
+async def scene(variant: Variant, tmp_path: Path, stack: Path) -> AsyncIterator[Rig]:
     async with rig(tmp_path, stack, firewall=f"iptables-{variant}") as scene:
         await scene.box("app", ports=(tcp(PUBLISHED), udp(PUBLISHED)), egress=(EVERYWHERE,))
         await scene.box("peer")
@@ -64,11 +67,11 @@ async def scene(variant: str, tmp_path: Path, stack: Path) -> AsyncIterator[Rig]
     forget_empty_tables()
 
 
-def run(variant: str, *words: str) -> None:
+def run(variant: Variant, *words: str) -> None:
     subprocess.run((f"iptables-{variant}", "-w", "10", *words), check=True, capture_output=True)
 
 
-def rules_of(variant: str) -> list[str]:
+def rules_of(variant: Variant) -> list[str]:
     """Without counters, and without what is of the kernel's chains."""
     saved = subprocess.check_output((f"iptables-{variant}-save",), text=True)
     return [line.split(" [")[0] for line in saved.splitlines() if "garrison" in line]
@@ -98,7 +101,7 @@ FLUSHES: dict[str, list[tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("what", FLUSHES)
-async def test_whatever_touches_our_rules_is_undone(scene: Rig, variant: str, what: str) -> None:
+async def test_whatever_touches_our_rules_is_undone(scene: Rig, variant: Variant, what: str) -> None:
     """The rules are to the letter what they were, and everything that was open is open."""
     before = rules_of(variant)
     for words in FLUSHES[what]:
@@ -115,7 +118,7 @@ async def test_the_policies_are_restored_too(scene: Rig) -> None:
     assert xfrm.is_closed(POOL)
 
 
-async def test_what_others_do_elsewhere_is_their_own_business(scene: Rig, variant: str) -> None:
+async def test_what_others_do_elsewhere_is_their_own_business(scene: Rig, variant: Variant) -> None:
     """Also in the same tables, as Docker and firewalld do; and our own changes are nobody's."""
     for words in (
         ("-N", "DOCKER-USER"),
@@ -136,7 +139,7 @@ async def test_what_others_do_elsewhere_is_their_own_business(scene: Rig, varian
         run(variant, *words)
 
 
-async def test_a_foreign_policy_of_drop_does_no_harm(scene: Rig, variant: str) -> None:
+async def test_a_foreign_policy_of_drop_does_no_harm(scene: Rig, variant: Variant) -> None:
     """Our accept stands before it."""
     run(variant, "-P", "FORWARD", "DROP")
     try:
@@ -151,10 +154,10 @@ async def test_a_foreign_policy_of_drop_does_no_harm(scene: Rig, variant: str) -
 @pytest.mark.parametrize("what", ["mangle", "everything"])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 async def test_without_our_rules_a_container_reaches_nothing(
-    scene: Rig, variant: str, protocol: str, what: str
+    scene: Rig, variant: Variant, protocol: str, what: str
 ) -> None:
     """The policies stop what has no mark. Nothing of the loop runs in between, so nobody restores before the test has looked."""
-    app, peer, kind = scene.boxes["app"], scene.boxes["peer"], PROTOCOLS[protocol]
+    app, kind = scene.boxes["app"], PROTOCOLS[protocol]
     with app.space.socket(kind) as established:
         established.settimeout(10.0)
         assert talk(established, b"before", (FAR_IP, 8080))
@@ -162,25 +165,16 @@ async def test_without_our_rules_a_container_reaches_nothing(
             run(variant, *words)
         established.settimeout(0.3)
         assert not talk(established, b"meanwhile")
-    asked = [
-        ("world", FAR_IP, 8080),
-        ("world", WORLD_IP, 8080),
-        ("host", HOST_IP, HOST_PORTS[0]),
-        ("host", app.gateway, HOST_PORTS[0]),
-        ("host", peer.gateway, HOST_PORTS[0]),
-        ("peer", peer.address, APP_PORT),
-    ]
-    for name, address, port in asked:
-        answer = ask(app.space, kind, address, port)
-        assert not answer, address
-        assert not scene.was_heard(name, answer), address
+    hears_nobody(scene, kind)
     await scene.told.wait("firewall_restored")
     assert all(is_open(scene).values()), is_open(scene)
 
 
 @pytest.mark.parametrize("address", ["255.255.255.255", "broadcast", "224.0.0.1", "239.1.2.3"])
 @pytest.mark.parametrize("flushed", [False, True])
-async def test_no_broadcast_reaches_the_host(scene: Rig, variant: str, address: str, flushed: bool) -> None:
+async def test_no_broadcast_reaches_the_host(
+    scene: Rig, variant: Variant, address: str, flushed: bool
+) -> None:
     app = scene.boxes["app"]
     to = app.address.rsplit(".", 1)[0] + f".{int(app.address.rsplit('.', 1)[1]) + 1}"
     with app.space.socket(UDP) as mouth:
@@ -196,7 +190,7 @@ async def test_no_broadcast_reaches_the_host(scene: Rig, variant: str, address: 
 # ---- the rules as text ---------------------------------------------------------------------------------------------
 
 
-async def test_what_the_kernel_holds_is_what_was_written(scene: Rig, variant: str) -> None:
+async def test_what_the_kernel_holds_is_what_was_written(scene: Rig, variant: Variant) -> None:
     """Each kind of rule, by a restart too: else the comparison would take our own rules for changed ones."""
     box = await scene.box("all", egress=KINDS, ports=(tcp(7100),))
     await box.container.net_out(EgressRule(Protocol.TCP, (WORLD_IP,), (PortRange(1, 2),)))
@@ -214,7 +208,7 @@ async def test_what_the_kernel_holds_is_what_was_written(scene: Rig, variant: st
     assert not scene.told.of("firewall_changed_by_others_restoring")
 
 
-async def test_lists_come_with_their_first_user_and_go_with_their_last(scene: Rig, variant: str) -> None:
+async def test_lists_come_with_their_first_user_and_go_with_their_last(scene: Rig, variant: Variant) -> None:
     before = rules_of(variant)
     boxes = [await scene.box(f"box{n}", egress=KINDS[:1], ports=(tcp(),)) for n in range(3)]
     chains = {line.split()[0] for line in rules_of(variant) if line.startswith(":garrison-o-")}
@@ -225,7 +219,7 @@ async def test_lists_come_with_their_first_user_and_go_with_their_last(scene: Ri
     assert rules_of(variant) == before
 
 
-async def test_a_port_is_published_once_and_a_refusal_changes_nothing(scene: Rig, variant: str) -> None:
+async def test_a_port_is_published_once_and_a_refusal_changes_nothing(scene: Rig, variant: Variant) -> None:
     before = rules_of(variant)
     rules, peer = scene.depot._shared.networks._rules, scene.boxes["peer"].container.link_id
     with pytest.raises(FirewallError, match="port 7000/tcp: published already"):
@@ -234,7 +228,7 @@ async def test_a_port_is_published_once_and_a_refusal_changes_nothing(scene: Rig
     assert all(is_open(scene).values()), is_open(scene)
 
 
-async def test_a_table_that_refuses_leaves_all_as_it_was(scene: Rig, variant: str) -> None:
+async def test_a_table_that_refuses_leaves_all_as_it_was(scene: Rig, variant: Variant) -> None:
     """Here mangle refuses, after nat has taken its part."""
     before, firewall = rules_of(variant), scene.depot._shared.networks._firewall
     assert isinstance(firewall, Iptables)
@@ -252,7 +246,7 @@ async def test_a_table_that_refuses_leaves_all_as_it_was(scene: Rig, variant: st
 
 
 async def test_a_manager_takes_up_what_a_former_one_has_left(
-    variant: str, tmp_path: Path, stack: Path
+    variant: Variant, tmp_path: Path, stack: Path
 ) -> None:
     """Rules and policies stay in between, and are the same afterwards."""
     settings = settings_for(tmp_path, disk_limits=False, firewall=f"iptables-{variant}")
@@ -280,17 +274,16 @@ async def test_bandwidth_is_refused_by_name(scene: Rig, stack: Path) -> None:
     assert scene.boxes["app"].container.limits.bandwidth is None
 
 
-async def test_a_program_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("container.network.firewall.iptables.programs._PATH", "/nonexistent")
-    for variant, text in (("nft", "iptables-nft-restore: not found"), (None, "neither variant is installed")):
-        firewall = Iptables("garrison", variant)  # type: ignore[arg-type]
-        with pytest.raises(FirewallError, match=text):
-            await firewall.ensure(Policy(POOL))
-        await firewall.close()
+    with pytest.raises(FirewallError, match="iptables-nft-restore: not found"):
+        Iptables("nft", "garrison")
+    with pytest.raises(FirewallError, match="neither variant is installed"):
+        meant("iptables")
 
 
-async def test_removing_what_is_not_there_is_no_error(variant: str) -> None:
-    firewall = Iptables("garrison", variant)  # type: ignore[arg-type]
+async def test_removing_what_is_not_there_is_no_error(variant: Variant) -> None:
+    firewall = Iptables(variant, "garrison")
     await firewall.remove()
     assert await firewall.ensure(Policy(POOL))
     assert not await firewall.ensure(Policy(POOL))

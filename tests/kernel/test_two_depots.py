@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -19,7 +20,7 @@ from depot_kit import stack as stack
 from netns_kit import FAR_IP, HOST_IP, TCP, UDP, ask
 from network_kit import APP_PORT, EVERYWHERE, Box, Rig, reaches, rig, tcp
 
-from container import Bandwidth, Depot, DepotBusy, DepotSettings, EgressRule, Limits, Protocol
+from container import Bandwidth, Depot, DepotBusy, DepotSettings, EgressRule, HostUnfit, Limits, Protocol
 from container.claims import DIRECTORY, HostClaim, overlaps
 
 pytestmark = pytest.mark.kernel
@@ -72,6 +73,10 @@ async def scene(tmp_path: Path, stack: Path) -> AsyncIterator[Rig]:
 async def box_of(scene: Rig, depot: Depot, stack: Path, name: str, **changes: object) -> Box:
     """A container of another depot, with services; its namespace is let go by `leave`."""
     return scene.enter(await depot.create(app(stack, handle=name, **changes)))
+
+
+async def reaches_the_world(box: Box) -> None:
+    await until(lambda: reaches(box.space, TCP, FAR_IP, 80) == "world", lambda: f"{box.name} is cut off")
 
 
 async def leave(scene: Rig, depot: Depot, name: str) -> None:
@@ -137,7 +142,7 @@ async def test_a_flush_by_others_is_mended_by_both(scene: Rig, tmp_path: Path, s
         scene.host.run("nft", "flush", "ruleset")
         await scene.told.wait("firewall_restored")
         for box in (first, theirs):
-            await until(lambda: reaches(box.space, TCP, FAR_IP, 80) == "world", lambda: scene.rules())  # noqa: B023
+            await reaches_the_world(box)
         await leave(scene, other, "theirs")
         tables = scene.host.run("nft", "list", "tables")
         assert [name for name in ("garrison", "other") if f"table inet {name}\n" in tables] == [
@@ -330,3 +335,56 @@ async def test_many_that_open_at_once_leave_one(tmp_path: Path) -> None:
     refused = [one for one in found if isinstance(one, DepotBusy)]
     assert (len(depots), len(refused)) == (1, 7)
     await depots[0].close(remove_tables=True)
+
+
+async def test_containers_do_not_change_the_back_end(tmp_path: Path, stack: Path) -> None:
+    """A link is made for it. Without containers the rules of the former one go, so that they are in nobody's way."""
+    first = settings_for(tmp_path, disk_limits=False)
+    second = replace(first, firewall="iptables-nft")
+    depot = await Depot.open(first)
+    await depot.create(app(stack, handle="left"))
+    await depot.close()
+    with pytest.raises(
+        HostUnfit, match="its containers run behind nftables, and iptables-nft cannot take them up"
+    ):
+        await Depot.open(second)
+
+    depot = await Depot.open(first)
+    await depot.recover()
+    await depot.destroy("left")
+    await depot.close()
+    assert "table inet garrison" in testhost.run("nft", "list", "tables")
+    async with opened(second) as again:
+        assert "table inet garrison" not in testhost.run("nft", "list", "tables")
+        await again.create(app(stack, handle="left"))
+    assert "garrison" not in testhost.run("iptables-nft-save")
+    testhost.forget_empty_tables()
+
+
+async def test_a_depot_of_a_release_without_claims_is_taken_for_one_of_nftables(
+    tmp_path: Path, stack: Path
+) -> None:
+    first = settings_for(tmp_path, disk_limits=False)
+    depot = await Depot.open(first)
+    await depot.create(app(stack, handle="left"))
+    await depot.close()
+    for path in DIRECTORY.glob("*.json"):
+        path.unlink()
+    with pytest.raises(HostUnfit, match="run behind nftables"):
+        await Depot.open(replace(first, firewall="iptables-legacy"))
+    depot = await Depot.open(first)
+    await depot.recover()
+    await close_empty(depot)
+
+
+async def test_a_claim_that_a_living_manager_wrote_in_another_way_stays(tmp_path: Path) -> None:
+    """Of a later release, perhaps. Without its manager a file that says nothing goes."""
+    DIRECTORY.mkdir(parents=True, exist_ok=True)
+    strange = DIRECTORY / "strange.json"
+    strange.write_text('{"later": true}')
+    with strange.open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        async with opened(other_settings(tmp_path)):
+            assert strange.exists()
+    async with opened(other_settings(tmp_path)):
+        assert not strange.exists()

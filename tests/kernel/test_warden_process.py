@@ -3,63 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
-import testhost
 from depot_kit import links, until
-from warden_client import DESTROY, INFO, LINK, LIST, SPAWN, Client
+from warden_client import DESTROY, INFO, LINK, LIST, SPAWN
 from warden_kit import rootfs as rootfs
+from warden_process import WardenProcess
 
 pytestmark = pytest.mark.kernel
 
 
-class Process:
-    """One server after the other, on one depot."""
-
-    def __init__(self, base: Path, rootfs: Path) -> None:
-        self.socket, self.pidfile, self.log = base / "w.sock", base / "w.pid", base / "w.log"
-        self.depot = base / "depot"
-        testhost.own_depots.add(self.depot)
-        self.config = base / "warden.yml"
-        self.config.write_text(
-            f"server: {{container_rootfs_path: {rootfs}, container_depot_path: {self.depot},\n"
-            f"  unix_domain_path: {self.socket}, unix_domain_permissions: 0777, pidfile: {self.pidfile},\n"
-            f"  quota: {{disk_quota_enabled: false}}, cgroup_links_path: null, unheard_of: 1}}\n"
-            f"health_check_server: {{port: 2345}}\nlogging: {{level: debug2, file: {self.log}}}\n"
-            "network: {pool_network: 10.254.7.0/24, release_delay: 0}\n"
-        )
-        self.running: asyncio.subprocess.Process | None = None
-
-    async def start(self) -> Client:
-        environment = {**os.environ, "LANG": "de_DE.UTF-8"}
-        self.running = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "agent", "warden", "--config", str(self.config)), env=environment
-        )
-        await until(lambda: "warden_listening" in self.text(), self.text, 30)
-        return await Client.connect(self.socket)
-
-    def text(self) -> str:
-        """The log of the server that runs now."""
-        return self.log.read_text() if self.log.exists() else ""
-
-    async def end(self, number: int) -> int:
-        assert self.running is not None
-        self.running.send_signal(number)
-        status = await asyncio.wait_for(self.running.wait(), 30)
-        self.running = None
-        self.log.rename(self.log.with_suffix(".former"))
-        return status
+LANG = "de_DE.UTF-8"
 
 
 @pytest_asyncio.fixture
-async def process(tmp_path: Path, rootfs: Path) -> AsyncIterator[Process]:
-    made = Process(tmp_path, rootfs)
+async def process(tmp_path: Path, rootfs: Path) -> AsyncIterator[WardenProcess]:
+    server = f"unix_domain_permissions: 0777, pidfile: {tmp_path / 'w.pid'}, unheard_of: 1"
+    rest = "health_check_server: {port: 2345}\nnetwork: {pool_network: 10.254.7.0/24, release_delay: 0}\n"
+    made = WardenProcess(tmp_path, rootfs, server=server, rest=rest)
     yield made
     if made.running is not None:
         await made.end(signal.SIGKILL)
@@ -71,12 +36,13 @@ async def process(tmp_path: Path, rootfs: Path) -> AsyncIterator[Process]:
     await until(lambda: not links(), lambda: f"left: {links()}")
 
 
-async def test_a_drain_ends_it_with_0_and_the_next_one_takes_everything_up(process: Process) -> None:
+async def test_a_drain_ends_it_with_0_and_the_next_one_takes_everything_up(process: WardenProcess) -> None:
     """Socket mode, pidfile, health, LANG, and a key that nobody reads."""
-    client = await process.start()
+    client = await process.start(LANG=LANG)
     assert process.running is not None
+    pidfile = process.config.with_name("w.pid")
     assert process.socket.stat().st_mode & 0o777 == 0o777
-    assert process.pidfile.read_text() == f"{process.running.pid}\n"
+    assert pidfile.read_text() == f"{process.running.pid}\n"
     assert '"key":"server.unheard_of"' in process.text()
     reader, writer = await asyncio.open_connection("127.0.0.1", 2345)
     writer.write(b"anything")
@@ -88,31 +54,29 @@ async def test_a_drain_ends_it_with_0_and_the_next_one_takes_everything_up(proce
     job = (await client.call(SPAWN, {1: handle, 2: b"sleep 2; echo over; exit 3"}))[1]
     assert await process.end(signal.SIGUSR2) == 0
     assert await client.reader.read() == b""
-    assert not process.pidfile.exists()
+    assert not pidfile.exists()
 
-    client = await process.start()
+    client = await process.start(LANG=LANG)
     assert (await client.call(INFO, {1: handle}))[10] == b"active"
     linked = await client.call(LINK, {1: handle, 2: job})
     assert (linked[1], linked[2]) == (3, b"over\n")
 
 
-async def test_a_kill_loses_nothing(process: Process) -> None:
-    client = await process.start()
+async def test_a_kill_loses_nothing(process: WardenProcess) -> None:
+    client = await process.start(LANG=LANG)
     handle = await client.create(handle=b"kept")
     job = (await client.call(SPAWN, {1: handle, 2: b"echo out; exit 4"}))[1]
     await process.end(signal.SIGKILL)
-    client = await process.start()
+    client = await process.start(LANG=LANG)
     linked = await client.call(LINK, {1: handle, 2: job})
     assert (linked[1], linked[2]) == (4, b"out\n")
 
 
-async def test_a_configuration_that_cannot_be_used_is_refused(process: Process) -> None:
+async def test_a_configuration_that_cannot_be_used_is_refused(process: WardenProcess) -> None:
     """With the file and the key, and an exit status."""
     bad = process.config.with_name("bad.yml")
     bad.write_text(process.config.read_text().replace("unheard_of: 1", "allow_nested_warden: true"))
-    run = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "agent", "warden", "--config", str(bad)), stderr=asyncio.subprocess.PIPE
-    )
+    run = await process.spawn(bad)
     _, stderr = await asyncio.wait_for(run.communicate(), 30)
     assert run.returncode == 1
     assert f"{bad}: server.allow_nested_warden".encode() in stderr

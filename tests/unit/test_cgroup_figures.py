@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from container import CpuCap, SpecError
-from container.cgroups.figures import Pressure, parse_pressure
+from container.cgroups.figures import Pressure, Throttling, parse_pressure, parse_throttling
 
 pytestmark = pytest.mark.unit
 
@@ -42,3 +42,25 @@ def test_a_cap_that_no_kernel_takes_is_refused(values: tuple[int, ...], field: s
     with pytest.raises(SpecError, match=rf"cpu_cap\.{field}"):
         CpuCap(*values)
     CpuCap(1000, 1000, 1000)
+
+
+@pytest.mark.parametrize(
+    ("stat", "throttling"),
+    [
+        ({}, None),
+        ({"usage_usec": 5}, None),  # the controller is not enabled, or the kernel has no hard limit
+        ({"nr_periods": 3, "nr_throttled": 2, "throttled_time": 77}, Throttling(3, 2, 77)),
+        (
+            {"nr_periods": 3, "nr_throttled": 2, "throttled_usec": 77, "nr_bursts": 1, "burst_usec": 9},
+            Throttling(3, 2, 77_000, 1, 9_000),
+        ),
+        (
+            {"nr_periods": 3, "nr_throttled": 0, "throttled_time": 0, "nr_bursts": 1, "burst_time": 9},
+            Throttling(3, 0, 0, 1, 9),
+        ),
+    ],
+)
+def test_counters_of_both_versions_are_nanoseconds(
+    stat: dict[str, int], throttling: Throttling | None
+) -> None:
+    assert parse_throttling(stat) == throttling

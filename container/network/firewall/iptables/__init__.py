@@ -7,5 +7,6 @@ close everything after a flush, `watch.py` sees what others change, `backend.py`
 from __future__ import annotations
 
 from container.network.firewall.iptables.backend import Iptables
+from container.network.firewall.iptables.programs import present
 
-__all__ = ["Iptables"]
+__all__ = ["Iptables", "present"]

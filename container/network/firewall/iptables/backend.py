@@ -13,7 +13,7 @@ from typing import Final
 
 from container.network.firewall import FirewallError
 from container.network.firewall.iptables import xfrm
-from container.network.firewall.iptables.programs import Programs, Variant, present
+from container.network.firewall.iptables.programs import Programs, Variant
 from container.network.firewall.iptables.text import (
     TABLES,
     Chains,
@@ -33,32 +33,26 @@ _GATHER_S: Final = 0.03
 
 
 class Iptables:
-    """Implements `Firewall`. ``table``: the depot's name for its tables; chains begin with it."""
+    """Implements `Firewall`. ``table``: the depot's name for its tables; chains begin with it.
+
+    FirewallError, from the constructor: the variant's programs are not installed.
+    """
 
     sees_true_gateway = True
     can_shape = False
 
-    def __init__(self, table: str, variant: Variant | None = None) -> None:
+    def __init__(self, variant: Variant, table: str) -> None:
         self._prefix = prefix_of(table)
-        self._variant = variant
-        self._programs: Programs | None = None
+        self._programs = Programs(variant)
         self._turn = asyncio.Lock()
+        self._chains: Chains | None = None
         self._expected: tuple[str, dict[str, Rules]] | None = None
         self._comparing: asyncio.Task[None] | None = None
         self._suspected = ""
 
-    def _run(self) -> Programs:
-        """FirewallError: iptables is not installed."""
-        if self._programs is None:
-            variant = self._variant or present()
-            if variant is None:
-                raise FirewallError("iptables: neither variant is installed; install the package iptables")
-            self._programs = Programs(variant)
-        return self._programs
-
     async def ensure(self, policy: Policy) -> bool:
         async with self._turn:
-            found = ours(await self._run().save(), self._prefix)
+            found = ours(await self._programs.save(), self._prefix)
             if all(found[table].jumps for table in TABLES):
                 return False
             await self._write_anew(Ruleset(policy), found)
@@ -66,31 +60,36 @@ class Iptables:
 
     async def commit(self, before: Ruleset, after: Ruleset) -> None:
         _check_ports(after)
-        chains = Chains(self._prefix, after.policy)
+        chains = self._chains_of(after.policy)
         old, new = chains.whole(before), chains.whole(after)
         lines = {table: change(old[table], new[table]) for table in TABLES}
         closes_first = bool(changed(before, after).removed)
         order = reversed(TABLES) if closes_first else TABLES
         async with self._turn:
             try:
-                await self._run().restore(restore({table: lines[table] for table in order}))
+                await self._programs.restore(restore({table: lines[table] for table in order}))
             except FirewallError:
-                await self._write_anew(before, ours(await self._run().save(), self._prefix))
+                await self._write_anew(before, ours(await self._programs.save(), self._prefix))
                 raise
             self._expected = (after.policy.pool_network, new)
 
     async def replace(self, ruleset: Ruleset, interfaces: Collection[str]) -> None:
         _check_ports(ruleset)
         async with self._turn:
-            await self._write_anew(ruleset, ours(await self._run().save(), self._prefix))
+            await self._write_anew(ruleset, ours(await self._programs.save(), self._prefix))
 
     async def _write_anew(self, ruleset: Ruleset, found: dict[str, Rules]) -> None:
         """The policies come first: with them and without rules everything is closed."""
         policy = ruleset.policy
         await asyncio.to_thread(xfrm.close_pool, policy.pool_network)
-        wanted = Chains(self._prefix, policy).whole(ruleset)
-        await self._run().restore(restore({table: anew(wanted[table], found[table]) for table in TABLES}))
+        wanted = self._chains_of(policy).whole(ruleset)
+        await self._programs.restore(restore({table: anew(wanted[table], found[table]) for table in TABLES}))
         self._expected = (policy.pool_network, wanted)
+
+    def _chains_of(self, policy: Policy) -> Chains:
+        if self._chains is None or self._chains.policy != policy:
+            self._chains = Chains(self._prefix, policy)
+        return self._chains
 
     def foreign_changes(self, on_change: Callable[[str], None]) -> Callable[[], None]:
         loop = asyncio.get_running_loop()
@@ -102,7 +101,7 @@ class Iptables:
                     self._compare_while_suspected(on_change), name="iptables-compare"
                 )
 
-        end_tables = watch(self._run().variant, suspect)
+        end_tables = watch(self._programs.variant, suspect)
         policies = xfrm.PolicyWatch(loop, suspect)
 
         def end() -> None:
@@ -130,7 +129,7 @@ class Iptables:
                 return
             pool, expected = self._expected
             try:
-                found = ours(await self._run().save(), self._prefix)
+                found = ours(await self._programs.save(), self._prefix)
                 same = _is_same(found, expected) and await asyncio.to_thread(xfrm.is_closed, pool)
             except FirewallError as e:
                 same, who = False, f"unknown: {e}"
@@ -139,10 +138,10 @@ class Iptables:
 
     async def remove(self) -> None:
         async with self._turn:
-            found = ours(await self._run().save(), self._prefix)
+            found = ours(await self._programs.save(), self._prefix)
             lines = {table: anew(Rules(), found[table]) for table in reversed(TABLES)}
             if any(lines.values()):
-                await self._run().restore(restore(lines))
+                await self._programs.restore(restore(lines))
             pools = pools_of(found) | ({self._expected[0]} if self._expected is not None else set())
             for pool in pools:
                 await asyncio.to_thread(xfrm.open_pool, pool)
@@ -166,4 +165,4 @@ def _check_ports(ruleset: Ruleset) -> None:
     )
     for (protocol, port), count in used.items():
         if count > 1:
-            raise FirewallError(f"iptables: port {port}/{protocol.value}: published already (File exists)")
+            raise FirewallError(f"iptables: port {port}/{protocol.value}: published already")

@@ -65,12 +65,12 @@ def _set_mark(value: int) -> str:
     return f"-j MARK --set-xmark {value:#x}/{_ALL:#x}"
 
 
-def _network(text: str, which: str) -> str:
-    """A network of the settings, as a match. ``which``: d or s."""
-    if "-" in text:
-        return f"-m iprange --{'dst' if which == 'd' else 'src'}-range {text.replace(' ', '')}"
-    found = ipaddress.IPv4Network(text.strip(), strict=False)
-    return "" if found.prefixlen == 0 else f"-{which} {found}"
+def _to(network: str) -> str:
+    """A network of the settings, as a match of destinations."""
+    if "-" in network:
+        return f"-m iprange --dst-range {network.replace(' ', '')}"
+    found = ipaddress.IPv4Network(network.strip(), strict=False)
+    return "" if found.prefixlen == 0 else f"-d {found}"
 
 
 def _rule(*parts: str) -> str:
@@ -78,11 +78,25 @@ def _rule(*parts: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class _Written:
+    """``egress`` is held, so that its identity is not given to another. ``name``: of the first of its chains."""
+
+    egress: Egress
+    name: str
+    chains: dict[str, list[str]]
+
+
+@dataclass(frozen=True, slots=True)
 class Chains:
-    """Texts for the chains of one depot. Other depots have chains beside them, so rules match the depot's own pool too."""
+    """Texts for the chains of one depot. Other depots have chains beside them, so rules match the depot's own pool too.
+
+    ``_known``: what permissions were written as in the last ruleset, by their identity, since a change leaves nearly all as they
+    were. To write them anew took 20 ms of a change at 500 containers.
+    """
 
     prefix: str
     policy: Policy
+    _known: dict[int, _Written] = field(default_factory=dict, compare=False, repr=False)
 
     def name(self, of: str) -> str:
         return f"{self.prefix}-{of}"
@@ -103,7 +117,7 @@ class Chains:
         common += [f"-d {network} {_set_only(_INNER)}" for network in policy.closed]
         if policy.allow_host_access:
             common.append(f"-m addrtype --dst-type LOCAL {ok}")
-        common += [_rule(_network(network, "d"), ok) for network in policy.allow_networks]
+        common += [_rule(_to(network), ok) for network in policy.allow_networks]
         chains = {
             name("from"): [
                 _set_mark(DENY),
@@ -124,10 +138,18 @@ class Chains:
                 "-j DROP",
             ],
             name("last"): [f"-s {pool} {_mark(DENY, DENY)} -j DROP"],  # filter is gone: still denied
-            name("by"): [*(self._by(link) for link in ruleset.links.values()), "-j DROP"],
         }
-        for egress in {link.egress: None for link in ruleset.links.values()}:
-            chains |= self._lists(egress)
+        by, used = list[str](), dict[int, _Written]()
+        for link in ruleset.links.values():
+            key = id(link.egress)
+            written = used.get(key) or self._known.get(key) or self._write(link.egress)
+            if key not in used:
+                used[key] = written
+                chains |= written.chains
+            by.append(f"-s {link.lease.container_ip}/32 -i {link.interface} -g {written.name}")
+        chains[name("by")] = [*by, "-j DROP"]
+        self._known.clear()
+        self._known.update(used)
         return Rules(
             chains,
             [
@@ -138,10 +160,7 @@ class Chains:
             ],
         )
 
-    def _by(self, link: LinkRules) -> str:
-        return f"-s {link.lease.container_ip}/32 -i {link.interface} -g {self.name(_of_egress(link.egress))}"
-
-    def _lists(self, egress: Egress) -> dict[str, list[str]]:
+    def _write(self, egress: Egress) -> _Written:
         """The chain of a container's permissions, and those of its lists. Equal ones have one name."""
         rules = [f"-j {self.name('common')}", f"{_mark(OK, OK)} -j RETURN"]
         lists = {}
@@ -150,7 +169,8 @@ class Chains:
                 chain = self.name(_of_permits(permits))
                 rules.append(f"{_mark(bit, _INNER)} -g {chain}")
                 lists[chain] = [line for permit in permits for line in self._permit(permit)]
-        return {self.name(_of_egress(egress)): rules, **lists}
+        name = self.name(_of_egress(egress))
+        return _Written(egress, name, {name: rules, **lists})
 
     def _permit(self, permit: Permit) -> Iterator[str]:
         match = _match(permit)

@@ -11,7 +11,7 @@ import errno
 import ipaddress
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -28,13 +28,9 @@ _MARK: Final = 21  # XFRMA_MARK
 _IN, _FWD = 0, 2
 _BLOCK: Final = 1
 _PRIORITY: Final = 1
+#: Direction, and the bits of the mark of which a packet needs one.
+_POLICIES: Final = ((_IN, OK), (_FWD, OK | DENY))
 _FOREVER: Final = 0xFFFFFFFFFFFFFFFF
-
-
-def _policies() -> Iterator[tuple[int, int]]:
-    """Direction, and the bits of the mark of which a packet needs one."""
-    yield _IN, OK
-    yield _FWD, OK | DENY
 
 
 def _selector(pool: str) -> bytes:
@@ -51,14 +47,14 @@ def _marked(mask: int) -> bytes:
 def close_pool(pool: str) -> None:
     """Sets both policies, whether they are there or not. FirewallError: the kernel cannot."""
     lifetime = struct.pack("=8Q", *[_FOREVER] * 4, 0, 0, 0, 0) + bytes(32)
-    for direction, mask in _policies():
+    for direction, mask in _POLICIES:
         rest = struct.pack("=IIBBBB4x", _PRIORITY, 0, direction, _BLOCK, 0, 0)
         _ask(_UPDATE, _selector(pool) + lifetime + rest + _marked(mask), "set")
 
 
 def open_pool(pool: str) -> None:
     """Removes both. It is no error when they are not there. FirewallError."""
-    for direction, mask in _policies():
+    for direction, mask in _POLICIES:
         _ask(_DELETE, _id(pool, direction) + _marked(mask), "removed", may_lack=True)
 
 
@@ -66,7 +62,7 @@ def is_closed(pool: str) -> bool:
     """Whether both are there. FirewallError."""
     return all(
         _ask(_GET, _id(pool, direction) + _marked(mask), "read", may_lack=True)
-        for direction, mask in _policies()
+        for direction, mask in _POLICIES
     )
 
 

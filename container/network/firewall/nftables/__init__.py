@@ -1,7 +1,7 @@
 """nftables: two tables of our own, written through libnftables (docs/network.md, "The rule set of nftables").
 
-`text.py` writes rules from values, `library.py` hands text to the kernel, `watch.py` sees what others change,
-`backend.py` puts the three together. Nothing outside of this folder knows nft's syntax or names.
+`text.py` writes rules from values, `library.py` hands text to the kernel, `foreign.py` looks at the chains of others,
+`backend.py` puts them together. Nothing outside of this folder knows nft's syntax or names.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from container import linux
 from container.network.firewall import FirewallError
 from container.network.firewall.nftables.library import LIBRARY, Context
 from container.network.firewall.nftables.text import Tables
-from container.network.firewall.nftables.watch import RulesetWatch
+from container.network.firewall.transactions import TransactionWatch, told
 from container.network.policy import Policy, Ruleset, changed
 
 
@@ -50,7 +50,14 @@ class Nftables:
         await self.apply(self._text.whole(ruleset, interfaces))
 
     def foreign_changes(self, on_change: Callable[[str], None]) -> Callable[[], None]:
-        return RulesetWatch(asyncio.get_running_loop(), self._text.table, self._author, on_change).close
+        def on_transaction(name: str, pid: int) -> None:
+            if name != self._author:
+                on_change(told(name, pid))
+
+        table = self._text.table
+        return TransactionWatch(
+            asyncio.get_running_loop(), lambda _, name: name == table, on_transaction
+        ).close
 
     async def remove(self) -> None:
         await self.apply(self._text.remove())

@@ -18,7 +18,7 @@ from container.network.firewall.nftables.library import Context
 from container.network.policy import INTERFACE_PREFIX
 
 _LINKS: Final = f"{INTERFACE_PREFIX}*"
-_LIMIT_CHAINS: Final = 64
+_MOST_CHAINS: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def foreign_drops(own_tables: Collection[str]) -> list[ForeignDrop]:
 
 
 def _forwarding(chains: list[dict[str, Any]], own_tables: Collection[str]) -> Iterator[dict[str, Any]]:
-    for chain in chains[: _LIMIT_CHAINS * 64]:
+    for chain in chains[:_MOST_CHAINS]:
         if (
             chain.get("hook") == "forward"
             and chain.get("family") in ("ip", "inet")
