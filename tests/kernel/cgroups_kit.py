@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import mmap
 import os
 import signal
@@ -38,6 +39,7 @@ class Inside:
     def __init__(self, box: CgroupSet, work: Callable[[], object], *, uid: int = 0) -> None:
         joins = [os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in box.job_files]
         self._read, write = os.pipe()
+        gc.freeze()  # the child's collector would write to every object of the test process, and the pages count as its own
         self.pid = os.fork()
         if self.pid == 0:
             status = 1
@@ -54,6 +56,7 @@ class Inside:
                 status = e.errno or 1
             finally:
                 os._exit(status)
+        gc.unfreeze()
         for fd in (*joins, write):
             os.close(fd)
         assert os.read(self._read, 2) == b"in", f"the child could not join: {self.wait()}"
